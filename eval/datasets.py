@@ -47,7 +47,7 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> StageOutcome:
     meter.end()
     sets = recorder.finish()
     shutil.rmtree(partial, ignore_errors=True)
-    return StageOutcome(facts=_facts(sets), tools=_tools())
+    return StageOutcome(facts=_datasets_facts(sets), tools=_dataset_tools())
 
 
 @dataclass
@@ -122,7 +122,11 @@ class Recorder:
         final.parent.mkdir(exist_ok=True)
         arriving.rename(final)
         fetched = FetchedSet(
-            path=path, name=name, options=offline.plain_dataset_options(options), commit=commit, rows=_rows(loaded),
+            path=path,
+            name=name,
+            options=offline.plain_dataset_options(options),
+            commit=commit,
+            rows=_dataset_rows(loaded),
             folder=f"sets/{key}",
         )
         (self._partial / "done").mkdir(exist_ok=True)
@@ -141,7 +145,9 @@ class Recorder:
     def _commit(self, path: str, revision: str | None) -> str:
         """The repo's current commit. Access to a gated repo is checked here, where the Hub's error names the reason."""
         if (path, revision) not in self._commits:
-            self._commits[path, revision] = self._tried(path, lambda: _resolve(path, revision, self.token))
+            self._commits[path, revision] = self._tried(
+                path, lambda: _resolve_dataset_commit(path, revision, self.token)
+            )
         return self._commits[path, revision]
 
     def _tried(self, path: str, act: Callable[[], Any]) -> Any:
@@ -163,7 +169,7 @@ class Recorder:
         raise AssertionError("the last wait is None")
 
 
-def _resolve(path: str, revision: str | None, token: str | None) -> str:
+def _resolve_dataset_commit(path: str, revision: str | None, token: str | None) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(token=token or False, library_name="quantyard")
@@ -173,7 +179,7 @@ def _resolve(path: str, revision: str | None, token: str | None) -> str:
     return str(info.sha)
 
 
-def _rows(loaded: Any) -> dict[str, int]:
+def _dataset_rows(loaded: Any) -> dict[str, int]:
     """Split → rows. A data set without splits counts as one split, `all`."""
     splits = loaded.items() if isinstance(loaded, dict) else (("all", loaded),)
     return {str(split): len(rows) for split, rows in splits}
@@ -199,14 +205,14 @@ def _watch_nltk(folder: Path) -> None:
     nltk.download = download
 
 
-def _facts(sets: tuple[FetchedSet, ...]) -> dict[str, JsonValue]:
+def _datasets_facts(sets: tuple[FetchedSet, ...]) -> dict[str, JsonValue]:
     listed = [one.model_dump(mode="json", include={"path", "name", "commit", "rows"}) for one in sets]
     listed.sort(key=lambda one: (str(one["path"]), str(one["name"])))
     rows: JsonValue = sum(sum(one.rows.values()) for one in sets)
     return {"datasets": listed, "rows": rows}  # type: ignore[dict-item]
 
 
-def _tools() -> dict[str, str]:
+def _dataset_tools() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("lm_eval", "datasets", "huggingface_hub")}

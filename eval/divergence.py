@@ -55,8 +55,8 @@ def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
     """
     started = time.monotonic()
     text = read_divergence_text(stage.in_dir / "suite", request.settings.text)
-    with _models(stage, request) as models:
-        measured = _measure(stage, request, models, text)
+    with _divergence_models(stage, request) as models:
+        measured = _measure_divergence(stage, request, models, text)
     took_s = (time.monotonic() - started) / len(measured)
     for found in measured:
         folder = stage.files_dir / found.label if request.is_joined else stage.files_dir
@@ -74,7 +74,7 @@ def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
 
 
 @contextmanager
-def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel]]:
+def _divergence_models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel]]:
     """The baseline, if there is one, and the models in the order of the request."""
     paths = [stage.in_dir / "model" / request.model_file]
     paths += [stage.in_dir / f"model-{member.label}" / member.model_file for member in request.others]
@@ -84,13 +84,13 @@ def _models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel
         yield [stack.enter_context(GgufModel.load(path, request.runtime.n_gpu_layers)) for path in paths]
 
 
-def _measure(
+def _measure_divergence(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
     """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
-    settings, threads = _fitting(request.settings, models), request.runtime.threads
+    settings, threads = _fitting_divergence_settings(request.settings, models), request.runtime.threads
     cut = divergence_chunks(models, text.whole, settings)
-    asked = _asked(request, models)
+    asked = _models_to_diverge(request, models)
     windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
     n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
 
@@ -105,12 +105,12 @@ def _measure(
     values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
     common = {"text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll)}
     return [
-        _result(label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common)
+        _divergence_of_model(label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common)
         for label, model in asked
     ]
 
 
-def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
+def _models_to_diverge(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
     """The requested models with their labels; a baseline without a label is only compared with."""
     labels = [request.label, *(member.label for member in request.others)]
     if request.baseline_file is not None:
@@ -118,7 +118,7 @@ def _asked(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tupl
     return [(label, model) for label, model in zip(labels, models, strict=True) if label]
 
 
-def _result(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
+def _divergence_of_model(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
     """`values` None: this file is the baseline."""
     n_chunks = common["n_chunks"]
     compared: dict[str, Any] = divergence_comparison(values, baseline_nll, n_chunks) if values else {}
@@ -157,7 +157,7 @@ def divergence_side_by_side(
         on_chunk: called with the number of chunks read so far.
     """
     rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
-    chunks = [_chunk(models[0], chunk) for chunk in cut]
+    chunks = [_divergence_chunk(models[0], chunk) for chunk in cut]
     with ExitStack() as stack:
         settings = ContextSettings(cut.shape[1], threads=threads, n_encoded=max(len(chunk.encoded) for chunk in chunks))
         contexts = [stack.enter_context(Context(model, settings)) for model in models]
@@ -167,7 +167,7 @@ def divergence_side_by_side(
                 if chunk.encoded:
                     context.encode(chunk.encoded)
             for part in chunk.parts:
-                baseline, *others = [_decode(context, chunk.decoded, part) for context in contexts]
+                baseline, *others = [_decode_divergence_segment(context, chunk.decoded, part) for context in contexts]
                 rows.add(baseline, others, chunk.decoded[part.first + 1 : part.end + 1])
             on_chunk(number + 1)
     return rows
@@ -182,7 +182,7 @@ class _Chunk:
     parts: tuple[ChunkSegment, ...]
 
 
-def _chunk(model: GgufModel, tokens: Ints) -> _Chunk:
+def _divergence_chunk(model: GgufModel, tokens: Ints) -> _Chunk:
     if not model.has_encoder:
         return _Chunk((), tokens, tuple(chunk_segments(len(tokens), BATCH_TOKENS, _MAX_ROWS)))
     half = len(tokens) // 2
@@ -191,7 +191,7 @@ def _chunk(model: GgufModel, tokens: Ints) -> _Chunk:
     return _Chunk(encoded, decoded, tuple(chunk_segments(len(decoded), BATCH_TOKENS, _MAX_ROWS, 0)))
 
 
-def _decode(context: Context, chunk: Ints, part: ChunkSegment) -> Rows:
+def _decode_divergence_segment(context: Context, chunk: Ints, part: ChunkSegment) -> Rows:
     """The scored rows of a segment; a view that is valid until the same context decodes again."""
     positions = np.arange(part.start, part.end, dtype=np.int32)
     sequence, one = np.zeros_like(positions), np.ones_like(positions)
@@ -214,7 +214,7 @@ def _other_tokens(model: GgufModel, why: str) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "vocabulary", message, hint)
 
 
-def _fitting(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:
+def _fitting_divergence_settings(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:
     """The settings with chunks no longer than the context that every model was trained for."""
     longest = min(model.n_ctx_train for model in models)
     if longest < _LEAST_CONTEXT:

@@ -90,17 +90,19 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     records = _run_entries(stage, request, lm, leaves)
     threads = lm.scorer.n_threads
     evaluation = Evaluation(
-        file=lm.model.facts(request.label, _sha256(stage, request)), self_check=checked,
+        file=lm.model.facts(request.label, _evaluated_sha256(stage, request)), self_check=checked,
         outcomes=tuple(outcome for record in records for outcome in record.outcomes),
         n_requests=sum(record.n_requests for record in records),
         n_tokens_decoded=sum(record.n_tokens_decoded for record in records),
         n_tokens_requested=sum(record.n_tokens_requested for record in records),
         n_truncated=sum(record.n_truncated for record in records),
-        duration_s=time.monotonic() - started, versions=_versions(), hardware=hardware_facts(threads),
+        duration_s=time.monotonic() - started, versions=_evaluation_versions(), hardware=hardware_facts(threads),
     )
     (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
     return StageOutcome(
-        facts=_facts(evaluation, records), tools=_versions(), argv=(("lm_eval", "llama-cpp", str(model)),)
+        facts=_evaluation_facts(evaluation, records),
+        tools=_evaluation_versions(),
+        argv=(("lm_eval", "llama-cpp", str(model)),),
     )
 
 
@@ -112,16 +114,16 @@ def _run_entries(
     by_entry: dict[str, list[LeafTask]] = {}
     for leaf in leaves:
         by_entry.setdefault(leaf.entry.task, []).append(leaf)
-    counter = _Counter(stage, sum(_n_questions(leaf) for leaf in leaves))
-    return [_entry(stage, request, lm, name, members, counter) for name, members in by_entry.items()]
+    counter = _Counter(stage, sum(_n_leaf_questions(leaf) for leaf in leaves))
+    return [_evaluate_entry(stage, request, lm, name, members, counter) for name, members in by_entry.items()]
 
 
-def _entry(
+def _evaluate_entry(
     stage: Stage, request: EvaluateRequest, lm: LlamaLM, name: str, leaves: list[LeafTask], counter: _Counter
 ) -> EntryRecord:
     """Run one entry of the suite, or read what an earlier run finished."""
     slug = _NO_FILE_NAME.sub("_", name)
-    final, n_questions = stage.files_dir / slug, sum(_n_questions(leaf) for leaf in leaves)
+    final, n_questions = stage.files_dir / slug, sum(_n_leaf_questions(leaf) for leaf in leaves)
     if (final / _DONE).exists():
         stage.log(f"{name} was finished before")
         record = EntryRecord.model_validate_json((final / _DONE).read_bytes())
@@ -130,14 +132,14 @@ def _entry(
         unfinished.mkdir()
         counter.part(0, n_questions, name)
         lm.on_progress = lambda done, total: counter.part(done / max(1, total), n_questions, name)
-        record = _ask(request, lm, leaves, unfinished)
+        record = _ask_tasks(request, lm, leaves, unfinished)
         (unfinished / _DONE).write_text(record.model_dump_json())
         unfinished.rename(final)
     counter.finish(n_questions)
     return record
 
 
-def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
+def _ask_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     from eval.tasks.drawn_questions import ask_drawn_questions
@@ -166,21 +168,21 @@ def _ask(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: 
     )
 
 
-def _n_questions(leaf: LeafTask) -> int:
+def _n_leaf_questions(leaf: LeafTask) -> int:
     n = len(leaf.task.eval_docs)
     return min(n, leaf.entry.limit or n)
 
 
-def _sha256(stage: Stage, request: EvaluateRequest) -> str | None:
+def _evaluated_sha256(stage: Stage, request: EvaluateRequest) -> str | None:
     return next((file.sha256 for file in stage.input_files("model") if file.path == request.model_file), None)
 
 
-def _versions() -> dict[str, str]:
+def _evaluation_versions() -> dict[str, str]:
     names = {"lm-eval": "lm_eval", "llama-cpp-python": "llama_cpp_python", "datasets": "datasets", "numpy": "numpy"}
     return {name: importlib.metadata.version(package) for name, package in names.items()}
 
 
-def _facts(evaluation: Evaluation, records: Sequence[EntryRecord]) -> dict[str, JsonValue]:
+def _evaluation_facts(evaluation: Evaluation, records: Sequence[EntryRecord]) -> dict[str, JsonValue]:
     asked_s = sum(record.duration_s for record in records)
     tasks: dict[str, JsonValue] = {
         outcome.task: {metric.name: metric.value for metric in outcome.metrics} for outcome in evaluation.outcomes

@@ -57,7 +57,7 @@ def report(stage: Stage, request: ReportRequest) -> StageOutcome:
     """
     from eval.rendering.plots import draw_report_plots  # the only part that needs matplotlib
 
-    result = build_eval_report(request, [_inputs(stage, request, label) for label in _labels(request)])
+    result = build_eval_report(request, [_report_inputs(stage, request, label) for label in _report_labels(request)])
     (stage.files_dir / "report.json").write_text(result.model_dump_json(indent=2) + "\n")
     (stage.files_dir / "report.md").write_text(render_report_markdown(result))
     plots = draw_report_plots(result, stage.files_dir / "plots")
@@ -69,12 +69,13 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
     """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
     of_baseline, similar = inputs[0].evaluation, [i.similarity for i in inputs if i.similarity]
-    compared = _compared(of_baseline, evaluations, request.suite.margin)
+    compared = _report_comparisons(of_baseline, evaluations, request.suite.margin)
+    versions = _merged_report_facts(e.versions for e in (*evaluations, *similar))
     return EvalReport(
         title=request.title, suite=request.suite, baseline=request.baseline,
-        measurements=tuple(_measurement(i, compared.get(i.label, ())) for i in inputs),
-        versions={key: str(value) for key, value in _merged(e.versions for e in (*evaluations, *similar)).items()},
-        hardware=_merged(e.hardware for e in evaluations),
+        measurements=tuple(_report_measurement(i, compared.get(i.label, ())) for i in inputs),
+        versions={key: str(value) for key, value in versions.items()},
+        hardware=_merged_report_facts(e.hardware for e in evaluations),
         n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
         duration_s=sum(part.duration_s for i in inputs for part in (i.evaluation, i.divergence, i.similarity) if part),
     )  # fmt: skip
@@ -89,7 +90,7 @@ def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
 # ---- reading -----------------------------------------------------------------------------------------
 
 
-def _labels(request: ReportRequest) -> tuple[str, ...]:
+def _report_labels(request: ReportRequest) -> tuple[str, ...]:
     """The labels, the baseline's first."""
     if request.baseline not in request.labels or len(set(request.labels)) < len(request.labels):
         message = f"The labels {', '.join(request.labels)} are not {request.baseline} and others, each once."
@@ -97,15 +98,19 @@ def _labels(request: ReportRequest) -> tuple[str, ...]:
     return (request.baseline, *(label for label in request.labels if label != request.baseline))
 
 
-def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
+def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
     """The results of one file; those that the suite asks for must exist."""
     suite = request.suite
     found = Inputs(
         label,
-        _read(stage.in_dir / f"evaluate-{label}" / "evaluation.json", Evaluation, bool(suite.tasks)),
-        _read(stage.in_dir / f"divergence-{label}" / "divergence.json", Divergence, suite.divergence is not None),
-        _read(stage.in_dir / f"speed-{label}" / "speed.json", Speed, suite.speed is not None),
-        _read(stage.in_dir / f"similarity-{label}" / "similarity.json", Similarity, suite.similarity is not None),
+        _read_report_input(stage.in_dir / f"evaluate-{label}" / "evaluation.json", Evaluation, bool(suite.tasks)),
+        _read_report_input(
+            stage.in_dir / f"divergence-{label}" / "divergence.json", Divergence, suite.divergence is not None
+        ),
+        _read_report_input(stage.in_dir / f"speed-{label}" / "speed.json", Speed, suite.speed is not None),
+        _read_report_input(
+            stage.in_dir / f"similarity-{label}" / "similarity.json", Similarity, suite.similarity is not None
+        ),
     )
     files = (found.evaluation and found.evaluation.file, found.similarity and found.similarity.file)
     parts = (*files, found.divergence, found.speed)
@@ -116,7 +121,7 @@ def _inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
     return found
 
 
-def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
+def _read_report_input(path: Path, kind: type[_Input], required: bool) -> _Input | None:
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
@@ -132,7 +137,7 @@ def _read(path: Path, kind: type[_Input], required: bool) -> _Input | None:
 # ---- putting together --------------------------------------------------------------------------------
 
 
-def _compared(
+def _report_comparisons(
     baseline: Evaluation | None, evaluations: Sequence[Evaluation], margin: float
 ) -> dict[str, tuple[Comparison, ...]]:
     """Label → the comparisons of each file that was asked the baseline's questions."""
@@ -146,11 +151,11 @@ def _compared(
     return {found.file.label: of_file for found, of_file in zip(others, compared, strict=True)}
 
 
-def _measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Measurement:
+def _report_measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Measurement:
     evaluation = inputs.evaluation
     if evaluation is None:
         similar = inputs.similarity
-        file = similar.file if similar else _unknown(inputs.label)
+        file = similar.file if similar else _unknown_report_file(inputs.label)
         return Measurement(file=file, divergence=inputs.divergence, speed=inputs.speed, similarity=similar)
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
@@ -159,12 +164,12 @@ def _measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Measuremen
     )  # fmt: skip
 
 
-def _unknown(label: str) -> FileFacts:
+def _unknown_report_file(label: str) -> FileFacts:
     """Only `evaluate` records a file's facts; without it they are 0, which the report shows as a dash."""
     return FileFacts(label=label, size_bytes=0, bits_per_weight=0, n_params=0, architecture="unknown")
 
 
-def _merged(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
+def _merged_report_facts(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
     """One value per key; where files differ, all values, so that a mixture of versions is visible."""
     found: dict[str, list[JsonValue]] = {}
     for one in facts:

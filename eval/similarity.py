@@ -63,33 +63,35 @@ def similarity(stage: Stage, request: SimilarityRequest) -> StageOutcome:
         stage.progress(min(n_done, total), total, "texts")
 
     sha256 = next((f.sha256 for f in stage.input_files("model") if f.path == request.model_file), None)
-    answers = [_answers(path, request, queries, documents, sha256, done) for path in paths]
+    answers = [_similarity_answers(path, request, queries, documents, sha256, done) for path in paths]
     found = compare_answers(answers[0], answers[1] if len(answers) > 1 else None, queries, documents, request)
     versions = {"llama-cpp-python": llama_cpp.__version__, "numpy": np.__version__}
     timed = found.model_copy(update={"duration_s": time.monotonic() - started, "versions": versions})
     (stage.files_dir / "similarity.json").write_text(timed.model_dump_json(indent=2) + "\n")
     tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
-    return StageOutcome(facts=_facts(found), tools=tools)
+    return StageOutcome(facts=_similarity_facts(found), tools=tools)
 
 
 # ---- what a file answers -----------------------------------------------------------------------------
 
 
-def _answers(
+def _similarity_answers(
     path: Path, request: SimilarityRequest, queries: Sequence[Query], documents: Sequence[str], sha256: str | None,
     done: OnDone,
 ) -> Answers:  # fmt: skip
-    with _opened(path, request) as (model, pooled):
+    with _opened_similarity_model(path, request) as (model, pooled):
         file, purpose = model.facts(request.label, sha256), gguf_purpose(model.header)
         if purpose == "rerank":
-            return Answers([*_ranked(pooled, queries, documents, done)], None, file, "rerank")
-        vectors = np.array([_unit(pooled.embedding(text), done) for text in (*(q.text for q in queries), *documents)])
+            return Answers([*_reranked_scores(pooled, queries, documents, done)], None, file, "rerank")
+        vectors = np.array(
+            [_unit_vector(pooled.embedding(text), done) for text in (*(q.text for q in queries), *documents)]
+        )
         scores = [*(vectors[: len(queries)] @ vectors[len(queries) :].T)]
         return Answers(scores, vectors, file, "embed")
 
 
 @contextmanager
-def _opened(path: Path, request: SimilarityRequest) -> Iterator[tuple[GgufModel, PooledTexts]]:
+def _opened_similarity_model(path: Path, request: SimilarityRequest) -> Iterator[tuple[GgufModel, PooledTexts]]:
     with GgufModel.load(path, request.runtime.n_gpu_layers, generates=False) as model:
         if gguf_purpose(model.header) == "generate":
             message = f"{path.name} generates text: it has neither embeddings nor scores to compare."
@@ -103,7 +105,7 @@ def _opened(path: Path, request: SimilarityRequest) -> Iterator[tuple[GgufModel,
             raise LOG.failure(f"llama.cpp {error}.", "similarity", "Its last output says why.") from error
 
 
-def _unit(values: Sequence[float], done: OnDone) -> Vectors:
+def _unit_vector(values: Sequence[float], done: OnDone) -> Vectors:
     done()
     vector = np.asarray(values, np.float64)
     length = float(np.linalg.norm(vector))
@@ -112,7 +114,7 @@ def _unit(values: Sequence[float], done: OnDone) -> Vectors:
     return np.asarray(vector / length)
 
 
-def _ranked(
+def _reranked_scores(
     pooled: PooledTexts, queries: Sequence[Query], documents: Sequence[str], done: OnDone
 ) -> Iterator[Scores]:
     for query in queries:
@@ -130,14 +132,15 @@ def compare_answers(
 ) -> Similarity:  # fmt: skip
     """The record of one file."""
     best = request.settings.best
-    compared = _rankings(own, baseline, best) | _cosines(own, baseline, queries) if baseline else {}
+    compared = _rankings_compared(own, baseline, best) | _vectors_compared(own, baseline, queries) if baseline else {}
     return Similarity(
         file=own.file, purpose=own.purpose, n_queries=len(queries), n_documents=len(documents), best=best,
-        ndcg=_ndcg(own, queries, best), baseline_ndcg=_ndcg(baseline, queries, best) if baseline else None, **compared,
+        ndcg=_reranked_ndcg(own, queries, best),
+        baseline_ndcg=_reranked_ndcg(baseline, queries, best) if baseline else None, **compared,
     )  # fmt: skip
 
 
-def _ndcg(answers: Answers, queries: Sequence[Query], best: int) -> Estimate:
+def _reranked_ndcg(answers: Answers, queries: Sequence[Query], best: int) -> Estimate:
     """A reranker's rows have the relevant documents first."""
     gains = []
     for query, scores in zip(queries, answers.scores, strict=True):
@@ -146,7 +149,7 @@ def _ndcg(answers: Answers, queries: Sequence[Query], best: int) -> Estimate:
     return estimate(gains)
 
 
-def _rankings(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
+def _rankings_compared(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
     both = [*zip(own.scores, baseline.scores, strict=True)]
     return {
         "kendall_tau": estimate([kendall_tau(one, other) for one, other in both]),
@@ -155,7 +158,7 @@ def _rankings(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
     }
 
 
-def _cosines(own: Answers, baseline: Answers, queries: Sequence[Query]) -> dict[str, Any]:
+def _vectors_compared(own: Answers, baseline: Answers, queries: Sequence[Query]) -> dict[str, Any]:
     """Of each text's two vectors."""
     if own.vectors is None or baseline.vectors is None:
         return {}
@@ -172,7 +175,7 @@ def _cosines(own: Answers, baseline: Answers, queries: Sequence[Query]) -> dict[
     }  # fmt: skip
 
 
-def _facts(found: Similarity) -> dict[str, JsonValue]:
+def _similarity_facts(found: Similarity) -> dict[str, JsonValue]:
     names = ("mean_cosine", "kendall_tau", "top1_agreement", "ndcg")
     return {name: value.value if (value := getattr(found, name)) else None for name in names}
 

@@ -40,7 +40,7 @@ def speed(stage: Stage, request: SpeedRequest) -> StageOutcome:
     stage.log("loading the file twice, to time the second load from a warm file cache")
     stage.begin("the file is loaded twice")
     settings = _warm_file_cache(path, request.runtime, settings)
-    model, context, load_s = _open(path, request.runtime, settings)
+    model, context, load_s = _open_timed_model(path, request.runtime, settings)
     with model, context:
         times = measure_speed(context, settings, lambda done: stage.progress(done, settings.repeats, "repeats"))
         found = Speed(
@@ -65,7 +65,7 @@ class Times:
         generated = [settings.generated_tokens / seconds for seconds in self.generation_s]
         return {
             "prompt_tokens_per_s": median(prompt), "generated_tokens_per_s": median(generated),
-            "prompt_spread": _spread(prompt), "generated_spread": _spread(generated),
+            "prompt_spread": _spread_of_timed_runs(prompt), "generated_spread": _spread_of_timed_runs(generated),
         }
 
 
@@ -94,10 +94,10 @@ def _warm_file_cache(path: Path, runtime: Runtime, settings: SpeedSettings) -> S
         The settings as they fit the model.
     """
     with GgufModel.load(path, runtime.n_gpu_layers) as model:
-        return _fitting(model, settings)
+        return _fitting_speed_settings(model, settings)
 
 
-def _open(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufModel, Context, float]:
+def _open_timed_model(path: Path, runtime: Runtime, settings: SpeedSettings) -> tuple[GgufModel, Context, float]:
     """Model and context, and the seconds until they were ready."""
     started = time.perf_counter()
     model = GgufModel.load(path, runtime.n_gpu_layers)
@@ -135,11 +135,11 @@ def _any_tokens(model: GgufModel, count: int) -> Ints:
     return tokens
 
 
-def _spread(speeds: list[float]) -> float:
+def _spread_of_timed_runs(speeds: list[float]) -> float:
     return (max(speeds) - min(speeds)) / median(speeds)
 
 
-def _fitting(model: GgufModel, settings: SpeedSettings) -> SpeedSettings:
+def _fitting_speed_settings(model: GgufModel, settings: SpeedSettings) -> SpeedSettings:
     """The settings with no more tokens than the model was trained for."""
     longest = max(1, model.n_ctx_train)
     asked = {"prompt_tokens": settings.prompt_tokens, "generated_tokens": settings.generated_tokens}

@@ -46,13 +46,13 @@ def read_divergence_text(suite_dir: Path, file: str | None) -> DivergenceText:
     try:
         whole = (suite_dir / file).read_bytes().decode()
     except OSError as error:
-        raise _bad(f"The text {file} cannot be read: {error.strerror}.") from error
+        raise _bad_divergence_text(f"The text {file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         what = f"byte {error.start:,} is 0x{error.object[error.start]:02x}"
-        raise _bad(f"The text {file} is not UTF-8: {what}.") from error
+        raise _bad_divergence_text(f"The text {file} is not UTF-8: {what}.") from error
     documents = tuple(part for part in whole.split(_FORM_FEED) if part.strip())
     if not documents:
-        raise _bad(f"The text {file} is empty.")
+        raise _bad_divergence_text(f"The text {file} is empty.")
     return DivergenceText(file, whole.removesuffix("\n"), documents)  # llama-perplexity drops the last newline too
 
 
@@ -71,7 +71,7 @@ def divergence_text_chunks(tokens: Sequence[int], n_ctx: int, n_chunks: int, bos
     n_whole = len(tokens) // n_ctx
     if not n_whole:
         message = f"The text has {len(tokens):,} tokens, and one chunk needs {n_ctx:,}."
-        raise _bad(message, "Give a longer text, or set a smaller `divergence: n_ctx` in the suite.")
+        raise _bad_divergence_text(message, "Give a longer text, or set a smaller `divergence: n_ctx` in the suite.")
     n_read = min(n_chunks or n_whole, n_whole)
     cut = np.asarray(tokens[: n_read * n_ctx], np.int32).reshape(n_read, n_ctx)
     if bos is not None:
@@ -88,10 +88,10 @@ def divergence_text_windows(
     token before them, and the last, shorter one is filled up with the tokens before it. Source: lm_eval/utils.py,
     0.4.13. With the `decoder_start` of an encoder-decoder, its encoder reads the context.
     """
-    return list(islice(_windows(documents, n_ctx, prefix, decoder_start), n_windows or None))
+    return list(islice(_token_windows(documents, n_ctx, prefix, decoder_start), n_windows or None))
 
 
-def _windows(
+def _token_windows(
     documents: Sequence[Sequence[int]], n_ctx: int, prefix: int, decoder_start: int | None
 ) -> Iterator[Request]:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -105,5 +105,7 @@ def _windows(
                 yield answer_request(context, target, decoder_start)
 
 
-def _bad(message: str, hint: str = "Give a UTF-8 text file in the suite's `divergence: text`.") -> StageFailure:
+def _bad_divergence_text(
+    message: str, hint: str = "Give a UTF-8 text file in the suite's `divergence: text`."
+) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "bad-text", message, hint)

@@ -74,28 +74,30 @@ def metric_columns(evaluation: Evaluation) -> dict[Key, MetricColumn]:
     asked = Counter(o.task for o in {(o.task, o.num_fewshot): o for o in evaluation.outcomes}.values())
     for entry in dict.fromkeys(outcome.entry for outcome in evaluation.outcomes):
         outcomes = [o for o in evaluation.outcomes if o.entry == entry]
-        columns = [_column(o, m, asked[o.task] > 1) for o in outcomes for m in o.metrics if _wanted(m)]
+        columns = [
+            _metric_column(o, m, asked[o.task] > 1) for o in outcomes for m in o.metrics if _is_metric_compared(m)
+        ]
         is_group = any(o.task != entry for o in outcomes)
-        for column in [*(_pooled(entry, columns, len(outcomes)) if is_group else ()), *columns]:
+        for column in [*(_pooled_group_columns(entry, columns, len(outcomes)) if is_group else ()), *columns]:
             found.setdefault(column.key, column)
     return found
 
 
-def _wanted(metric: MetricOutcome) -> bool:
+def _is_metric_compared(metric: MetricOutcome) -> bool:
     return not metric.name.endswith("_stderr") and bool(metric.per_question) and math.isfinite(metric.value)
 
 
-def _column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> MetricColumn:
+def _metric_column(outcome: TaskOutcome, metric: MetricOutcome, shots_tell: bool) -> MetricColumn:
     task = f"{outcome.task} ({outcome.num_fewshot}-shot)" if shots_tell else outcome.task
     name = metric.name if metric.filter == "none" else f"{metric.name},{metric.filter}"
-    kind, values = _kind(metric)
+    kind, values = _metric_kind(metric)
     chance = outcome.chance if kind == "right or wrong" and metric.higher_is_better else None
     n, better = len(metric.per_question), metric.higher_is_better
     groups = outcome.groups or None
     return MetricColumn((task, name), kind, n, metric.value, better, chance, values, metric.stderr, groups)
 
 
-def _kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
+def _metric_kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
     """The kind of the per-question values; "opaque" unless aggregating them reproduces lm-eval's own value."""
     pairs = isinstance(metric.per_question[0], tuple)
     values = as_float64(metric.per_question)
@@ -107,19 +109,19 @@ def _kind(metric: MetricOutcome) -> tuple[Kind, Numbers]:
         kind = "bits"
     elif pairs:
         return "opaque", values
-    if not math.isclose(_aggregate(kind, values), metric.value, rel_tol=1e-6, abs_tol=1e-9):
+    if not math.isclose(_aggregate_metric(kind, values), metric.value, rel_tol=1e-6, abs_tol=1e-9):
         return "opaque", values
     return kind, values
 
 
-def _aggregate(kind: Kind, values: Numbers) -> float:
+def _aggregate_metric(kind: Kind, values: Numbers) -> float:
     if kind in ("right or wrong", "mean"):
         return float(values.mean())
     nats = -float(values[:, 0].sum() / values[:, 1].sum())
     return math.exp(nats) if kind == "perplexity" else nats / math.log(2)
 
 
-def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterator[MetricColumn]:
+def _pooled_group_columns(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterator[MetricColumn]:
     """A group's columns: one for each metric that all its tasks have, over all their questions."""
     for name in dict.fromkeys(column.key[1] for column in columns):
         parts = [column for column in columns if column.key[1] == name]
@@ -128,9 +130,9 @@ def _pooled(entry: str, columns: Sequence[MetricColumn], n_tasks: int) -> Iterat
             continue
         kind = parts[0].kind if len(kinds) == 1 else "mean"
         values, n = np.concatenate([part.values for part in parts]), sum(part.n for part in parts)
-        value, better = _aggregate(kind, values), parts[0].higher_is_better
+        value, better = _aggregate_metric(kind, values), parts[0].higher_is_better
         groups = _pooled_groups(parts)
-        yield MetricColumn((entry, name), kind, n, value, better, _chance(parts), values, groups=groups)
+        yield MetricColumn((entry, name), kind, n, value, better, _group_chance(parts), values, groups=groups)
 
 
 def _pooled_groups(columns: Sequence[MetricColumn]) -> tuple[int, ...] | None:
@@ -144,7 +146,7 @@ def _pooled_groups(columns: Sequence[MetricColumn]) -> tuple[int, ...] | None:
     return tuple(found)
 
 
-def _chance(parts: Iterable[MetricColumn]) -> float | None:
+def _group_chance(parts: Iterable[MetricColumn]) -> float | None:
     """A group's chance level: the mean over all questions, or None if a task has none."""
     total, n = 0.0, 0
     for part in parts:

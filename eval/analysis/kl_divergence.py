@@ -111,13 +111,13 @@ class DivergenceRows:
 
     def _add_block(self, x: Rows, models: Sequence[Rows], targets: Ints) -> None:
         p = self._p[: len(x)]
-        baseline = _distribution(x, targets, p)
+        baseline = _token_distribution(x, targets, p)
         self._baseline.append(baseline.nll)
         for parts, y in zip(self._models, models, strict=True):
-            own = _distribution(y, targets, self._scratch[: len(x)])
+            own = _token_distribution(y, targets, self._scratch[: len(x)])
             kld = self._weighted_difference(x, y) / baseline.total - (baseline.log_sum - own.log_sum)
             delta_p = np.exp(-own.nll) - np.exp(-baseline.nll)
-            parts.append(TokenValues(own.nll, _checked(kld), delta_p, own.top == baseline.top))
+            parts.append(TokenValues(own.nll, _checked_kld(kld), delta_p, own.top == baseline.top))
 
     def _weighted_difference(self, x: Rows, y: Rows) -> Doubles:
         """Σ p (x - y) of each row."""
@@ -141,7 +141,7 @@ class _Distribution:
     top: npt.NDArray[np.intp]  # most likely tokens; the smallest id on ties
 
 
-def _distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
+def _token_distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
     """Statistics of the rows; leaves exp(x - max x) in `p`.
 
     Sums are in float64: the error of log Σ exp in float32 is as large as the divergence of a very good quant.
@@ -157,7 +157,7 @@ def _distribution(x: Rows, targets: Ints, p: Rows) -> _Distribution:
     return _Distribution(total, log_sum, log_sum - x[each, targets], top)
 
 
-def _checked(kld: Doubles) -> Doubles:
+def _checked_kld(kld: Doubles) -> Doubles:
     """Refuse infinite divergences, and raise those that rounding made negative (about -1e-8) to 0."""
     if not np.isfinite(kld).all():
         what = "The model gives probability 0 to a token that the baseline does not: their KL divergence is infinite."

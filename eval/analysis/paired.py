@@ -61,7 +61,7 @@ def paired_differences(baseline: Evaluation, other: Evaluation, margin: float) -
     _refuse_other_questions(baseline, other)
     ours, theirs = metric_columns(baseline), metric_columns(other)
     pairs = ((column, theirs[key]) for key, column in ours.items() if key in theirs)
-    return tuple(_difference(one, two, margin) for one, two in pairs if _comparable(one, two))
+    return tuple(_paired_difference(one, two, margin) for one, two in pairs if _are_columns_comparable(one, two))
 
 
 def _refuse_other_questions(baseline: Evaluation, other: Evaluation) -> None:
@@ -88,7 +88,7 @@ def _refuse_other_documents(ours: TaskOutcome, theirs: TaskOutcome, differ: str)
             raise NotComparable(f"The questions {differ}: the first at position {i}, {one[:12]} and {two[:12]}.")
 
 
-def _comparable(one: MetricColumn, two: MetricColumn) -> bool:
+def _are_columns_comparable(one: MetricColumn, two: MetricColumn) -> bool:
     """Whether the difference can be computed from the questions and has an interval."""
     if "opaque" in (one.kind, two.kind) or one.values.shape != two.values.shape:
         return False
@@ -97,10 +97,10 @@ def _comparable(one: MetricColumn, two: MetricColumn) -> bool:
     return one.n > 1 or one.kind == two.kind == "right or wrong"
 
 
-def _difference(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
+def _paired_difference(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
     allowed = margin * _margin_unit(one, two)
     if one.kind == two.kind == "right or wrong":
-        return _flipped(one, two, allowed)
+        return _flipped_answers(one, two, allowed)
     if one.kind == "perplexity":
         texts = (one.values[:, 0], two.values[:, 0], one.values[:, 1])
         delta, p = statistics.perplexity_change(*texts), statistics.perplexity_change_p(*texts)
@@ -113,7 +113,7 @@ def _difference(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDi
     return PairedDifference(one, two, delta, p, allowed)
 
 
-def _flipped(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
+def _flipped_answers(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
     """Answers that are right or wrong; with groups, counts are those of as many questions as they are worth."""
     lost = int(((one.values == 1) & (two.values == 0)).sum())
     gained = int(((one.values == 0) & (two.values == 1)).sum())

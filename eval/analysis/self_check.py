@@ -80,11 +80,11 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
     on_progress(2, 3)
     found = SelfCheck(
         known_answers=len(KNOWN_ANSWERS), known_answers_right=answers,
-        packed_difference=_rms(packed - plain), noise=_rms(control - plain),
+        packed_difference=_self_check_rms(packed - plain), noise=_self_check_rms(control - plain),
         rolling_difference=_rolling_difference(lm), n_tokens=len(plain),
     )
     on_progress(3, 3)
-    _judge(found, has_encoder=lm.model.has_encoder)
+    _judge_self_check(found, has_encoder=lm.model.has_encoder)
     return found
 
 
@@ -93,7 +93,7 @@ def _known_answers(lm: LlamaLM) -> int:
     if lm.model.has_encoder:
         return _own_answers(lm)
     pairs = [(context, text) for context, right, wrong in KNOWN_ANSWERS for text in (right, wrong)]
-    scores = [score for score, _greedy in lm.loglikelihood(_instances("loglikelihood", pairs))]
+    scores = [score for score, _greedy in lm.loglikelihood(_self_check_instances("loglikelihood", pairs))]
     return sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
 
 
@@ -103,12 +103,12 @@ def _own_answers(lm: LlamaLM) -> int:
     start = lm.model.decoder_start
     settings = ContextSettings(_OWN_TOKENS, 1, lm.scorer.n_threads, n_encoded=max(map(len, read)))
     with Context(lm.model, settings) as context:
-        written = [_written(context, encoded, start) for encoded in read]
+        written = [_self_check_answer(context, encoded, start) for encoded in read]
     asked = [answer_request(encoded, tokens, start) for encoded, tokens in zip(read, written, strict=True)]
     return sum(is_greedy for _score, is_greedy in lm.scorer.score(asked).sums())
 
 
-def _written(context: Context, encoded: Sequence[int], start: int) -> list[int]:
+def _self_check_answer(context: Context, encoded: Sequence[int], start: int) -> list[int]:
     """The model's greedy answer, decoded token by token, with the token that ends it."""
     context.clear()
     context.encode(encoded)
@@ -149,13 +149,13 @@ def self_check_logprobs(
             context.clear()
             if request.encoded:
                 context.encode(request.encoded)
-            rows = _rows(context, request, one_by_one)
+            rows = _self_check_rows(context, request, one_by_one)
             targets = np.asarray(request.targets, np.int32)
             found.append(softmax.of_tokens(rows, np.arange(len(targets)), targets))
     return np.concatenate(found)
 
 
-def _rows(context: Context, request: Request, one_by_one: bool) -> npt.NDArray[np.float32]:
+def _self_check_rows(context: Context, request: Request, one_by_one: bool) -> npt.NDArray[np.float32]:
     tokens = np.asarray(request.tokens, np.int32)
     if not one_by_one:
         return np.concatenate(context.decode_one(tokens, n_rows=len(request.targets)))
@@ -166,17 +166,17 @@ def _rows(context: Context, request: Request, one_by_one: bool) -> npt.NDArray[n
 def _rolling_difference(lm: LlamaLM) -> float:
     """Largest difference, in nats per token, between a text's loglikelihood without context and its rolling one."""
     texts = [stem + ending for stem, ending in zip(_STEMS, _ENDINGS, strict=False)]
-    rolling = lm.loglikelihood_rolling(_instances("loglikelihood_rolling", [(text,) for text in texts]))
-    sums = lm.loglikelihood(_instances("loglikelihood", [("", text) for text in texts]))
+    rolling = lm.loglikelihood_rolling(_self_check_instances("loglikelihood_rolling", [(text,) for text in texts]))
+    sums = lm.loglikelihood(_self_check_instances("loglikelihood", [("", text) for text in texts]))
     lengths = [len(lm.tok_encode(text, add_special_tokens=False)) for text in texts]
     return max(abs(a - b) / n for a, (b, _), n in zip(rolling, sums, lengths, strict=True))
 
 
-def _instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
+def _self_check_instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
     return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
 
 
-def _rms(values: Doubles) -> float:
+def _self_check_rms(values: Doubles) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
@@ -188,7 +188,7 @@ class _Rule:
     hint: str
 
 
-def _judge(found: SelfCheck, *, has_encoder: bool) -> None:
+def _judge_self_check(found: SelfCheck, *, has_encoder: bool) -> None:
     right, asked = found.known_answers_right, found.known_answers
     ours = "The scores would be wrong, so nothing was measured. Report it, with the log."
     rules = (

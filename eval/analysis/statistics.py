@@ -64,12 +64,12 @@ def design_effect(values: Numbers, groups: Groups | None) -> float:
 
 def perplexity_interval(loglikelihoods: Numbers, weights: Numbers) -> Interval:
     """Perplexity, exp(-Σ loglikelihood / Σ weight) over documents; loglikelihoods in nats."""
-    return _mapped(_ratio_interval(-loglikelihoods, weights), _exp)
+    return _mapped_statistic_interval(_ratio_interval(-loglikelihoods, weights), _capped_exp)
 
 
 def bits_interval(loglikelihoods: Numbers, weights: Numbers) -> Interval:
     """Bits per byte: -Σ loglikelihood / Σ bytes / ln 2."""
-    return _mapped(_ratio_interval(-loglikelihoods, weights), lambda nats: nats / math.log(2))
+    return _mapped_statistic_interval(_ratio_interval(-loglikelihoods, weights), lambda nats: nats / math.log(2))
 
 
 # ---- a file against the baseline ---------------------------------------------------------------------
@@ -81,8 +81,8 @@ def paired_proportions_interval(lost: float, gained: float, n: float, z: float =
     Counts may be fractions, so that the same rates can be scaled to more questions.
     """
     difference = (gained - lost) / n
-    low = _root(lambda d: _tango(lost, gained, n, d) - z, -1.0, difference)
-    high = _root(lambda d: _tango(lost, gained, n, d) + z, difference, 1.0)
+    low = _bisected_root(lambda d: _tango_statistic(lost, gained, n, d) - z, -1.0, difference)
+    high = _bisected_root(lambda d: _tango_statistic(lost, gained, n, d) + z, difference, 1.0)
     return Interval(value=difference, low=low, high=high)
 
 
@@ -103,12 +103,12 @@ def paired_means_interval(baseline: Numbers, other: Numbers, groups: Groups | No
 
 def perplexity_change(baseline: Numbers, other: Numbers, weights: Numbers) -> Interval:
     """Relative change of perplexity (0.01: 1 % more); `baseline` and `other` are loglikelihoods."""
-    return _mapped(_ratio_interval(baseline - other, weights), _expm1)
+    return _mapped_statistic_interval(_ratio_interval(baseline - other, weights), _capped_expm1)
 
 
 def bits_change(baseline: Numbers, other: Numbers) -> Interval:
     """Relative change of bits per byte, Σ other / Σ baseline - 1; both are loglikelihoods of the same documents."""
-    return _mapped(_ratio_interval(-other, -baseline), lambda ratio: ratio - 1)
+    return _mapped_statistic_interval(_ratio_interval(-other, -baseline), lambda ratio: ratio - 1)
 
 
 def paired_means_p(baseline: Numbers, other: Numbers, groups: Groups | None = None) -> float:
@@ -138,7 +138,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
 # ---- the parts ---------------------------------------------------------------------------------------
 
 
-def _tango(lost: float, gained: float, n: float, d: float) -> float:
+def _tango_statistic(lost: float, gained: float, n: float, d: float) -> float:
     """Tango's statistic for the hypothesis that the difference is `d`; it decreases with `d`.
 
     `q` is the maximum likelihood estimate of the share of lost questions under that hypothesis.
@@ -163,7 +163,7 @@ def _ratio_estimate(numerators: Numbers, denominators: Numbers, groups: Groups |
     effective number of clusters less one, (Σ w)² / Σ w² - 1 of the denominators w (Survey Sampling, 1965, ch. 8): a
     text with one long document among short ones says little more than that one. A single cluster has no error.
     """
-    over, under = _summed(numerators, groups), _summed(denominators, groups)
+    over, under = _summed_groups(numerators, groups), _summed_groups(denominators, groups)
     ratio, n = float(over.sum() / under.sum()), len(over)
     if n == 1:
         return Estimate(value=ratio, stderr=0.0)
@@ -181,7 +181,7 @@ def _t_p(found: Estimate, null: float, n: int) -> float:
     return 2 * normal_share_below(-t) if df > _MANY else max(0.0, 1 - t_share_within(t, df))
 
 
-def _summed(values: Numbers, groups: Groups | None) -> Numbers:
+def _summed_groups(values: Numbers, groups: Groups | None) -> Numbers:
     """The sum of each group, in any order; the values themselves where there are no groups."""
     if groups is None:
         return values
@@ -189,20 +189,20 @@ def _summed(values: Numbers, groups: Groups | None) -> Numbers:
     return np.asarray(np.bincount(which, weights=values))
 
 
-def _mapped(interval: Interval, rising: Callable[[float], float]) -> Interval:
+def _mapped_statistic_interval(interval: Interval, rising: Callable[[float], float]) -> Interval:
     return Interval(value=rising(interval.value), low=rising(interval.low), high=rising(interval.high))
 
 
-def _exp(x: float) -> float:
+def _capped_exp(x: float) -> float:
     """A capped exponential: an interval over few documents may overflow, and JSON cannot hold infinity."""
     return math.exp(min(x, 700.0))
 
 
-def _expm1(x: float) -> float:
+def _capped_expm1(x: float) -> float:
     return math.expm1(min(x, 700.0))
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+def _bisected_root(falling: Callable[[float], float], low: float, high: float) -> float:
     """The zero of a decreasing function, by bisection; an end of the range if there is none."""
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -44,7 +44,7 @@ def compare_evaluations(
     found = [paired_differences(baseline, other, margin) for other in others]
     tested = [difference for of_file in found for difference in of_file if difference.has_signal]
     adjusted = dict(zip(map(id, tested), holm_adjusted([d.p for d in tested]), strict=True))
-    return [tuple(_comparison(d, adjusted.get(id(d)), len(tested)) for d in of_file) for of_file in found]
+    return [tuple(_judged_comparison(d, adjusted.get(id(d)), len(tested)) for d in of_file) for of_file in found]
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
@@ -56,10 +56,10 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _comparison(found: PairedDifference, adjusted: float | None, n_tested: int) -> Comparison:
+def _judged_comparison(found: PairedDifference, adjusted: float | None, n_tested: int) -> Comparison:
     one, two = found.baseline, found.file
     lost, gained = found.flips or (0, 0)
-    verdict = _verdict(found, adjusted)
+    verdict = _comparison_verdict(found, adjusted)
     return Comparison(
         task=one.key[0], metric=one.key[1], n=one.n, baseline=one.value, value=two.value, delta=found.delta,
         lost=lost, gained=gained, mcnemar_p=found.p if found.flips else None, adjusted_p=adjusted, verdict=verdict,
@@ -67,7 +67,7 @@ def _comparison(found: PairedDifference, adjusted: float | None, n_tested: int) 
     )  # fmt: skip
 
 
-def _verdict(found: PairedDifference, adjusted: float | None) -> Verdict:
+def _comparison_verdict(found: PairedDifference, adjusted: float | None) -> Verdict:
     delta = found.delta
     if adjusted is None:
         return "no signal"
@@ -101,7 +101,7 @@ def questions_needed(found: PairedDifference, n_tested: int) -> int:
             return False
         return float(_WEIGHTS @ chances / _WEIGHTS.sum()) >= POWER
 
-    return _first(enough, found.n + 1)
+    return _first_sample_size(enough, found.n + 1)
 
 
 def _standard_error(found: PairedDifference) -> Callable[[int], float]:
@@ -135,7 +135,7 @@ def _chance_settled(differences: Numbers, error: float, margin: float, z: float)
     return np.asarray(below[:, 0] + below[:, 2] - below[:, 1] + 1 - below[:, 3])
 
 
-def _first(enough: Callable[[int], bool], start: int) -> int:
+def _first_sample_size(enough: Callable[[int], bool], start: int) -> int:
     """The smallest number from `start` on for which `enough` holds, where a larger one is enough too."""
     low, high = start - 1, start
     while not enough(high) and high < _MOST_QUESTIONS:

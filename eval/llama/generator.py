@@ -73,8 +73,8 @@ class Generator:
             StageFailure: llama.cpp cannot decode, or the logits are not finite.
             ValueError: a prompt without tokens, or a negative `max_tokens`.
         """
-        _check(prompts)
-        jobs = _in_order(prompts, share=self._share)
+        _check_prompts(prompts)
+        jobs = _generation_jobs(prompts, share=self._share)
         if not jobs:
             return [""] * len(prompts)
         with Context(self._model, self._context_settings(jobs)) as context:
@@ -90,7 +90,7 @@ class Generator:
         return ContextSettings(cells, n_slots + 1 if self._share else 1, self._threads, n_encoded)
 
 
-def _check(prompts: Sequence[Prompt]) -> None:
+def _check_prompts(prompts: Sequence[Prompt]) -> None:
     for number, prompt in enumerate(prompts):
         if not len(prompt.tokens):
             raise ValueError(f"prompt {number} has no tokens; begin it with the model's BOS or EOS")
@@ -113,19 +113,19 @@ class _Job:
         return len(self.tokens) + self.prompt.max_tokens - 1
 
 
-def _in_order(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
+def _generation_jobs(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
     """A job for each prompt with something to generate, sorted by tokens."""
     keys = [np.asarray(prompt.tokens, ">u4").tobytes() for prompt in prompts]  # big-endian bytes sort as tokens do
     numbers = sorted((n for n, prompt in enumerate(prompts) if prompt.max_tokens), key=lambda n: keys[n])
     jobs: list[_Job] = []
     for number in numbers:
         tokens = np.frombuffer(keys[number], ">u4").astype(np.int32)
-        common = _common(jobs[-1].tokens, tokens[:-1]) if share and jobs else 0
+        common = _common_prompt_length(jobs[-1].tokens, tokens[:-1]) if share and jobs else 0
         jobs.append(_Job(number, prompts[number], tokens, common))
     return jobs
 
 
-def _common(before: Ints, here: Ints) -> int:
+def _common_prompt_length(before: Ints, here: Ints) -> int:
     n = min(len(before), len(here))
     differ = np.flatnonzero(before[:n] != here[:n])
     return int(differ[0]) if len(differ) else n

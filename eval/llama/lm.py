@@ -86,7 +86,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         """The token that a text without context is conditioned on: BOS, or EOS if there is no BOS."""
         token = self.model.bos if self.model.bos != NO_TOKEN else self.model.eos
         if token == NO_TOKEN:
-            raise _bad("The vocabulary has neither BOS nor EOS, so a text without context cannot be scored.")
+            raise _bad_lm_request("The vocabulary has neither BOS nor EOS, so a text without context cannot be scored.")
         return token
 
     @property
@@ -122,7 +122,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         """See `LM.loglikelihood`: (nats, whether greedy decoding gives the continuation) per request."""
         for number, request in enumerate(requests):
             if not request.args[1]:
-                raise _bad(f"Request {number} ({_shown(request.args[0])}) has an empty continuation.")
+                raise _bad_lm_request(
+                    f"Request {number} ({_shown_lm_text(request.args[0])}) has an empty continuation."
+                )
         return self._in_blocks(requests, lambda part: super(LlamaLM, self).loglikelihood(part, disable_tqdm))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -214,11 +216,13 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
     def _request(self, context: list[int], target: list[int], texts: tuple[str, str] = ("", "")) -> Request:
         """Context and continuation, cut from the left to `max_length` as in lm-eval's `hf`."""
         if not target:
-            what = f"The continuation {_shown(texts[1])} has no tokens of its own"
-            raise _bad(f"{what}: the tokenizer joins it to its context {_shown(texts[0][-_SHOWN:])}.")
+            what = f"The continuation {_shown_lm_text(texts[1])} has no tokens of its own"
+            raise _bad_lm_request(
+                f"{what}: the tokenizer joins it to its context {_shown_lm_text(texts[0][-_SHOWN:])}."
+            )
         if len(target) > self.max_length:
-            what = f"The continuation {_shown(texts[1])} has {len(target)} tokens"
-            raise _bad(f"{what}; the longest request is {self.max_length}.")
+            what = f"The continuation {_shown_lm_text(texts[1])} has {len(target)} tokens"
+            raise _bad_lm_request(f"{what}; the longest request is {self.max_length}.")
         if self.model.has_encoder:
             self.n_truncated += len(context) > self.max_length
             return answer_request(context[-self.max_length :], target, self.model.decoder_start)
@@ -228,7 +232,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         if not text:
-            raise _bad("A text to score for its perplexity is empty.")
+            raise _bad_lm_request("A text to score for its perplexity is empty.")
         tokens = self.tok_encode(text, add_special_tokens=False)
         windows: Iterable[Any] = utils.get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
         return [utils.make_disjoint_window(window) for window in windows]
@@ -245,7 +249,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
             return Prompt([self.model.decoder_start], max_tokens, stop, self._sampling(kwargs), encoded)
         room = self.max_length - max_tokens
         if room <= 0:
-            raise _bad(f"A task generates up to {max_tokens} tokens; the longest request is {self.max_length} in all.")
+            raise _bad_lm_request(
+                f"A task generates up to {max_tokens} tokens; the longest request is {self.max_length} in all."
+            )
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         self.n_truncated += len(tokens) > room
         return Prompt(tokens[-room:], max_tokens, stop, self._sampling(kwargs))
@@ -264,9 +270,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         return self._template
 
 
-def _shown(text: str) -> str:
+def _shown_lm_text(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
-def _bad(message: str) -> StageFailure:
+def _bad_lm_request(message: str) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "bad-task", message, "Change the task or its data.")

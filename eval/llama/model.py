@@ -70,7 +70,7 @@ class GgufModel:
         Raises:
             StageFailure: `bad-gguf` (2), `not-a-text-model` (3), `load` (3).
         """
-        header = _readable(path)
+        header = _read_eval_gguf(path)
         _refuse_unfit(path, header, generates=generates)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
@@ -195,7 +195,7 @@ class GgufModel:
             raise unfit_gguf_model(self.path, "it has an encoder only")
 
 
-def _readable(path: Path) -> GgufHeader:
+def _read_eval_gguf(path: Path) -> GgufHeader:
     try:
         return read_gguf_model(path)
     except FileNotFoundError as error:

@@ -84,17 +84,17 @@ def plan_prefix_tree(requests: Sequence[Request], limits: Limits) -> PrefixPlan:
     Raises:
         ValueError: a request has no targets, more targets than tokens, or does not fit in the KV cache.
     """
-    _check(requests, limits)
+    _check_prefix_requests(requests, limits)
     keys = [np.asarray(request.tokens, ">u4").tobytes() for request in requests]  # big-endian bytes sort as tokens do
     order = sorted(set(keys))
     place = {key: number for number, key in enumerate(order)}
     sequences = [np.frombuffer(key, ">u4").astype(np.int32) for key in order]
-    common = _common(sequences) if limits.share else np.zeros(len(sequences), np.int32)
-    targets = _targets(requests, [place[key] for key in keys], sequences, common)
-    return PrefixPlan(sequences, common, targets, list(_groups(sequences, common, limits)))
+    common = _common_prefix_lengths(sequences) if limits.share else np.zeros(len(sequences), np.int32)
+    targets = _prefix_targets(requests, [place[key] for key in keys], sequences, common)
+    return PrefixPlan(sequences, common, targets, list(_prefix_groups(sequences, common, limits)))
 
 
-def _check(requests: Sequence[Request], limits: Limits) -> None:
+def _check_prefix_requests(requests: Sequence[Request], limits: Limits) -> None:
     for number, request in enumerate(requests):
         if not 0 < len(request.targets) <= len(request.tokens):
             n_tokens, n_targets = len(request.tokens), len(request.targets)
@@ -103,7 +103,7 @@ def _check(requests: Sequence[Request], limits: Limits) -> None:
             raise ValueError(f"request {number} has {len(request.tokens)} tokens, more than the {limits.cells} cells")
 
 
-def _common(sequences: Sequence[Ints]) -> Ints:
+def _common_prefix_lengths(sequences: Sequence[Ints]) -> Ints:
     """Length of each sequence's common prefix with the one before."""
     lengths = np.zeros(len(sequences), np.int32)
     for number in range(1, len(sequences)):
@@ -114,13 +114,15 @@ def _common(sequences: Sequence[Ints]) -> Ints:
     return lengths
 
 
-def _targets(requests: Sequence[Request], places: Sequence[int], sequences: Sequence[Ints], common: Ints) -> Targets:
+def _prefix_targets(
+    requests: Sequence[Request], places: Sequence[int], sequences: Sequence[Ints], common: Ints
+) -> Targets:
     offsets = np.concatenate([[0], np.cumsum([len(request.targets) for request in requests])]).astype(np.int64)
     owner, depth = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int32)
     by_sequence: dict[int, list[int]] = {}
     for number, place in enumerate(places):
         by_sequence.setdefault(place, []).append(number)
-    for place, owners in enumerate(_owners(sequences, common)):
+    for place, owners in enumerate(_prefix_owners(sequences, common)):
         for number in by_sequence[place]:
             at = slice(offsets[number], offsets[number + 1])
             end = len(sequences[place])
@@ -130,7 +132,7 @@ def _targets(requests: Sequence[Request], places: Sequence[int], sequences: Sequ
     return Targets(owner, depth, tokens, offsets)
 
 
-def _owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
+def _prefix_owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
     """For each sequence, which sequence decodes each of its tokens; a view until the next."""
     owners = np.zeros(max(map(len, sequences), default=0), np.int32)
     for number, tokens in enumerate(sequences):
@@ -138,7 +140,7 @@ def _owners(sequences: Sequence[Ints], common: Ints) -> Iterator[Ints]:
         yield owners
 
 
-def _groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[PrefixGroup]:
+def _prefix_groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> Iterator[PrefixGroup]:
     """Cut greedily. A sequence too long for one batch becomes a group of its own, decoded in several batches."""
     first = 0
     while first < len(sequences):

@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.intp]
 Doubles = npt.NDArray[np.float64]
 
 
-def _require(holds: bool, name: str, value: float, range_: str) -> None:
+def _require_sampling_range(holds: bool, name: str, value: float, range_: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value}; it must be {range_}")
 
@@ -45,10 +45,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
-        _require(0 <= self.top_p <= 1, "top_p", self.top_p, "from 0 to 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require_sampling_range(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
+        _require_sampling_range(0 <= self.top_p <= 1, "top_p", self.top_p, "from 0 to 1")
+        _require_sampling_range(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        _require_sampling_range(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 GREEDY: Final = Sampling()
@@ -70,7 +70,7 @@ class Sampler:
         Raises:
             StageFailure: `nan-logits` (3): a logit is NaN or +infinity, or none is finite.
         """
-        best = _best(logits)
+        best = _most_likely_token(logits)
         if self._sampling.temperature == 0:
             return best
         ids, weights = sampling_candidates(logits, self._sampling)
@@ -117,7 +117,7 @@ def sampling_candidates(logits: Row, sampling: Sampling) -> tuple[Indices, Doubl
     with np.errstate(over="ignore"):  # with a tiny temperature the quotient may be -infinity: probability 0
         weights = np.exp((logits[ids].astype(np.float64) - float(logits.max())) / sampling.temperature)
     if sampling.top_p < 1:
-        kept = _nucleus(weights, sampling.top_p)
+        kept = _nucleus_tokens(weights, sampling.top_p)
         ids, weights = ids[kept], weights[kept]
     if sampling.min_p > 0:
         kept = np.flatnonzero(weights >= sampling.min_p * weights.max())
@@ -135,7 +135,7 @@ def largest_logits(values: npt.NDArray[np.floating], count: int) -> Indices:
     return np.sort(np.concatenate([above, equal]))
 
 
-def _best(logits: Row) -> int:
+def _most_likely_token(logits: Row) -> int:
     """The most likely token, the smallest id on ties. argmax prefers NaN and +infinity, so checking it is enough."""
     best = int(logits.argmax())
     if not math.isfinite(logits[best]):
@@ -144,7 +144,7 @@ def _best(logits: Row) -> int:
     return best
 
 
-def _nucleus(weights: Doubles, p: float) -> Indices:
+def _nucleus_tokens(weights: Doubles, p: float) -> Indices:
     """Indices of the fewest largest weights whose sum reaches `p` of the total (at least one), ascending."""
     target = p * float(weights.sum())
     count = _NUCLEUS_START

@@ -77,7 +77,7 @@ class Scorer:
                 found.append(_Run(context, plan, self._softmax, progress, len(numbers)).run())
                 n_done += len(numbers)
             self.n_tokens_decoded += context.n_tokens_decoded
-        return found[0] if len(found) == 1 else _joined(requests, list(parts.values()), found)
+        return found[0] if len(found) == 1 else _joined_scores(requests, list(parts.values()), found)
 
     def _context_settings(self, requests: Sequence[Request], share: bool) -> ContextSettings:
         longest = max((len(request.tokens) for request in requests), default=0)
@@ -98,7 +98,7 @@ def _report_part(on_progress: OnProgress, before: int, total: int, done: int, _o
     on_progress(before + done, total)
 
 
-def _joined(requests: Sequence[Request], parts: Sequence[Sequence[int]], found: Sequence[Scores]) -> Scores:
+def _joined_scores(requests: Sequence[Request], parts: Sequence[Sequence[int]], found: Sequence[Scores]) -> Scores:
     """The scores of all parts, in the order of the requests."""
     offsets = np.concatenate([[0], np.cumsum([len(request.targets) for request in requests])]).astype(np.int64)
     logprobs, greedy = np.empty(offsets[-1]), np.empty(offsets[-1], np.bool_)
@@ -220,7 +220,7 @@ class _RowIndex:
     """Finds the targets of nodes by binary search: targets sorted by (sequence, depth)."""
 
     def __init__(self, targets: Targets) -> None:
-        self._key = _key(targets.sequence, targets.depth)
+        self._key = _scored_token_key(targets.sequence, targets.depth)
         self._order = np.argsort(self._key, kind="stable")
         self._key = self._key[self._order]
 
@@ -228,7 +228,7 @@ class _RowIndex:
         self, sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """The targets at these nodes, and for each the index of its node."""
-        keys = _key(sequence, depth)
+        keys = _scored_token_key(sequence, depth)
         low, high = np.searchsorted(self._key, keys, "left"), np.searchsorted(self._key, keys, "right")
         counts = high - low
         node_of = np.repeat(np.arange(len(keys)), counts)
@@ -236,5 +236,5 @@ class _RowIndex:
         return self._order[first + np.arange(len(node_of))], node_of
 
 
-def _key(sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def _scored_token_key(sequence: npt.NDArray[np.int32], depth: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return (sequence.astype(np.int64) << 32) | depth

@@ -70,13 +70,13 @@ class Canvas:
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1.0, dash: Any = "-") -> None:
         """A line through these points; `width` in pixels."""
         xs, ys = zip(*points, strict=True)
-        self.figure.add_artist(Line2D(xs, ys, transform=self._to_figure, color=colour, linewidth=_points(width),
+        self.figure.add_artist(Line2D(xs, ys, transform=self._to_figure, color=colour, linewidth=_plot_points(width),
                                       linestyle=dash, solid_capstyle="butt"))  # fmt: skip
 
     def mark(self, x: float, y: float, mark: Mark, size: float = 9.0) -> None:
         """A marker."""
         self.figure.add_artist(Line2D([x], [y], transform=self._to_figure, linestyle="none",
-                                      markersize=_points(size), **mark.style(self.theme)))  # fmt: skip
+                                      markersize=_plot_points(size), **mark.style(self.theme)))  # fmt: skip
 
     def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
         """A filled rectangle."""
@@ -85,7 +85,7 @@ class Canvas:
         )
 
 
-def _points(pixels: float) -> float:
+def _plot_points(pixels: float) -> float:
     return pixels * 72 / PIXELS_PER_IN
 
 
@@ -114,14 +114,14 @@ def draw_tradeoff(canvas: Canvas, plot: Tradeoff, drawing: PlotDrawing) -> None:
     if drawing.front:
         canvas.line([(at.x + x, at.y + y) for x, y in drawing.front], theme.blue, 1.5)
     for spot in drawing.spots:
-        _point(canvas, spot, at)
+        _draw_tradeoff_point(canvas, spot, at)
     for (_, name), spot in zip(drawing.names, drawing.spots, strict=True):
         if name.is_far:
             canvas.line([(at.x + spot.x, at.y + spot.y), (at.x + name.x, at.y + name.y - 4)], theme.muted, 0.8)
         canvas.text(at.x + name.x, at.y + name.y, name.text, _TEXT_PX, anchor=name.anchor, halo=True)
 
 
-def _point(canvas: Canvas, spot: PlotPoint, at: _Place) -> None:
+def _draw_tradeoff_point(canvas: Canvas, spot: PlotPoint, at: _Place) -> None:
     mark = Mark("s", "text") if spot.is_baseline else _PLAIN if spot.on_front else Mark("o", "muted", hollow=True)
     colour = getattr(canvas.theme, mark.colour)
     canvas.line([(at.x + spot.x, at.y + spot.low), (at.x + spot.x, at.y + spot.high)], colour, 1.5)
@@ -138,23 +138,23 @@ def draw_panels(theme: Theme, title: str, told: str, panels: Sequence[PlotPanel]
     columns = 1 if len(panels) <= _MANY_PANELS else 2
     width = columns * NARROW_PX + (columns - 1) * 2 * _GAP_PX
     lines = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    verdicts = _verdicts(panels) if key else []
+    verdicts = _panel_verdicts(panels) if key else []
     heights = [max(panel.height for panel in line) + _PANEL_HEAD_PX + _GAP_PX for line in lines]
     canvas = Canvas(theme, title, told, width, sum(heights) + 20 * math.ceil(len(verdicts) / 2))
-    top = canvas.top + _key(canvas, verdicts)
+    top = canvas.top + _draw_verdict_key(canvas, verdicts)
     for line, height in zip(lines, heights, strict=True):
         for i, panel in enumerate(line):
-            _panel(canvas, panel, _Place(_MARGIN + i * (NARROW_PX + 2 * _GAP_PX), top))
+            _draw_panel(canvas, panel, _Place(_MARGIN + i * (NARROW_PX + 2 * _GAP_PX), top))
         top += height
     return canvas.figure
 
 
-def _verdicts(panels: Sequence[PlotPanel]) -> list[Verdict]:
+def _panel_verdicts(panels: Sequence[PlotPanel]) -> list[Verdict]:
     drawn = {row.mark for panel in panels for row in panel.rows}
     return [verdict for verdict in MARKS if MARK_OF[verdict] in drawn]
 
 
-def _key(canvas: Canvas, verdicts: Sequence[Verdict]) -> float:
+def _draw_verdict_key(canvas: Canvas, verdicts: Sequence[Verdict]) -> float:
     """The verdicts beside their marks, two in a line; returns the height."""
     for i, verdict in enumerate(verdicts):
         x, y = _MARGIN + (i % 2) * NARROW_PX / 2, canvas.top + 20 * (i // 2)
@@ -163,7 +163,7 @@ def _key(canvas: Canvas, verdicts: Sequence[Verdict]) -> float:
     return 20 * math.ceil(len(verdicts) / 2)
 
 
-def _panel(canvas: Canvas, panel: PlotPanel, place: _Place) -> None:
+def _draw_panel(canvas: Canvas, panel: PlotPanel, place: _Place) -> None:
     theme, at = canvas.theme, replace(place, y=place.y + _PANEL_HEAD_PX)
     canvas.text(place.x, place.y + 14, panel.name, min(13.0, 13.0 * 44 / len(panel.name)), weight="bold")
     canvas.text(place.x, place.y + 29, panel.note, min(10.5, 10.5 * 58 / len(panel.note)), theme.muted)
@@ -176,10 +176,10 @@ def _panel(canvas: Canvas, panel: PlotPanel, place: _Place) -> None:
     if panel.zero is not None:
         canvas.line([(at.x + panel.zero, at.y + 2), (at.x + panel.zero, bottom)], theme.muted)
     for row in panel.rows:
-        _row(canvas, panel, row, at)
+        _draw_panel_row(canvas, panel, row, at)
 
 
-def _row(canvas: Canvas, panel: PlotPanel, row: PanelRow, at: _Place) -> None:
+def _draw_panel_row(canvas: Canvas, panel: PlotPanel, row: PanelRow, at: _Place) -> None:
     theme, spot = canvas.theme, row.spot
     y = at.y + spot.y
     canvas.text(at.x, y + 4, row.label, _TEXT_PX)

@@ -34,33 +34,39 @@ difference between two ways of computing the same value."""
 
 def render_report_markdown(report: EvalReport) -> str:
     """The whole report."""
-    parts = [_head(report), render_report_sentences(report), _files(report), *_tasks(report), _self_check(report)]
+    parts = [
+        _markdown_head(report),
+        render_report_sentences(report),
+        _markdown_files_table(report),
+        *_markdown_task_sections(report),
+        _self_check(report),
+    ]
     legend = verdict_legend(report).items()
     reading = _HOW_TO_READ.format(verdicts="\n".join(f"- **{verdict}**: {meaning}." for verdict, meaning in legend))
     if any(m.comparisons for m in report.measurements):
         parts.append(f"## How to read this\n\n{reading}")
-    parts.append(_not_measured(report))
+    parts.append(_markdown_not_measured(report))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # ---- the head ----------------------------------------------------------------------------------------
 
 
-def _head(report: EvalReport) -> str:
+def _markdown_head(report: EvalReport) -> str:
     suite = report.suite
     what = f"Suite **{suite.name}**"
     if report.n_questions:
         what += f", {numbers.format_count(report.n_questions)} questions per file"
     facts = [
-        f"{what}, against the baseline **{report.baseline}**. {_how(report)}",
+        f"{what}, against the baseline **{report.baseline}**. {_markdown_how_measured(report)}",
         f"Measured in {numbers.format_duration(report.duration_s)}." if report.duration_s else "",
-        _listed("Versions", report.versions.items()),
-        _listed("Hardware", report.hardware.items()),
+        _markdown_list_line("Versions", report.versions.items()),
+        _markdown_list_line("Hardware", report.hardware.items()),
     ]
     return f"# {report.title}: what quantization cost\n\n" + "  \n".join(fact for fact in facts if fact)
 
 
-def _how(report: EvalReport) -> str:
+def _markdown_how_measured(report: EvalReport) -> str:
     parts = []
     if report.suite.tasks:
         template = " in the model's chat template" if report.suite.apply_chat_template else ""
@@ -76,7 +82,7 @@ def _how(report: EvalReport) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
-def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
+def _markdown_list_line(name: str, items: Iterable[tuple[str, object]]) -> str:
     text = ", ".join(numbers.format_fact(key, value) for key, value in items)
     return f"{name}: {text}." if text else ""
 
@@ -84,14 +90,14 @@ def _listed(name: str, items: Iterable[tuple[str, object]]) -> str:
 # ---- tables ------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """A Markdown table whose first `left` columns are text and the others numbers."""
     rule = [":---" if i < left else "---:" for i in range(len(head))]
     cells = ([cell.replace("|", r"\|") for cell in row] for row in (head, rule, *rows))
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _files(report: EvalReport) -> str:
+def _markdown_files_table(report: EvalReport) -> str:
     figures = similarity_figures(report.measurements)
     head = (
         "file", "size", "bits per weight", *(figure.name for figure in figures), "PPL", "rolling PPL", "ΔPPL",
@@ -99,11 +105,11 @@ def _files(report: EvalReport) -> str:
     )  # fmt: skip
     rows = [_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
-    table = _table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
-    return f"## Files\n\n{table}{_languages(report)}"
+    table = _markdown_table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
+    return f"## Files\n\n{table}{_markdown_languages(report)}"
 
 
-def _languages(report: EvalReport) -> str:
+def _markdown_languages(report: EvalReport) -> str:
     """Mean cosines of the texts of each language."""
     found = [(m.file.label, m.similarity.cosine_by_language) for m in report.measurements if m.similarity]
     names = list(dict.fromkeys(name for _, by_language in found for name in by_language))
@@ -113,7 +119,7 @@ def _languages(report: EvalReport) -> str:
         [label, *(numbers.format_cosine(by_language[name]) for name in names)] for label, by_language in found
         if by_language
     ]  # fmt: skip
-    return f"\n\nMean cosine by language:\n\n{_table(['file', *names], rows, 1)}"
+    return f"\n\nMean cosine by language:\n\n{_markdown_table(['file', *names], rows, 1)}"
 
 
 def _file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[str]:
@@ -133,7 +139,7 @@ def _file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[
     ]  # fmt: skip
 
 
-def _tasks(report: EvalReport) -> list[str]:
+def _markdown_task_sections(report: EvalReport) -> list[str]:
     """One section per file with the metrics of the suite's entries; tasks within groups are summarized in a line."""
     sections = [_task_section(report, m) for m in report.measurements[1:] if m.comparisons]
     return [f"## Tasks\n\n{sections[0]}", *sections[1:]] if sections else _scores_alone(report)
@@ -149,33 +155,33 @@ def _task_section(report: EvalReport, m: Measurement) -> str:
         if c.task not in shown:
             hidden.append(c)
         elif not (is_perplexity_metric(c.metric) and c.task in first):
-            rows.append(_task_row(c, chances.get((c.task, c.metric))))
+            rows.append(_markdown_task_row(c, chances.get((c.task, c.metric))))
             first.setdefault(c.task, c.metric)
-    text = f"### {m.file.label}\n\n{_table(head, rows, 3)}"
-    return f"{text}\n\n{_hidden(hidden)}" if hidden else text
+    text = f"### {m.file.label}\n\n{_markdown_table(head, rows, 3)}"
+    return f"{text}\n\n{_markdown_hidden_tasks(hidden)}" if hidden else text
 
 
-def _hidden(hidden: Sequence[Comparison]) -> str:
+def _markdown_hidden_tasks(hidden: Sequence[Comparison]) -> str:
     counts = Counter(c.verdict for c in hidden)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in GOOD_TO_BAD if counts[verdict])
     return f"Within the groups, {len(hidden)} further comparisons ({told}) are in report.json."
 
 
-def _task_row(c: Comparison, chance: float | None) -> list[str]:
+def _markdown_task_row(c: Comparison, chance: float | None) -> list[str]:
     kind = score_metric_kind(c)
     value = [numbers.format_metric_value(x, kind) for x in (c.baseline, c.value)]
     if c.verdict == "no signal" and chance is not None:
         value[0] += f" (chance {numbers.format_percent(chance)})"
     is_paired = c.mcnemar_p is not None
     return [
-        c.task, c.metric, _verdict(c), numbers.format_count(c.n), *value,
+        c.task, c.metric, _markdown_verdict(c), numbers.format_count(c.n), *value,
         str(numbers.format_delta_interval(c.delta, kind)),
         f"{c.lost} / {c.gained}" if is_paired else DASH,
         DASH if c.adjusted_p is None else numbers.format_p_value(c.adjusted_p),
     ]  # fmt: skip
 
 
-def _verdict(c: Comparison) -> str:
+def _markdown_verdict(c: Comparison) -> str:
     if note := open_verdict_note(c):
         return f"too few questions ({note})"
     return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
@@ -186,11 +192,11 @@ def _scores_alone(report: EvalReport) -> list[str]:
     shown = headline_scores(report.suite, report.measurements[0].scores)
     if not shown:
         return []
-    rows = [(s.task, s.metric, numbers.format_count(s.n), _score(s)) for s in shown]
-    return [f"## Tasks\n\n{_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
+    rows = [(s.task, s.metric, numbers.format_count(s.n), _markdown_score(s)) for s in shown]
+    return [f"## Tasks\n\n{_markdown_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
 
 
-def _score(s: Score) -> str:
+def _markdown_score(s: Score) -> str:
     return str(numbers.format_score_interval(s.result, score_metric_kind(s)))
 
 
@@ -202,7 +208,7 @@ def _self_check(report: EvalReport) -> str:
     if not rows:
         return ""
     head = ("file", "known answers right", "packed vs plain", "continued vs rolling", "noise (A/A)")
-    return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{_table(head, rows, 1)}"
+    return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{_markdown_table(head, rows, 1)}"
 
 
 def _self_check_row(label: str, check: SelfCheck) -> list[str]:
@@ -214,7 +220,7 @@ def _self_check_row(label: str, check: SelfCheck) -> list[str]:
     ]
 
 
-def _not_measured(report: EvalReport) -> str:
+def _markdown_not_measured(report: EvalReport) -> str:
     if any(m.similarity for m in report.measurements):
         missing = ["tasks, perplexity, divergence and speed: the model does not generate text"]
         return "## Not measured\n\n" + "\n".join(f"- {what}" for what in [*missing, *_without_comparison(report)])

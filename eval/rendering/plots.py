@@ -81,10 +81,10 @@ def draw_speed_plot(report: EvalReport, theme: Theme) -> Any:
     if first is None:
         return None
     panels = plot_speed(plotted_files(report))
-    return draw_panels(theme, f"{report.title}: speed", _machine(report, first), panels)
+    return draw_panels(theme, f"{report.title}: speed", _plot_machine_line(report, first), panels)
 
 
-def _machine(report: EvalReport, first: Speed) -> str:
+def _plot_machine_line(report: EvalReport, first: Speed) -> str:
     threads = f"{first.threads} thread{'s' * (first.threads != 1)}"
     gpu = f", {first.n_gpu_layers} layers on the GPU" if first.n_gpu_layers > 0 else ""
     cpu = report.hardware.get("cpu")

@@ -27,20 +27,20 @@ def render_report_sentences(report: EvalReport) -> str:
     """One item per file beside the baseline; empty where there is none."""
     stands = pareto_standings(pareto_entries(report), pareto_metric(report))
     lines = [
-        f"- **{m.file.label}** {_sentences(report, m)}{_standing(stands.get(m.file.label))}"
+        f"- **{m.file.label}** {_report_file_sentences(report, m)}{_pareto_standing_sentence(stands.get(m.file.label))}"
         for m in report.measurements[1:]
     ]
     return "## Summary\n\n" + "\n".join(lines) if lines else ""
 
 
-def _sentences(report: EvalReport, m: Measurement) -> str:
+def _report_file_sentences(report: EvalReport, m: Measurement) -> str:
     baseline = report.measurements[0]
     parts = []
     if m.file.size_bytes and baseline.file.size_bytes:
         share = format_rough_percent(m.file.size_bytes / baseline.file.size_bytes)
         parts.append(f"is {format_bytes(m.file.size_bytes)}, {share} of the size of {baseline.file.label}.")
     if shown := _headline_comparisons(report, m):
-        parts.append(_verdicts(shown))
+        parts.append(_report_verdicts_sentence(shown))
     if m.divergence and m.divergence.top1_agreement:
         agreement, change = format_percent(m.divergence.top1_agreement.value), render_ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
@@ -51,7 +51,7 @@ def _sentences(report: EvalReport, m: Measurement) -> str:
     return " ".join(part for part in parts if part) or "has no value to compare."
 
 
-def _standing(said: str | None) -> str:
+def _pareto_standing_sentence(said: str | None) -> str:
     """How the file stands beside others; empty for files on the Pareto front."""
     return f" It is {said}." if said else ""
 
@@ -62,22 +62,26 @@ def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison
     return [found[key] for key in keys if key in found]
 
 
-def _verdicts(shown: Sequence[Comparison]) -> str:
+def _report_verdicts_sentence(shown: Sequence[Comparison]) -> str:
     """Such as: Of 6 tasks, it is the same on 3 and worse on 1 (arc_easy); 2 have too few questions to tell."""
     groups: dict[str, list[Comparison]] = {}
     for c in sorted(shown, key=lambda c: (GOOD_TO_BAD.index(c.verdict), -abs(c.delta.value))):
         groups.setdefault(c.verdict, []).append(c)
-    told = [_told(name, which) for name, which in groups.items() if which[0].verdict in ("better", "same", "worse")]
+    told = [
+        _report_verdict_tasks(name, which)
+        for name, which in groups.items()
+        if which[0].verdict in ("better", "same", "worse")
+    ]
     open_ = [_left_open(which) for which in groups.values() if which[0].verdict in ("too few questions", "no signal")]
-    parts = ([f"it is {_and(told)}"] if told else []) + ([_and(open_)] if open_ else [])
+    parts = ([f"it is {_joined_report_words(told)}"] if told else []) + ([_joined_report_words(open_)] if open_ else [])
     return f"Of {len(shown)} task{'s' * (len(shown) > 1)}, {'; '.join(parts)}."
 
 
-def _and(words: Sequence[str]) -> str:
+def _joined_report_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _told(name: str, which: Sequence[Comparison]) -> str:
+def _report_verdict_tasks(name: str, which: Sequence[Comparison]) -> str:
     n = len(which)
     if name == "same":
         return f"the same on {n}"

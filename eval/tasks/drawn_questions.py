@@ -57,11 +57,11 @@ def draw_questions(documents: Sequence[Mapping[str, Any]], seed: int) -> Questio
 
     `documents` are lm-eval's `eval_docs`.
     """
-    drawn = [_draw(document, seed) for document in documents]
+    drawn = [_drawn_question_rank(document, seed) for document in documents]
     in_order = sorted(range(len(documents)), key=drawn.__getitem__)
     by_category: dict[str, list[int]] = {}
     for position in in_order:
-        by_category.setdefault(_category(documents[position]), []).append(position)
+        by_category.setdefault(_question_category(documents[position]), []).append(position)
     if len(by_category) > _MOST_CATEGORIES:
         by_category = {"": in_order}
     places = [((i + 0.5) / len(of), drawn[at], at) for of in by_category.values() for i, at in enumerate(of)]
@@ -101,12 +101,12 @@ def _block_ends() -> Iterator[int]:
     yield from count(2 * _BLOCK_ENDS[-1], _BLOCK_ENDS[-1])
 
 
-def _draw(document: Mapping[str, Any], seed: int) -> bytes:
+def _drawn_question_rank(document: Mapping[str, Any], seed: int) -> bytes:
     """A number drawn for this question, from the seed and all that it says."""
     said = json.dumps(document, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(f"{seed}\n{said}".encode(errors="surrogatepass")).digest()
 
 
-def _category(document: Mapping[str, Any]) -> str:
+def _question_category(document: Mapping[str, Any]) -> str:
     """The values of the fields that are named like a category."""
     return "\n".join(str(document[name]) for name in sorted(document) if _CATEGORY.search(name))

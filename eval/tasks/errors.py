@@ -19,11 +19,11 @@ def unusable_task(name: str, path: Path | None, error: Exception) -> StageFailur
     """The failure for a task that could not be built from this file."""
     where = f"The task {name!r}" + (f" ({path.name})" if path else "")
     if isinstance(error, ImportError):
-        message = f"{where} needs a package that is not installed: {_line(error)}"
+        message = f"{where} needs a package that is not installed: {_task_error_line(error)}"
         return StageFailure(ExitCode.BAD_REQUEST, "missing-package", message, "Leave the task out of the suite.")
     if isinstance(error, TypeError) and (key := _UNKNOWN_KEY.search(str(error))):
         return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} {_unknown_key(key[1])}", _HELP)
-    reason = str(error) if isinstance(error, TaskSlip) else _reason(error)
+    reason = str(error) if isinstance(error, TaskSlip) else _task_error_reason(error)
     return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} cannot be used: {reason}", _HELP)
 
 
@@ -34,15 +34,15 @@ def _unknown_key(key: str) -> str:
     return f"has the key {key!r}, which lm-eval does not know." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
-def _reason(error: Exception) -> str:
+def _task_error_reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"its data has no {error} (a split, or a field of a question)."
     if isinstance(error, IndexError):
         return "its data has no questions, or an answer is not one of the choices."
-    return f"{type(error).__name__}: {_line(error)}"
+    return f"{type(error).__name__}: {_task_error_line(error)}"
 
 
-def _line(error: Exception) -> str:
+def _task_error_line(error: Exception) -> str:
     """The message of the first cause, in one line: lm-eval's errors around it say less."""
     cause: BaseException = error
     while cause.__cause__ is not None:

@@ -43,12 +43,12 @@ def task_index_for(names: Iterable[str], include_dir: Path | None) -> Index:
     index, wanted, seen = local, set(names), set[str]()
     while new := wanted - seen:
         seen |= new
-        index = {**_parsed(_candidates(seen - local.keys())), **local}
-        wanted = _reachable(names, index)
+        index = {**_parsed_task_index(_candidate_task_files(seen - local.keys())), **local}
+        wanted = _reachable_tasks(names, index)
     return {name: index[name] for name in wanted if name in index}
 
 
-def _reachable(names: Iterable[str], index: Index) -> set[str]:
+def _reachable_tasks(names: Iterable[str], index: Index) -> set[str]:
     """These names and all names that groups and tags among them refer to, known or not."""
     found: set[str] = set()
     queue = list(names)
@@ -81,7 +81,7 @@ def _in_group(config: Mapping[str, Any]) -> Iterator[str]:
 
 def known_task_names(include_dir: Path | None) -> set[str]:
     """Names of nearly all tasks and groups, to suggest one for a misspelt name: found as text, without parsing."""
-    found = {match[1].decode() for text in _texts().values() for match in _NAME.finditer(text)}
+    found = {match[1].decode() for text in _task_file_texts().values() for match in _NAME.finditer(text)}
     return found | (local_task_index(include_dir).keys() if include_dir else set())
 
 
@@ -113,24 +113,24 @@ def _builtin_dir() -> Path:
 
 
 @cache
-def _texts() -> Mapping[Path, bytes]:
+def _task_file_texts() -> Mapping[Path, bytes]:
     """The text of every file that may define a built-in task or be included by such a file."""
     files = (path for path in _builtin_dir().rglob("*") if path.suffix not in _NO_YAML and path.is_file())
     return {path: path.read_bytes() for path in files}
 
 
 @cache
-def _includers() -> Mapping[Path, frozenset[Path]]:
+def _task_file_includers() -> Mapping[Path, frozenset[Path]]:
     """File → the files that include it."""
     found: dict[Path, set[Path]] = {}
-    for path, text in _texts().items():
+    for path, text in _task_file_texts().items():
         for match in _INCLUDE.finditer(text):
-            for included in _included(path.parent, match[1].decode(errors="replace")):
+            for included in _included_task_files(path.parent, match[1].decode(errors="replace")):
                 found.setdefault(included, set()).add(path)
     return {path: frozenset(by) for path, by in found.items()}
 
 
-def _included(folder: Path, value: str) -> Iterator[Path]:
+def _included_task_files(folder: Path, value: str) -> Iterator[Path]:
     try:
         # Most values are plain paths, and parsing YAML is slow.
         items = value.strip() if _PLAIN.fullmatch(value) else load_strict_yaml(value)
@@ -140,12 +140,12 @@ def _included(folder: Path, value: str) -> Iterator[Path]:
         yield Path(os.path.normpath(folder / str(item)))
 
 
-def _candidates(names: Iterable[str]) -> frozenset[Path]:
+def _candidate_task_files(names: Iterable[str]) -> frozenset[Path]:
     """The YAML files that contain one of these names, and those that include such a file, directly or indirectly."""
     hits = {path for name in names for path in _files_with(name)}
     queue = list(hits)
     while queue:
-        new = _includers().get(queue.pop(), frozenset()) - hits
+        new = _task_file_includers().get(queue.pop(), frozenset()) - hits
         hits |= new
         queue += new
     return frozenset(path for path in hits if path.suffix == ".yaml")
@@ -155,19 +155,19 @@ def _candidates(names: Iterable[str]) -> frozenset[Path]:
 def _files_with(name: str) -> frozenset[Path]:
     plain = name.encode()
     word = re.compile(rb"(?<!%b)%b(?!%b)" % (_WORD, re.escape(plain), _WORD))
-    return frozenset(path for path, text in _texts().items() if plain in text and word.search(text))
+    return frozenset(path for path, text in _task_file_texts().items() if plain in text and word.search(text))
 
 
-def _parsed(paths: Iterable[Path]) -> Index:
+def _parsed_task_index(paths: Iterable[Path]) -> Index:
     """Index as `TaskIndex.build` does: files in order of path, the first of a name counts, broken ones are skipped."""
     index: Index = {}
     for path in sorted(paths, key=lambda path: path.as_posix()):
         with suppress(Exception):
-            TaskIndex.process_cfg(_config(path), path, index)
+            TaskIndex.process_cfg(_parsed_task_file(path), path, index)
     return index
 
 
 @cache
-def _config(path: Path) -> dict[str, Any]:
+def _parsed_task_file(path: Path) -> dict[str, Any]:
     config: dict[str, Any] = load_yaml(path, resolve_func=False)
     return config

@@ -87,11 +87,11 @@ def load_tasks(
     index = task_index_for((entry.task for entry in entries), include_dir)
     for entry in entries:
         if entry.task not in index:
-            raise _unknown(entry.task, include_dir)
-    _refuse(index, allow_unsafe_code=allow_unsafe_code)
+            raise _unknown_task(entry.task, include_dir)
+    _refuse_unusable_tasks(index, allow_unsafe_code=allow_unsafe_code)
     builder = _Builder(index, include_dir, on_task)
-    leaves = [_leaf(entry, task, seed) for entry in entries for task in builder.build(entry.task)]
-    _check_twice(leaves)
+    leaves = [_leaf_task(entry, task, seed) for entry in entries for task in builder.build(entry.task)]
+    _refuse_repeated_leaf_tasks(leaves)
     return tuple(leaves)
 
 
@@ -129,7 +129,9 @@ class _Builder:
 
     def build(self, name: str) -> Iterator[Any]:
         """The tasks this name stands for."""
-        built = _explained(name, self._index[name], lambda entry: self._factory.build(entry, registry=self._index))
+        built = _explain_unusable_task(
+            name, self._index[name], lambda entry: self._factory.build(entry, registry=self._index)
+        )
         if isinstance(built, list):  # a tag
             yield from built
         elif hasattr(built, "get_all_tasks"):
@@ -158,7 +160,7 @@ class _Builder:
 
     def _task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         self._on_task(entry.name)
-        return _explained(entry.name, entry, lambda entry: self._checked(entry, overrides))
+        return _explain_unusable_task(entry.name, entry, lambda entry: self._checked(entry, overrides))
 
     def _checked(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         task = self._own_task(entry, overrides)
@@ -167,7 +169,7 @@ class _Builder:
         return task
 
 
-def _explained(name: str, entry: Any, build: Callable[[Any], Any]) -> Any:
+def _explain_unusable_task(name: str, entry: Any, build: Callable[[Any], Any]) -> Any:
     try:
         return build(entry)
     except (StageFailure, MemoryError):
@@ -183,7 +185,9 @@ def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]
     changed = dict(config)
     path, options = config.get("dataset_path"), config.get("dataset_kwargs")
     if path in offline.FILE_READERS and isinstance(options, dict):
-        found = {key: _absolute(options[key], folder) for key in ("data_files", "data_dir") if key in options}
+        found = {
+            key: _absolute_data_files(options[key], folder) for key in ("data_files", "data_dir") if key in options
+        }
         changed["dataset_kwargs"] = {**options, **found}
     elif isinstance(path, str) and (folder / path).is_dir():
         changed["dataset_path"] = str(folder / path)
@@ -193,17 +197,17 @@ def _with_absolute_files(config: dict[str, Any], folder: Path) -> dict[str, Any]
     return changed
 
 
-def _absolute(files: Any, folder: Path) -> Any:
+def _absolute_data_files(files: Any, folder: Path) -> Any:
     """Make paths absolute in a string, a list or a mapping of splits; URLs stay as they are."""
     if isinstance(files, dict):
-        return {split: _absolute(value, folder) for split, value in files.items()}
+        return {split: _absolute_data_files(value, folder) for split, value in files.items()}
     if isinstance(files, list):
-        return [_absolute(value, folder) for value in files]
+        return [_absolute_data_files(value, folder) for value in files]
     return files if not isinstance(files, str) or "://" in files else str(folder / files)
 
 
-def _leaf(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
-    shots = _shots(entry, task)
+def _leaf_task(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
+    shots = _n_shots_of_task(entry, task)
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=seed)
     if problem := task_checks.task_lacks_examples(task, shots):
@@ -213,7 +217,7 @@ def _leaf(entry: TaskEntry, task: Any, seed: int) -> LeafTask:
     return LeafTask(str(task.task_name), entry, task, str(task.get_config("output_type")), version, shots)
 
 
-def _shots(entry: TaskEntry, task: Any) -> int:
+def _n_shots_of_task(entry: TaskEntry, task: Any) -> int:
     """The number of examples, decided as in `simple_evaluate`: 0 set by a task wins. Rolling texts have none."""
     says = task.get_config("num_fewshot")
     if task.get_config("output_type") == "loglikelihood_rolling":
@@ -224,7 +228,7 @@ def _shots(entry: TaskEntry, task: Any) -> int:
 # ---- What is refused -------------------------------------------------------------------------------------------
 
 
-def _unknown(name: str, include_dir: Path | None) -> StageFailure:
+def _unknown_task(name: str, include_dir: Path | None) -> StageFailure:
     from eval.tasks.index import known_task_names
 
     near = difflib.get_close_matches(name, known_task_names(include_dir), n=3, cutoff=0.6)
@@ -234,7 +238,7 @@ def _unknown(name: str, include_dir: Path | None) -> StageFailure:
     return StageFailure(ExitCode.BAD_REQUEST, "unknown-task", message, hint)
 
 
-def _refuse(index: Index, *, allow_unsafe_code: bool) -> None:
+def _refuse_unusable_tasks(index: Index, *, allow_unsafe_code: bool) -> None:
     """Refuse tasks that run code from the model, or need images or audio, before anything is downloaded."""
     for name, entry in index.items():
         config = entry.cfg or {}
@@ -247,7 +251,7 @@ def _refuse(index: Index, *, allow_unsafe_code: bool) -> None:
             raise StageFailure(ExitCode.BAD_REQUEST, "not-text", message, "Leave it out: only text is measured.")
 
 
-def _check_twice(leaves: Sequence[LeafTask]) -> None:
+def _refuse_repeated_leaf_tasks(leaves: Sequence[LeafTask]) -> None:
     entry_of: dict[str, str] = {}
     for leaf in leaves:
         other = entry_of.setdefault(leaf.name, leaf.entry.task)

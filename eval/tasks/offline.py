@@ -100,7 +100,7 @@ def take_datasets_offline(folder: Path | None, scratch: Path) -> None:
     set_up_dataset_libraries(scratch, (folder or scratch) / NLTK_DATA)
     import datasets
 
-    fetched = {one.key: one for one in _read_index(folder).sets} if folder else {}
+    fetched = {one.key: one for one in _read_fetched_sets(folder).sets} if folder else {}
     cache, local = str(scratch / "local"), unpatched_load_dataset()
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
@@ -162,7 +162,7 @@ def is_local_dataset(path: str, options: Mapping[str, Any]) -> bool:
     return Path(path).is_absolute() and Path(path).is_dir()
 
 
-def _read_index(folder: Path) -> FetchedSets:
+def _read_fetched_sets(folder: Path) -> FetchedSets:
     try:
         return FetchedSets.model_validate_json((folder / INDEX).read_bytes())
     except (OSError, ValueError) as error:

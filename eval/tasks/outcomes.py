@@ -28,28 +28,31 @@ Value = float | tuple[float, float]
 
 def task_outcomes(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
     """One outcome per task of one entry of a suite; `duration_s` is divided in proportion to their questions."""
-    n_all = sum(_n(results, leaf.name) for leaf in leaves)
-    return tuple(_outcome(results, leaf, duration_s * _n(results, leaf.name) / max(1, n_all)) for leaf in leaves)
+    n_all = sum(_n_questions_of_task(results, leaf.name) for leaf in leaves)
+    return tuple(
+        _task_outcome(results, leaf, duration_s * _n_questions_of_task(results, leaf.name) / max(1, n_all))
+        for leaf in leaves
+    )
 
 
-def _n(results: Any, task: str) -> int:
+def _n_questions_of_task(results: Any, task: str) -> int:
     return len({sample["doc_id"] for sample in results["samples"][task]})
 
 
-def _outcome(results: Any, leaf: LeafTask, duration_s: float) -> TaskOutcome:
+def _task_outcome(results: Any, leaf: LeafTask, duration_s: float) -> TaskOutcome:
     samples = results["samples"][leaf.name]
     first_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     return TaskOutcome(
         task=leaf.name, entry=leaf.entry.task, version=leaf.version,
         output_type=leaf.output_type,  # type: ignore[arg-type]
-        num_fewshot=leaf.num_fewshot, n=len(first_filter), chance=_chance(leaf, first_filter),
+        num_fewshot=leaf.num_fewshot, n=len(first_filter), chance=_task_chance(leaf, first_filter),
         doc_hashes=tuple(sample["doc_hash"] for sample in first_filter),
         groups=question_groups([sample["doc"] for sample in first_filter]),
-        metrics=tuple(_metrics(results, leaf.name)), duration_s=duration_s,
+        metrics=tuple(_task_metrics(results, leaf.name)), duration_s=duration_s,
     )
 
 
-def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
+def _task_chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
     """The accuracy of guessing: the mean of 1 / choices. acc_mutual_info has two requests per choice."""
     if leaf.output_type != "multiple_choice" or not samples:
         return None
@@ -57,7 +60,7 @@ def _chance(leaf: LeafTask, samples: Sequence[Any]) -> float | None:
     return float(np.mean([per_choice / len(sample["arguments"]) for sample in samples]))
 
 
-def _metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
+def _task_metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
     """Metrics that are the mean of finite values of each question. Others, such as BLEU over a corpus, are left out."""
     found, better = results["results"][task], results["higher_is_better"][task]
     by_filter: dict[str, list[Any]] = {}

@@ -17,7 +17,7 @@ def question_groups(documents: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     article of RACE, the context of SQuAD and DROP, the beginning that HellaSwag's questions from one video share.
     Of several such fields the one with the fewest values counts.
     """
-    found = [texts for name in (documents[0] if documents else ()) if (texts := _texts(documents, name))]
+    found = [texts for name in (documents[0] if documents else ()) if (texts := _passage_field_texts(documents, name))]
     if not found:
         return ()
     texts = min(found, key=lambda values: len(set(values)))
@@ -25,7 +25,7 @@ def question_groups(documents: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(numbers[text] for text in texts)
 
 
-def _texts(documents: Sequence[Mapping[str, Any]], name: str) -> list[str] | None:
+def _passage_field_texts(documents: Sequence[Mapping[str, Any]], name: str) -> list[str] | None:
     """The field's value of each document; None if it is not a passage that returns."""
     values = [document.get(name) for document in documents]
     texts = [value for value in values if isinstance(value, str)]

@@ -115,12 +115,12 @@ def test_the_answers_of_the_example_are_spread_over_the_choices() -> None:
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "smoke"])
 def test_every_task_of_a_suite_of_ours_is_one_of_lm_evals_and_safe(name: str) -> None:
     from eval.tasks.index import task_index_for
-    from eval.tasks.load import _refuse
+    from eval.tasks.load import _refuse_unusable_tasks
 
     names = [entry.task for entry in find_suite(name).suite.tasks]
     index = task_index_for(names, None)
     assert [task for task in names if task not in index] == []
-    _refuse(index, allow_unsafe_code=False)
+    _refuse_unusable_tasks(index, allow_unsafe_code=False)
 
 
 # ---- The index ---------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_several_suites_at_once_are_the_same_part(full: dict[str, Any]) -> None:
 def test_local_names_are_found_without_reading_lm_evals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eval.tasks import index as task_index
 
-    monkeypatch.setattr(task_index, "_texts", lambda: pytest.fail("lm-eval's files were read"))
+    monkeypatch.setattr(task_index, "_task_file_texts", lambda: pytest.fail("lm-eval's files were read"))
     assert set(task_index.task_index_for(["mine"], folder)) == {"mine"}
 
 

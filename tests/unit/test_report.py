@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from eval.rendering.markdown import render_report_markdown
 from eval.rendering.sentences import render_report_sentences
-from eval.report import Inputs, _inputs, _labels, build_eval_report, eval_report_summary
+from eval.report import Inputs, _report_inputs, _report_labels, build_eval_report, eval_report_summary
 from quantyard.formatting.numbers import (
     format_bytes,
     format_digits,
@@ -63,7 +63,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def _built(stage: Stage, request: ReportRequest) -> EvalReport:
-    return build_eval_report(request, [_inputs(stage, request, label) for label in _labels(request)])
+    return build_eval_report(request, [_report_inputs(stage, request, label) for label in _report_labels(request)])
 
 
 def _failure(stage: Stage, request: ReportRequest) -> StageFailure:
