@@ -92,7 +92,8 @@ def test_a_number_that_a_stage_cannot_write_down_is_the_models_fault(tmp_path: P
     with pytest.raises(ValidationError) as wrong:
         Interval(value=math.nan, low=0, high=0)
     result = failed(Stage("speed", tmp_path, tmp_path, {}), wrong.value, 0.1)
-    assert result.exit_code == 3 and result.error is not None and "beyond any measure: value is nan" in result.error.message
+    assert result.exit_code == 3 and result.error is not None
+    assert "beyond any measure: value is nan" in result.error.message
 
 
 # ---- manifests ---------------------------------------------------------------------------------------------------
