@@ -37,7 +37,7 @@ def card_app_texts(subject: CardSubject) -> dict[str, str]:
     names = [entry.path for record in subject.quants.values() for entry in record.files]
     if not subject.taken or subject.is_encoder_decoder or purpose not in _DOMAINS:
         return {}
-    found = {MODELFILE: _modelfile(subject, purpose)} if all(map(_PLAIN.fullmatch, names)) else {}
+    found = {MODELFILE: _ollama_modelfile(subject, purpose)} if all(map(_PLAIN.fullmatch, names)) else {}
     return found | ({MODEL_YAML: _model_yaml(subject, purpose)} if subject.context.repo_id else {})
 
 
@@ -47,12 +47,12 @@ def _context_tokens(subject: CardSubject) -> int:
     return min(use.context_tokens, _CONTEXT) if use else 0
 
 
-def _sampling(subject: CardSubject) -> dict[str, float]:
+def _app_sampling(subject: CardSubject) -> dict[str, float]:
     use = subject.manifest.use
     return {name: value for name, value in use.sampling.items() if name in _SAMPLING} if use else {}
 
 
-def _stops(subject: CardSubject) -> list[str]:
+def _app_stop_texts(subject: CardSubject) -> list[str]:
     """The texts of the tokens that end an answer. A base model goes on with a text, and ends it by itself."""
     use = subject.manifest.use
     return list(use.stop) if use and subject.has_chat_template else []
@@ -61,8 +61,13 @@ def _stops(subject: CardSubject) -> list[str]:
 # ---- Ollama ------------------------------------------------------------------------------------------
 
 
-def _modelfile(subject: CardSubject, purpose: Purpose) -> str:
-    lines = [*_modelfile_head(subject, purpose), "", *_from(subject), *_parameters(subject, purpose)]
+def _ollama_modelfile(subject: CardSubject, purpose: Purpose) -> str:
+    lines = [
+        *_modelfile_head(subject, purpose),
+        "",
+        *_ollama_from_lines(subject),
+        *_ollama_parameter_lines(subject, purpose),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -85,7 +90,7 @@ def _modelfile_head(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
         yield f"# is like it, or none; what yours takes: ollama show {name} --template"
 
 
-def _from(subject: CardSubject) -> Iterator[str]:
+def _ollama_from_lines(subject: CardSubject) -> Iterator[str]:
     for entry in subject.quants[subject.taken].files:
         yield f"FROM ./{entry.path}"
     projector = subject.manifest.projector
@@ -94,7 +99,7 @@ def _from(subject: CardSubject) -> Iterator[str]:
         yield f"FROM ./{projector.files[0].path}"
 
 
-def _parameters(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
+def _ollama_parameter_lines(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
     if purpose == "generate" and not subject.has_chat_template:
         yield "# A base model, which continues a text."
         yield 'TEMPLATE "{{ .Prompt }}"'
@@ -103,10 +108,10 @@ def _parameters(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
         yield f"PARAMETER num_ctx {_context_tokens(subject)}"
     if purpose != "generate":
         return
-    if sampling := _sampling(subject):
+    if sampling := _app_sampling(subject):
         yield "# As the model's makers recommend."
         yield from (f"PARAMETER {_SAMPLING[name][0]} {format_as_written(value)}" for name, value in sampling.items())
-    yield from (f'PARAMETER stop "{text}"' for text in _stops(subject))
+    yield from (f'PARAMETER stop "{text}"' for text in _app_stop_texts(subject))
 
 
 # ---- LM Studio ---------------------------------------------------------------------------------------
@@ -117,13 +122,13 @@ def _model_yaml(subject: CardSubject, purpose: Purpose) -> str:
 
     user, _, repo = subject.context.repo_id.partition("/")
     definition: dict[str, Any] = {
-        "model": f"{_kebab(user)}/{_kebab(re.sub('-GGUF$', '', repo, flags=re.IGNORECASE))}",
+        "model": f"{_lm_studio_name(user)}/{_lm_studio_name(re.sub('-GGUF$', '', repo, flags=re.IGNORECASE))}",
         "base": [
             {"key": subject.context.repo_id.lower(), "sources": [{"type": "huggingface", "user": user, "repo": repo}]}
         ],
-        "metadataOverrides": _metadata(subject, purpose),
+        "metadataOverrides": _lm_studio_metadata(subject, purpose),
     }
-    if purpose == "generate" and (config := _config(subject)):
+    if purpose == "generate" and (config := _lm_studio_config(subject)):
         definition["config"] = config
     head = (
         "# For LM Studio (modelyaml.org). `lms push` publishes it on LM Studio's Hub; the part of `model` before the\n"
@@ -134,12 +139,12 @@ def _model_yaml(subject: CardSubject, purpose: Purpose) -> str:
     return f"{head}{yaml.safe_dump(definition, sort_keys=False, allow_unicode=True)}"
 
 
-def _kebab(text: str) -> str:
+def _lm_studio_name(text: str) -> str:
     """As LM Studio's Hub spells names: small letters, digits, dots and single hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
 
 
-def _metadata(subject: CardSubject, purpose: Purpose) -> dict[str, Any]:
+def _lm_studio_metadata(subject: CardSubject, purpose: Purpose) -> dict[str, Any]:
     use, projector = subject.manifest.use, subject.manifest.projector
     measured = [m.file for m in subject.measured.values()]
     peaks = [m.speed.peak_memory_bytes for m in subject.measured.values() if m.speed]
@@ -162,14 +167,14 @@ def _short_count(n_params: int) -> str:
     return f"{round(n_params / 1e9, 1):g}B" if n_params < 9.95e9 else f"{round(n_params / 1e9)}B"
 
 
-def _config(subject: CardSubject) -> dict[str, Any]:
+def _lm_studio_config(subject: CardSubject) -> dict[str, Any]:
     fields: list[dict[str, Any]] = []
-    for name, value in _sampling(subject).items():
+    for name, value in _app_sampling(subject).items():
         _, key, has_box = _SAMPLING[name]
         plain = int(value) if value == int(value) else value
         written = {"checked": True, "value": plain} if has_box else plain
         fields.append({"key": f"llm.prediction.{key}", "value": written})
-    if stops := _stops(subject):
+    if stops := _app_stop_texts(subject):
         fields.append({"key": "llm.prediction.stopStrings", "value": stops})
     tokens = _context_tokens(subject)
     load = {"load": {"fields": [{"key": "llm.load.contextLength", "value": tokens}]}} if tokens else {}

@@ -66,22 +66,22 @@ def card_speed(found: Measurement | None) -> tuple[SafeMarkdown, ...]:
 
 def card_score(found: Score | None) -> SafeMarkdown:
     """One metric of one task: per cent where it is a share of right answers."""
-    return NOTHING if found is None else _value(found.result.value, share=found.higher_is_better)
+    return NOTHING if found is None else _card_value_0_1(found.result.value, share=found.higher_is_better)
 
 
 def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, SafeMarkdown]:
     """The baseline's value and the file's, of the questions that both were asked."""
-    return _value(found.baseline, share=share), _value(found.value, share=share)
+    return _card_value_0_1(found.baseline, share=share), _card_value_0_1(found.value, share=share)
 
 
 def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
     """Against the baseline: points for shares, per cent for perplexities, else the metric's own unit."""
     if _is_relative(found.metric):
-        return _spread(found.delta, 100, 2 if abs(found.delta.value) < 0.01 else 1, " %")
+        return _card_spread_0_1(found.delta, 100, 2 if abs(found.delta.value) < 0.01 else 1, " %")
     if share and _is_share(found.value) and _is_share(found.baseline):
-        return _spread(found.delta, 100, 1, "")
+        return _card_spread_0_1(found.delta, 100, 1, "")
     width = max(abs(found.delta.low), abs(found.delta.high), 1e-9)
-    return _spread(found.delta, 1, max(0, 1 - math.floor(math.log10(width))), "")
+    return _card_spread_0_1(found.delta, 1, max(0, 1 - math.floor(math.log10(width))), "")
 
 
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
@@ -108,14 +108,14 @@ def card_budget_limit(found: BudgetResult) -> SafeMarkdown:
 
 def card_budget_value(found: BudgetResult) -> SafeMarkdown:
     """What was found of a budget, in the budget's own unit."""
-    return NOTHING if found.value is None else _plain(found.value)
+    return NOTHING if found.value is None else _card_number_0_1(found.value)
 
 
 def card_budget_interval(found: BudgetResult) -> SafeMarkdown:
     """The ends of its interval, and how sure they are."""
     if found.interval is None:
         return NOTHING
-    ends = f"{_plain(found.interval.low)} to {_plain(found.interval.high)}"
+    ends = f"{_card_number_0_1(found.interval.low)} to {_card_number_0_1(found.interval.high)}"
     return SafeMarkdown(ends if found.confidence is None else f"{ends} ({100 * found.confidence:g} %)")
 
 
@@ -124,7 +124,7 @@ def card_task_name(task: str, metric: str) -> SafeMarkdown:
     return SafeMarkdown(f"{escape_markdown(task, 60)} ({escape_markdown(metric, 60)})")
 
 
-def _value(x: float, *, share: bool) -> SafeMarkdown:
+def _card_value_0_1(x: float, *, share: bool) -> SafeMarkdown:
     return SafeMarkdown(format_percent(x) if share and _is_share(x) else format_digits(x, 4))
 
 
@@ -137,7 +137,7 @@ def _is_relative(metric: str) -> bool:
     return name.endswith("perplexity") or name == "bits_per_byte"
 
 
-def _spread(interval: Interval, scale: float, places: int, unit: str) -> SafeMarkdown:
+def _card_spread_0_1(interval: Interval, scale: float, places: int, unit: str) -> SafeMarkdown:
     value, low, high = (format_signed(scale * x, places) for x in (interval.value, interval.low, interval.high))
     return SafeMarkdown(f"{value}{unit} ({low} to {high})")
 
@@ -148,5 +148,5 @@ def _rounded_up(n: int) -> str:
     return f"{math.ceil(n / step) * step:,}"
 
 
-def _plain(x: float) -> SafeMarkdown:
+def _card_number_0_1(x: float) -> SafeMarkdown:
     return SafeMarkdown(f"{x:.0f}" if float(x).is_integer() else format_digits(x))

@@ -24,15 +24,17 @@ def compare_card(card: str, subject: CardSubject) -> list[str]:
     """One line per difference. Text around the blocks and further metadata are ignored: publishers add them. A card
     that an earlier version wrote is compared with the blocks of that version.
     """
-    found = _differences(card, subject, _blocks(subject))
-    return found if found and all(_differences(card, subject, earlier(subject)) for earlier in _EARLIER) else []
+    found = _card_block_differences(card, subject, _card_blocks_to_check(subject))
+    if not found or not all(_card_block_differences(card, subject, earlier(subject)) for earlier in _EARLIER):
+        return []
+    return found
 
 
-def _blocks(subject: CardSubject) -> Iterator[Block]:
+def _card_blocks_to_check(subject: CardSubject) -> Iterator[Block]:
     yield from (*card_tables(subject), *card_lists(subject))
 
 
-def _differences(card: str, subject: CardSubject, blocks: Iterable[Block]) -> list[str]:
+def _card_block_differences(card: str, subject: CardSubject, blocks: Iterable[Block]) -> list[str]:
     wanted = {block.name: block for block in blocks}
     found = list(card_blocks(card))
     names = {name for name, _ in found}
@@ -51,17 +53,19 @@ def _of_table(lines: list[str], wanted: CardTable) -> Iterator[str]:
     if not rows or rows[0] != list(wanted.head):
         yield f"{wanted.title}: other columns than the manifest's"
         return
-    on_card = _numbered(rows[2:])
-    expected = _numbered(wanted.rows)
+    on_card = _numbered_card_rows(rows[2:])
+    expected = _numbered_card_rows(wanted.rows)
     for key, row in expected.items():
         if key not in on_card:
-            yield f"{wanted.title}, {_shown(row[0])}: not on the card"
+            yield f"{wanted.title}, {_shown_card_cell(row[0])}: not on the card"
         else:
             yield from _of_row(wanted, on_card[key], row)
-    yield from (f"{wanted.title}, {_shown(key[0])}: not in the manifest" for key in on_card if key not in expected)
+    yield from (
+        f"{wanted.title}, {_shown_card_cell(key[0])}: not in the manifest" for key in on_card if key not in expected
+    )
 
 
-def _numbered(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[str]]:
+def _numbered_card_rows(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[str]]:
     """Rows by their first cell, and by a counter if several rows have the same first cell."""
     found: dict[tuple[str, int], Sequence[str]] = {}
     for row in rows:
@@ -72,18 +76,19 @@ def _numbered(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], Sequence[s
 
 def _of_row(wanted: CardTable, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
     if len(on_card) != len(expected):
-        yield f"{wanted.title}, {_shown(expected[0])}: {_both(f'{len(on_card)} cells', str(len(expected)))}"
+        cells = _card_cell_difference(f"{len(on_card)} cells", str(len(expected)))
+        yield f"{wanted.title}, {_shown_card_cell(expected[0])}: {cells}"
         return
     for column, here, there in zip(wanted.head, on_card, expected, strict=True):
         if here != there:
-            yield f"{wanted.title}, {_shown(expected[0])}, {column}: {_both(here, there)}"
+            yield f"{wanted.title}, {_shown_card_cell(expected[0])}, {column}: {_card_cell_difference(here, there)}"
 
 
 def _of_lines(lines: list[str], wanted: Block) -> Iterator[str]:
     expected = [line.rstrip() for line in wanted.lines() if line.strip()]
     for what, a, b, c, d in SequenceMatcher(None, lines, expected, autojunk=False).get_opcodes():
         if what != "equal":
-            yield f"{wanted.title}: {_both(' '.join(lines[a:b]), ' '.join(expected[c:d]))}"
+            yield f"{wanted.title}: {_card_cell_difference(' '.join(lines[a:b]), ' '.join(expected[c:d]))}"
 
 
 def _of_metadata(card: str, subject: CardSubject) -> Iterator[str]:
@@ -107,7 +112,7 @@ def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
         for number, (one, two) in enumerate(zip(here, there, strict=True)):
             yield from _of_field(f"{path}.{number}", one, two)
     elif here != there:
-        yield f"metadata, {path}: {_both(str(here), str(there))}"
+        yield f"metadata, {path}: {_card_cell_difference(str(here), str(there))}"
 
 
 def _metadata_of(card: str) -> dict[str, Any] | None:
@@ -119,9 +124,9 @@ def _metadata_of(card: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _both(here: str, there: str) -> str:
-    return f"{_shown(here) or 'nothing'} on the card, {_shown(there) or 'nothing'} in the manifest"
+def _card_cell_difference(here: str, there: str) -> str:
+    return f"{_shown_card_cell(here) or 'nothing'} on the card, {_shown_card_cell(there) or 'nothing'} in the manifest"
 
 
-def _shown(cell: str) -> str:
+def _shown_card_cell(cell: str) -> str:
     return clean_card_text(cell, 160).strip("`")

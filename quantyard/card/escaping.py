@@ -33,12 +33,12 @@ class SafeMarkdown(str):
 
 def clean_card_text(value: object, limit: int = LIMIT) -> str:
     """One line without control characters and direction marks, of at most `limit` characters."""
-    kept = "".join(_kept(c) for c in str(value)[: 10 * limit])
+    kept = "".join(_kept_card_character(c) for c in str(value)[: 10 * limit])
     line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-def _kept(c: str) -> str:
+def _kept_card_character(c: str) -> str:
     category = unicodedata.category(c)
     if category in ("Cc", "Zl", "Zp"):
         return " "
@@ -78,7 +78,7 @@ def markdown_code_block(body: str, language: str = "text") -> SafeMarkdown:
 
 def clean_card_line(line: str) -> str:
     """One line of a longer text, with its spaces."""
-    return "".join(c if c == "\t" else _kept(c) for c in line).rstrip()
+    return "".join(c if c == "\t" else _kept_card_character(c) for c in line).rstrip()
 
 
 def join_markdown(separator: str, parts: Iterable[SafeMarkdown]) -> SafeMarkdown:

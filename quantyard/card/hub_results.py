@@ -87,27 +87,27 @@ def card_eval_yaml(subject: CardSubject) -> dict[str, str]:
     from huggingface_hub import eval_result_entries_to_yaml
 
     found = {}
-    for result in _results(subject) if subject.context.repo_id else ():  # a result refers to its repo
+    for result in _hub_results(subject) if subject.context.repo_id else ():  # a result refers to its repo
         if result.entry.limit is None:
             path = f".eval_results/{result.row.task}-{_UNSAFE.sub('-', result.label)[:40]}.yaml"
-            entries = eval_result_entries_to_yaml([_entry(subject, result)])
+            entries = eval_result_entries_to_yaml([_hub_result_entry(subject, result)])
             found[path] = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=1000)
     return found
 
 
-def _entry(subject: CardSubject, result: _Result) -> EvalResultEntry:
+def _hub_result_entry(subject: CardSubject, result: _Result) -> EvalResultEntry:
     from huggingface_hub import EvalResultEntry
 
     assert subject.report
     version = subject.report.versions.get("lm-eval") or subject.report.versions.get("lm_eval", "")
     return EvalResultEntry(
-        dataset_id=result.row.dataset, task_id=result.row.task_id, value=result.per_cent, date=_date(subject),
+        dataset_id=result.row.dataset, task_id=result.row.task_id, value=result.per_cent, date=_hub_eval_date(subject),
         source_url=f"{HUB_URL}/{subject.context.repo_id}", source_name="Quantyard",
         notes=clean_card_text(f"{result.asked}, lm-eval {version} on llama.cpp".replace("lm-eval  ", "lm-eval ")),
     )  # fmt: skip
 
 
-def _date(subject: CardSubject) -> str | None:
+def _hub_eval_date(subject: CardSubject) -> str | None:
     """When this suite's last task ended."""
     found = [stage.finished_at for _, stage in subject.stages("evaluate")]
     return max(found).date().isoformat() if found else None
@@ -120,18 +120,18 @@ def card_model_index(subject: CardSubject) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-generation", dataset_type=result.row.dataset, dataset_name=result.row.name,
-            dataset_config=result.row.config, dataset_split=result.row.split, metric_type=_metric(result.score),
+            dataset_config=result.row.config, dataset_split=result.row.split, metric_type=_hub_metric(result.score),
             metric_value=result.per_cent, metric_name=result.asked,
         )
-        for result in _results(subject)
+        for result in _hub_results(subject)
     ]  # fmt: skip
 
 
-def _metric(score: Score) -> str:
+def _hub_metric(score: Score) -> str:
     return score.metric.split(",", maxsplit=1)[0]
 
 
-def _results(subject: CardSubject) -> Iterator[_Result]:
+def _hub_results(subject: CardSubject) -> Iterator[_Result]:
     """The results in the order of the suite; none for a suite with local tasks, which may reuse a benchmark's name."""
     if subject.report is None or subject.report.suite.include_path is not None:
         return

@@ -61,21 +61,22 @@ _USES: Final = {
 def card_blocks_0_1(subject: CardSubject) -> Iterator[Block]:
     """Every block of such a card."""
     found = [
-        _gate(subject, "gate-failed", "failed"), _gate(subject, "gate-open", "too few questions"),
-        _gate(subject, "gate-unmeasured", "not measured"), _choice(subject),
+        _card_gate_table_0_1(subject, "gate-failed", "failed"),
+        _card_gate_table_0_1(subject, "gate-open", "too few questions"),
+        _card_gate_table_0_1(subject, "gate-unmeasured", "not measured"), _card_choice_table_0_1(subject),
     ]  # fmt: skip
     yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells)
-    yield from card_shared_lists(subject, _ALLOWED, _fact)
+    yield from card_shared_lists(subject, _ALLOWED, _card_fact_0_1)
 
 
-def _fact(name: str, value: object) -> SafeMarkdown:
+def _card_fact_0_1(name: str, value: object) -> SafeMarkdown:
     if name.endswith("_bytes") and isinstance(value, int):
         return SafeMarkdown(f"{escape_markdown(name.removesuffix('_bytes').replace('_', ' '))} {format_bytes(value)}")
     return SafeMarkdown(f"{escape_markdown(name)} {escape_markdown(value)}")
 
 
-def _gate(subject: CardSubject, name: str, outcome: str) -> CardTable | None:
+def _card_gate_table_0_1(subject: CardSubject, name: str, outcome: str) -> CardTable | None:
     found = [r for r in subject.manifest.gate.results if r.outcome == outcome] if subject.manifest.gate else []
     rows = [_gate_row(result) for result in found if result.quant in subject.quants]
     head = ("budget", "limit", "found", "interval", "finding")
@@ -88,21 +89,21 @@ def _gate_row(found: BudgetResult) -> tuple[SafeMarkdown, ...]:
     return (escape_markdown(budget), *numbers, escape_markdown(found.finding))
 
 
-def _choice(subject: CardSubject) -> CardTable | None:
+def _card_choice_table_0_1(subject: CardSubject) -> CardTable | None:
     head = ("memory", "file", "size", "what it costs", "when to choose it")
     rows = [
-        (_memory(subject.measurement(label)), markdown_code(label), cells.card_size(record.size_bytes),
-         _cost(subject.measurement(label)), escape_markdown(_USES[label]) if label in _USES else NOTHING)
+        (_card_memory_0_1(subject.measurement(label)), markdown_code(label), cells.card_size(record.size_bytes),
+         _card_cost_0_1(subject.measurement(label)), escape_markdown(_USES[label]) if label in _USES else NOTHING)
         for label, record in reversed(subject.quants.items())
     ]  # fmt: skip
     return card_table("choice", "table of choices", head, rows, words=("file", "what it costs", "when to choose it"))
 
 
-def _memory(found: Measurement | None) -> SafeMarkdown:
+def _card_memory_0_1(found: Measurement | None) -> SafeMarkdown:
     known = found is not None and found.speed is not None
     return SafeMarkdown(cells.card_speed(found)[2]) if known else SafeMarkdown("not measured")
 
 
-def _cost(found: Measurement | None) -> SafeMarkdown:
+def _card_cost_0_1(found: Measurement | None) -> SafeMarkdown:
     change = cells.card_ppl_change(found.divergence) if found and found.divergence else NOTHING
     return change if change == NOTHING else SafeMarkdown(f"perplexity {change}")

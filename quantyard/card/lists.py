@@ -30,7 +30,7 @@ def card_lists(subject: CardSubject) -> Iterator[Block]:
         "take": ("recommendation", card_take_lines(subject)),
         "settings": ("settings", card_settings(subject)),
     }
-    yield from _lists(found)
+    yield from _card_list_blocks(found)
     yield from card_shared_lists(subject, " This was allowed.")
 
 
@@ -50,25 +50,25 @@ def card_shared_lists(subject: CardSubject, allowed: str, fact: Facts = card_fac
         fact: how a fact of a machine is written.
     """
     found = {
-        "twin": ("what it computes", _twin(subject, {"proved", "known", "unproved"}, allowed)),
-        "twin-warning": ("what it computes", _twin(subject, {"limited", "differs"}, allowed)),
+        "twin": ("what it computes", _card_twin_items(subject, {"proved", "known", "unproved"}, allowed)),
+        "twin-warning": ("what it computes", _card_twin_items(subject, {"limited", "differs"}, allowed)),
         "media": ("pictures and sound", card_media(subject)),
         "contract-findings": ("API test findings", _contract_findings(subject)),
-        "measured": ("how it was measured", _measured(subject, fact)),
-        "not-measured": ("what was not measured", _not_measured(subject)),
+        "measured": ("how it was measured", _card_measured_items(subject, fact)),
+        "not-measured": ("what was not measured", _card_not_measured_items(subject)),
         "apart": ("importance matrices and recipes", card_file_provenance(subject)),
         "made": ("how it was made", card_provenance(subject)),
     }
-    yield from _lists(found)
+    yield from _card_list_blocks(found)
 
 
-def _lists(found: Mapping[str, tuple[str, Iterator[SafeMarkdown]]]) -> Iterator[Block]:
+def _card_list_blocks(found: Mapping[str, tuple[str, Iterator[SafeMarkdown]]]) -> Iterator[Block]:
     for name, (title, lines) in found.items():
         if items := tuple(lines):
             yield CardList(name, title, items, quoted=name == "twin-warning", plain=name in _PARAGRAPHS)
 
 
-def _twin(subject: CardSubject, statuses: set[str], allowed: str) -> Iterator[SafeMarkdown]:
+def _card_twin_items(subject: CardSubject, statuses: set[str], allowed: str) -> Iterator[SafeMarkdown]:
     """What a small random model of the same kind showed, if it showed one of these."""
     for _, stage in (*subject.stages("twin"), *subject.stages("parity")):
         facts = TwinFacts.read(stage.facts)
@@ -95,7 +95,7 @@ def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:
 # ---- how it was measured -----------------------------------------------------------------------------
 
 
-def _measured(subject: CardSubject, fact: Facts) -> Iterator[SafeMarkdown]:
+def _card_measured_items(subject: CardSubject, fact: Facts) -> Iterator[SafeMarkdown]:
     report = subject.report
     if report is None:
         return
@@ -106,30 +106,30 @@ def _measured(subject: CardSubject, fact: Facts) -> Iterator[SafeMarkdown]:
     if suite.tasks:
         how = "in the chat template of the model" if suite.apply_chat_template else "as plain text"
         yield SafeMarkdown(
-            f"Tasks by lm-evaluation-harness, in one process with llama.cpp, {how}: {_entries(suite.tasks)}."
+            f"Tasks by lm-evaluation-harness, in one process with llama.cpp, {how}: {_card_suite_tasks(suite.tasks)}."
         )
-    yield from _divergence(report)
-    yield from _similarity(report)
-    yield from _speed(report)
-    yield from _pairs("Versions", report.versions, fact)
-    yield from _pairs("Hardware", report.hardware, fact)
-    yield from _gate(subject)
-    yield from _hidden(subject)
+    yield from _card_divergence_items(report)
+    yield from _card_similarity_items(report)
+    yield from _card_speed_items(report)
+    yield from _card_facts_items("Versions", report.versions, fact)
+    yield from _card_facts_items("Hardware", report.hardware, fact)
+    yield from _card_gate_items(subject)
+    yield from _card_hidden_task_items(subject)
 
 
-def _entries(tasks: tuple[TaskEntry, ...]) -> SafeMarkdown:
+def _card_suite_tasks(tasks: tuple[TaskEntry, ...]) -> SafeMarkdown:
     rest = [escape_markdown(f"and {len(tasks) - _MAX_NAMED} more")] if len(tasks) > _MAX_NAMED else []
-    return join_markdown(", ", [*map(_entry, tasks[:_MAX_NAMED]), *rest])
+    return join_markdown(", ", [*map(_card_suite_task, tasks[:_MAX_NAMED]), *rest])
 
 
-def _entry(task: TaskEntry) -> SafeMarkdown:
+def _card_suite_task(task: TaskEntry) -> SafeMarkdown:
     shots = "" if task.num_fewshot is None else f"{task.num_fewshot} shots"
     limit = "" if task.limit is None else f"{format_count(task.limit)} questions drawn"
     more = ", ".join(part for part in (shots, limit) if part)
     return SafeMarkdown(f"{escape_markdown(task.task, 60)} ({more})" if more else escape_markdown(task.task, 60))
 
 
-def _divergence(report: EvalReport) -> Iterator[SafeMarkdown]:
+def _card_divergence_items(report: EvalReport) -> Iterator[SafeMarkdown]:
     if found := next((m.divergence for m in report.measurements if m.divergence), None):
         chunks = f"{format_count(found.n_chunks)} chunks of {format_count(found.n_ctx)}"
         yield SafeMarkdown(
@@ -138,7 +138,7 @@ def _divergence(report: EvalReport) -> Iterator[SafeMarkdown]:
         )
 
 
-def _similarity(report: EvalReport) -> Iterator[SafeMarkdown]:
+def _card_similarity_items(report: EvalReport) -> Iterator[SafeMarkdown]:
     if found := next((m.similarity for m in report.measurements if m.similarity), None):
         what = "Embeddings compared by their cosine, and rankings" if found.purpose == "embed" else "Rankings compared"
         yield SafeMarkdown(
@@ -147,7 +147,7 @@ def _similarity(report: EvalReport) -> Iterator[SafeMarkdown]:
         )
 
 
-def _speed(report: EvalReport) -> Iterator[SafeMarkdown]:
+def _card_speed_items(report: EvalReport) -> Iterator[SafeMarkdown]:
     """One item for all files that were timed with the same settings."""
     timed = (m.speed for m in report.measurements if m.speed)
     for settings, threads, n_ctx, gpu in dict.fromkeys((s.settings, s.threads, s.n_ctx, s.n_gpu_layers) for s in timed):
@@ -160,13 +160,13 @@ def _speed(report: EvalReport) -> Iterator[SafeMarkdown]:
         )
 
 
-def _pairs(name: str, found: Mapping[str, object], fact: Facts) -> Iterator[SafeMarkdown]:
+def _card_facts_items(name: str, found: Mapping[str, object], fact: Facts) -> Iterator[SafeMarkdown]:
     parts = [fact(key, value) for key, value in list(found.items())[:_MAX_NAMED]]
     if parts:
         yield SafeMarkdown(f"{name}: {join_markdown(', ', parts)}.")
 
 
-def _gate(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_gate_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     gate = subject.manifest.gate
     if gate is None:
         return
@@ -178,7 +178,7 @@ def _gate(subject: CardSubject) -> Iterator[SafeMarkdown]:
                f"Quality gate {escape_markdown(gate.budgets)}, suite {markdown_code(gate.suite)}: {told}.")  # fmt: skip
 
 
-def _hidden(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_hidden_task_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Counts the comparisons that only the manifest has: tasks inside groups, and further metrics."""
     shown = {(s.task, s.metric) for s in subject.headlines}
     left = [c for m in subject.measured.values() for c in m.comparisons if (c.task, c.metric) not in shown]
@@ -190,12 +190,12 @@ def _hidden(subject: CardSubject) -> Iterator[SafeMarkdown]:
 # ---- what was not ------------------------------------------------------------------------------------
 
 
-def _not_measured(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_not_measured_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     report = subject.report
     if report is None:
         yield SafeMarkdown("Anything: these files have not been evaluated.")
     else:
-        yield from _missing(subject, report)
+        yield from _card_missing_items(subject, report)
     languages = subject.manifest.source.card.languages
     if len(languages) > 1:
         named = join_markdown(", ", [markdown_code(language, 20) for language in languages[:_MAX_NAMED]])
@@ -209,7 +209,7 @@ def _not_measured(subject: CardSubject) -> Iterator[SafeMarkdown]:
         yield SafeMarkdown(f"How it serves: no contract test of {join_markdown(', ', map(markdown_code, untested))}.")
 
 
-def _missing(subject: CardSubject, report: EvalReport) -> Iterator[SafeMarkdown]:
+def _card_missing_items(subject: CardSubject, report: EvalReport) -> Iterator[SafeMarkdown]:
     if unmeasured := [label for label in subject.quants if label not in subject.measured]:
         yield SafeMarkdown(f"{join_markdown(', ', map(markdown_code, unmeasured))}: not evaluated at all.")
     if not any(m.scores for m in report.measurements):
@@ -218,7 +218,7 @@ def _missing(subject: CardSubject, report: EvalReport) -> Iterator[SafeMarkdown]
         without = [label for label, m in subject.measured.items() if getattr(m, name) is None]
         if without:
             yield SafeMarkdown(f"{what} of {join_markdown(', ', map(markdown_code, without))}.")
-    yield from _context(report)
+    yield from _card_context_items(report)
     for label, found in subject.measured.items():
         if found.n_truncated:
             yield SafeMarkdown(
@@ -227,7 +227,7 @@ def _missing(subject: CardSubject, report: EvalReport) -> Iterator[SafeMarkdown]
             )
 
 
-def _context(report: EvalReport) -> Iterator[SafeMarkdown]:
+def _card_context_items(report: EvalReport) -> Iterator[SafeMarkdown]:
     speeds = [m.speed for m in report.measurements if m.speed]
     if speeds and not any(s.n_gpu_layers for s in speeds):
         yield SafeMarkdown("Speed on a GPU.")

@@ -29,10 +29,10 @@ def card_media(subject: CardSubject) -> Iterator[SafeMarkdown]:
     model = subject.quants[subject.taken].files[0].path if subject.taken else "model.gguf"
     typed = markdown_code(f"llama-server -m {model} --mmproj {first}", 400)
     yield SafeMarkdown(f"With -hf, llama.cpp finds it in the repo by itself; with files, type {typed}.")
-    yield from _checked(subject, record.made_by, has_q8_0=len(record.files) > 1)
+    yield from _card_checked_media(subject, record.made_by, has_q8_0=len(record.files) > 1)
 
 
-def _checked(subject: CardSubject, made_by: str, *, has_q8_0: bool) -> Iterator[SafeMarkdown]:
+def _card_checked_media(subject: CardSubject, made_by: str, *, has_q8_0: bool) -> Iterator[SafeMarkdown]:
     stage = subject.manifest.stages.get(made_by)
     if stage is None:
         return

@@ -38,13 +38,13 @@ def card_metadata(subject: CardSubject) -> ModelCardData:
     named: dict[str, Any] = {"model_name": subject.repo_name, "eval_results": results} if results else {}
     named |= {"quantized_by": owner} if owner else {}
     return ModelCardData(
-        **_base(hub), **card_licence(subject), **card_languages(card.languages),
+        **_card_base_model(hub), **card_licence(subject), **card_languages(card.languages),
         pipeline_tag=card.pipeline_tag if _PIPELINE.fullmatch(card.pipeline_tag) else None,
         library_name="gguf", tags=card_tags(card.tags), **named,
     )  # fmt: skip
 
 
-def _base(hub: str) -> dict[str, Any]:
+def _card_base_model(hub: str) -> dict[str, Any]:
     return {"base_model": hub, "base_model_relation": "quantized"} if hub else {}
 
 
@@ -70,11 +70,11 @@ def card_languages(named: list[str]) -> dict[str, Any]:
         code = (found[1] or found[3]).lower()
         codes[code] = None
         if found[2]:
-            tags["-".join((code, *map(_subtag, re.split("[-_]", found[2])[1:])))] = None
+            tags["-".join((code, *map(_card_language_subtag, re.split("[-_]", found[2])[1:])))] = None
     return {key: list(names) for key, names in (("language", codes), ("language_bcp47", tags)) if names}
 
 
-def _subtag(text: str) -> str:
+def _card_language_subtag(text: str) -> str:
     """A script as Latn, a region as BR, all else in lower case: as RFC 5646 writes them."""
     is_script = len(text) == _SCRIPT_LETTERS and text.isalpha()
     is_region = len(text) == _REGION_LETTERS and text.isalpha()

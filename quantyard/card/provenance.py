@@ -37,14 +37,14 @@ def card_file_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
         labels = [label for label, record in subject.quants.items() if record.imatrix == found]
         yield SafeMarkdown(f"{join_markdown(', ', map(markdown_code, labels))}: made with the importance matrix "
         f"{markdown_code(found.file)}, "
-                   f"{_text_of(subject, found)}.")  # fmt: skip
+                   f"{_card_imatrix_text(subject, found)}.")  # fmt: skip
     for label, record in subject.quants.items():
         made_by = subject.manifest.stages.get(record.made_by)
         if made_by is not None and made_by.request.get("recipe"):
-            yield SafeMarkdown(f"{markdown_code(label)}: a mix of tensor types, {_recipe(made_by)}.")
+            yield SafeMarkdown(f"{markdown_code(label)}: a mix of tensor types, {_card_recipe(made_by)}.")
 
 
-def _text_of(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
+def _card_imatrix_text(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
     """The text that a matrix was computed from, as far as the manifest records it."""
     made = subject.manifest.stages.get("calibrate")
     if made is None or files_digest(tuple(made.outputs)) != files_digest(tuple(found.given)):
@@ -58,7 +58,7 @@ def _text_of(subject: CardSubject, found: ImatrixRecord) -> SafeMarkdown:
     return SafeMarkdown(f"{which} (SHA-256 {sha256}), {facts.chunks} chunks of {facts.chunk_tokens} tokens")
 
 
-def _recipe(stage: StageRecord) -> SafeMarkdown:
+def _card_recipe(stage: StageRecord) -> SafeMarkdown:
     """The recipe in the request: a base type, and the types that differ."""
     asked = stage.request
     types = asked.get("tensor_types")
@@ -99,23 +99,23 @@ def card_provenance(subject: CardSubject) -> Iterator[SafeMarkdown]:
     for name in ("fetch", "twin", "convert", "projector", "parity", "calibrate", "quantize"):
         if name != "calibrate" or subject.imatrices:  # no published file may use the matrix
             for key, stage in subject.stages(name):
-                yield from _run(key, stage)
-    yield from _verified(subject)
-    yield from _images(subject)
+                yield from _card_stage_run(key, stage)
+    yield from _card_verified_items(subject)
+    yield from _card_image_items(subject)
 
 
-def _run(key: str, stage: StageRecord) -> Iterator[SafeMarkdown]:
+def _card_stage_run(key: str, stage: StageRecord) -> Iterator[SafeMarkdown]:
     tools = join_markdown(
         ", ",
         [SafeMarkdown(f"{escape_markdown(name)} {escape_markdown(version)}") for name, version in stage.tools.items()],
     )
     head = SafeMarkdown(f"{escape_markdown(key)}: {join_markdown(', on ', [tools, escape_markdown(stage.cpu)])}.")
-    commands = "\n".join(shlex.join(_portable(arg) for arg in argv) for argv in stage.argv)
+    commands = "\n".join(shlex.join(_card_portable_argument(arg) for arg in argv) for argv in stage.argv)
     block = markdown_code_block(commands, "sh").replace("\n", "\n  ") if commands else ""
     yield SafeMarkdown(f"{head}\n\n  {block}\n" if block else head)
 
 
-def _portable(argument: str) -> str:
+def _card_portable_argument(argument: str) -> str:
     """The last part of a host's path: the rest is private."""
     flag, equals, value = argument.rpartition("=")
     if value.startswith(("/", "~", "file:")) and not _IN_IMAGES.match(value):
@@ -123,7 +123,7 @@ def _portable(argument: str) -> str:
     return argument
 
 
-def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_verified_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     for key, stage in subject.stages("verify"):
         facts = VerifyFacts.read(stage.facts)
         compared = ((facts.probes, "tokenizer probes"), (facts.chats, "conversations"))
@@ -134,13 +134,17 @@ def _verified(subject: CardSubject) -> Iterator[SafeMarkdown]:
             if allowed
             else ""
         )
-        findings = [*map(_finding, facts.findings), *_witnesses(facts), *_embeddings(facts)]
+        findings = [
+            *map(_card_text_finding, facts.findings),
+            *_card_witness_items(facts),
+            *_card_embeddings_items(facts),
+        ]
         tried = f" ({join_markdown(', ', parts)})" if parts else ""
-        narrow = _narrow_rows(subject, key, stage, facts)
+        narrow = _card_narrow_rows(subject, key, stage, facts)
         yield SafeMarkdown(f"{escape_markdown(key)}: passed{tried}.{narrow}{differs}{''.join(findings)}")
 
 
-def _narrow_rows(subject: CardSubject, key: str, stage: StageRecord, facts: VerifyFacts) -> SafeMarkdown:
+def _card_narrow_rows(subject: CardSubject, key: str, stage: StageRecord, facts: VerifyFacts) -> SafeMarkdown:
     """That the file is not what its name says; by its tensors where nothing is recorded."""
     found = next((record.narrow_rows for record in subject.quants.values() if record.verified_by == key), None)
     quant = next((quant for quant in QUANTS if quant.name == stage.request.get("quant")), None)
@@ -149,7 +153,7 @@ def _narrow_rows(subject: CardSubject, key: str, stage: StageRecord, facts: Veri
     return SafeMarkdown(f" **{escape_markdown(found.sentence.removesuffix('.'), 600)}.**" if found else "")
 
 
-def _finding(finding: TextFinding) -> SafeMarkdown:
+def _card_text_finding(finding: TextFinding) -> SafeMarkdown:
     """What llama.cpp tokenizes otherwise; what is more than a record stands out."""
     sentence = escape_markdown(finding.sentence, 400)
     if finding.outcome == "allowed":
@@ -157,19 +161,19 @@ def _finding(finding: TextFinding) -> SafeMarkdown:
     return SafeMarkdown(f" **{sentence}.**" if finding.outcome == "warn" else f" {sentence}.")
 
 
-def _embeddings(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
+def _card_embeddings_items(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
     """How close embeddings or scores are to the original's."""
     for sentence, is_warning in facts.embeddings_sentences:
         text = escape_markdown(sentence, 400)
         yield SafeMarkdown(f" **{text}.**" if is_warning else f" {text}.")
 
 
-def _witnesses(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
+def _card_witness_items(facts: VerifyFacts) -> Iterator[SafeMarkdown]:
     for sentence in facts.witnesses_that_differ:
         yield SafeMarkdown(f" Judged by the file; {escape_markdown(sentence, 400)}.")
 
 
-def _images(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_image_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Each image once, with its base image."""
     seen: dict[str, None] = {}
     making = ("fetch", "twin", "convert", "projector", "parity", "calibrate", "quantize")

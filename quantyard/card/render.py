@@ -62,8 +62,9 @@ def render_card(manifest: Manifest, context: CardContext) -> str:
     from huggingface_hub import ModelCard
 
     subject = CardSubject(manifest, context)
-    body = _environment().get_template("card.md.jinja").render(_view(subject))
-    return str(ModelCard(f"---\n{card_metadata(subject).to_yaml(line_break=chr(10))}\n---\n\n{_tidy(body)}\n"))
+    body = _card_environment().get_template("card.md.jinja").render(_card_template_values(subject))
+    metadata = card_metadata(subject).to_yaml(line_break=chr(10))
+    return str(ModelCard(f"---\n{metadata}\n---\n\n{_tidy_card_body(body)}\n"))
 
 
 def card_eval_results(manifest: Manifest, context: CardContext) -> dict[str, str]:
@@ -95,17 +96,17 @@ def card_differences(card: str, manifest: Manifest, context: CardContext) -> lis
 
 
 @cache
-def _environment() -> Environment:
+def _card_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Jinja's own escaping covers HTML, not Markdown; `finalize` sees every value that is written.
     return Environment(
-        loader=FileSystemLoader(_HERE), undefined=StrictUndefined, finalize=_finalize, trim_blocks=True,
+        loader=FileSystemLoader(_HERE), undefined=StrictUndefined, finalize=_finalize_card_value, trim_blocks=True,
         lstrip_blocks=True, autoescape=False,  # noqa: S701  (see above)
     )  # fmt: skip
 
 
-def _tidy(body: str) -> str:
+def _tidy_card_body(body: str) -> str:
     """Collapses repeated empty lines, except in code blocks."""
     kept: list[str] = []
     fence = ""
@@ -116,34 +117,34 @@ def _tidy(body: str) -> str:
     return "\n".join(kept)
 
 
-def _finalize(value: object) -> str:
+def _finalize_card_value(value: object) -> str:
     return value if isinstance(value, SafeMarkdown) else escape_markdown(value)
 
 
 # ---- what the template is given ----------------------------------------------------------------------
 
 
-def _view(subject: CardSubject) -> dict[str, Any]:
+def _card_template_values(subject: CardSubject) -> dict[str, Any]:
     blocks = {block.name: render_card_block(block) for block in (*card_tables(subject), *card_lists(subject))}
     source, licence, use = subject.manifest.source, subject.context.licence, subject.manifest.use
     address, licence_text = SafeMarkdown(subject.source_url), subject.context.licence_text
     return {
-        "blocks": blocks, "title": escape_markdown(subject.title), "baseline": _baseline(subject),
+        "blocks": blocks, "title": escape_markdown(subject.title), "baseline": _card_baseline(subject),
         "source": markdown_link(markdown_code(source.repo_id), address) if source.repo_id
         else markdown_code(subject.title),
         "source_file": markdown_code(source.gguf_file) if source.gguf_file else None,
-        "memory": _memory(subject), "prompt": markdown_code_block(use.prompt) if use and use.prompt else None,
+        "memory": _card_memory_kind(subject), "prompt": markdown_code_block(use.prompt) if use and use.prompt else None,
         "n_missed": sum(result.outcome != "passed" for result in subject.limits),
-        "tasks": _tasks(subject, blocks), "plots": list(_plots(subject.context.plots)),
+        "tasks": _card_task_sections(subject, blocks), "plots": list(_card_plots(subject.context.plots)),
         "licence": markdown_code(licence.id), "licence_by_user": licence.stated_by == "user",
         "licence_link": _licence_link(source.card.license_link), "source_card": bool(subject.hub_source),
         "notices": [escape_markdown(notice, 2000) for notice in licence.notices],
         "licence_text": markdown_code_block(licence_text) if licence_text.strip() else None,
-        "run": _run(subject) if subject.taken else None,
+        "run": _card_snippet_values(subject) if subject.taken else None,
     }  # fmt: skip
 
 
-def _baseline(subject: CardSubject) -> SafeMarkdown | None:
+def _card_baseline(subject: CardSubject) -> SafeMarkdown | None:
     return markdown_code(subject.baseline.file.label) if subject.baseline else None
 
 
@@ -161,7 +162,7 @@ class _Task:
     table: SafeMarkdown
 
 
-def _tasks(subject: CardSubject, blocks: dict[str, SafeMarkdown]) -> list[_Task]:
+def _card_task_sections(subject: CardSubject, blocks: dict[str, SafeMarkdown]) -> list[_Task]:
     labels = {table.name: label for table, label in zip(card_task_tables(subject), subject.measured, strict=True)} \
         if subject.headlines else {}  # fmt: skip
     return [_Task(escape_card_html(label), blocks[name]) for name, label in labels.items()]
@@ -176,7 +177,7 @@ class _Picture:
     words: SafeMarkdown
 
 
-def _plots(paths: Iterable[str]) -> Iterator[_Picture]:
+def _card_plots(paths: Iterable[str]) -> Iterator[_Picture]:
     """The plots in the order of `_PLOTS`; PNG if present, because not every viewer shows an SVG of a repo."""
     safe = [path for path in paths if _PATH.fullmatch(path) and ".." not in path]
     for name, words in _PLOTS.items():
@@ -192,13 +193,13 @@ def _path_of(paths: Iterable[str], name: str) -> str | None:
     return next((path for path in paths if PurePosixPath(path).name == name), None)
 
 
-def _memory(subject: CardSubject) -> str:
+def _card_memory_kind(subject: CardSubject) -> str:
     """What the memory of the table of files is: "context" for that at whole contexts, "peak" for the measured peak."""
     timed = any(m.speed for m in subject.measured.values())
     return "context" if timed and subject.contexts else "peak" if timed else ""
 
 
-def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
+def _card_snippet_values(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     """The values of the snippets. They stand in code blocks, so shell words are quoted and nothing is escaped."""
     label, repo_id, context = subject.taken, subject.context.repo_id, subject.context
     names = [file.path for file in subject.quants[label].files]
@@ -206,13 +207,16 @@ def _run(subject: CardSubject) -> dict[str, SafeMarkdown | bool]:
     by_name = bool(repo_id) and not context.branch  # only files can be had from another branch
     tag = label if _is_hub_tag(label) else names[0]
     apps = {entry.path for entry in subject.manifest.app_files}
+    model = f"{repo_id}:{_card_shell_word(label)}" if by_name else _card_shell_word(names[0])
     return {
-        "repo_id": SafeMarkdown(repo_id), "hub": SafeMarkdown(repo_id if by_name else ""), "quant": _word(label),
-        "file": _word(names[0]), "parts": len(names) > 1, "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
-        "files": _downloads(names), "branch": _word(context.branch) if context.branch else SafeMarkdown(""),
-        "model": SafeMarkdown(f"-hf {repo_id}:{_word(label)}" if by_name else f"-m {_word(names[0])}"),
-        "oci": _word(_oci_name(context.oci, label)) if context.oci else SafeMarkdown(""),
-        "tagged": SafeMarkdown(f"hf.co/{repo_id}:{_word(tag)}" if by_name else ""),
+        "repo_id": SafeMarkdown(repo_id), "hub": SafeMarkdown(repo_id if by_name else ""),
+        "quant": _card_shell_word(label), "file": _card_shell_word(names[0]), "parts": len(names) > 1,
+        "url": SafeMarkdown(f"{HUB_URL}/{repo_id}"),
+        "files": _card_download_arguments(names),
+        "branch": _card_shell_word(context.branch) if context.branch else SafeMarkdown(""),
+        "model": SafeMarkdown(f"-{'hf' if by_name else 'm'} {model}"),
+        "oci": _card_shell_word(_oci_name(context.oci, label)) if context.oci else SafeMarkdown(""),
+        "tagged": SafeMarkdown(f"hf.co/{repo_id}:{_card_shell_word(tag)}" if by_name else ""),
         "closed": SafeMarkdown(context.closed), "token": _token_line(repo_id, context.closed),
         "known": _is_hub_tag(label), "chat": subject.has_chat_template,
         "encoder_decoder": subject.is_encoder_decoder,
@@ -234,12 +238,13 @@ def _oci_name(oci: str, label: str) -> str:
     return oci if ":" in oci.rpartition("/")[2] else f"{oci}:{label}"
 
 
-def _downloads(names: list[str]) -> SafeMarkdown:
+def _card_download_arguments(names: list[str]) -> SafeMarkdown:
     """The arguments of `hf download` for exactly these files."""
     if len(names) == 1:
-        return _word(names[0])
+        return _card_shell_word(names[0])
     stem, _, of = names[0].rpartition("-00001-of-")
-    return SafeMarkdown(f"--include {_word(f'{stem}-*-of-{of}')}") if of else SafeMarkdown(" ".join(map(_word, names)))
+    files = f"--include {_card_shell_word(f'{stem}-*-of-{of}')}" if of else " ".join(map(_card_shell_word, names))
+    return SafeMarkdown(files)
 
 
 def _token_line(repo_id: str, closed: Closed) -> SafeMarkdown:
@@ -255,6 +260,6 @@ _FLAGS: Final[dict[Purpose, Callable[[Pooling], str]]] = {
 }  # fmt: skip
 
 
-def _word(value: str) -> SafeMarkdown:
+def _card_shell_word(value: str) -> SafeMarkdown:
     """One shell word, on one line and without a backtick."""
     return SafeMarkdown(shlex.quote(clean_card_text(value).replace("`", "")))

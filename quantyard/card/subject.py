@@ -57,7 +57,7 @@ class CardSubject:
         Raises:
             BadRequest: an unknown suite or quant, a measurement of another file, or an invalid repo name.
         """
-        if self.context.repo_id and not _is_repo_id(self.context.repo_id):
+        if self.context.repo_id and not _is_card_repo_id(self.context.repo_id):
             message = f"{self.context.repo_id!r} is not a repo name."
             raise BadRequest(message, "Name it like this: REPO=me/name-GGUF")
         if missing := [label for label in self.context.quants if label not in self.manifest.quants]:
@@ -177,7 +177,7 @@ class CardSubject:
     @property
     def hub_source(self) -> str:
         """The Hub's id of the source; "" if the source is not a repo of the Hub."""
-        return self.manifest.source.repo_id if _is_repo_id(self.manifest.source.repo_id) else ""
+        return self.manifest.source.repo_id if _is_card_repo_id(self.manifest.source.repo_id) else ""
 
     @property
     def source_url(self) -> str:
@@ -193,7 +193,7 @@ class CardSubject:
         return [*([self.report.baseline] if self.report else []), *self.quants]
 
 
-def _is_repo_id(text: str) -> bool:
+def _is_card_repo_id(text: str) -> bool:
     try:
         return parse_hub_repo_id(text) == (text, None)
     except BadRequest:

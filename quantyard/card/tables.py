@@ -25,7 +25,7 @@ NOT_COMPARED: Final = SafeMarkdown("not comparable")
 
 def card_tables(subject: CardSubject) -> Iterator[Block]:
     """Every table that has rows."""
-    yield from (block for block in (card_which_table(subject), _limits(subject)) if block)
+    yield from (block for block in (card_which_table(subject), _card_limits_table(subject)) if block)
     yield from card_measured_tables(subject, cells_now)
 
 
@@ -36,27 +36,28 @@ def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Bl
         cells: the notation of numbers: the current one, or an earlier version's.
     """
     found = [
-        _similarity(subject) or _files(cells, subject), _speed(cells, subject), _verdicts(subject),
-        *card_task_tables(subject, cells), _contract(cells, subject), _hashes(cells, subject),
+        _card_similarity_table(subject) or _card_files_table(cells, subject),
+        _card_speed_table(cells, subject), _card_verdicts_table(subject),
+        *card_task_tables(subject, cells), _card_contract_table(cells, subject), _card_hashes_table(cells, subject),
     ]  # fmt: skip
     yield from (block for block in found if block)
 
 
-def _files(cells: ModuleType, subject: CardSubject) -> CardTable | None:
+def _card_files_table(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     head = ("file", "size", "bits per weight", "PPL", "ΔPPL", "mean KLD", "p99 KLD", "same top token")
     rows = [
-        (_name_of(subject, label), cells.card_size(q.size_bytes), cells.card_bits(q.bits_per_weight),
-         *_quality(cells, subject.measurement(label)))
+        (_card_file_name(subject, label), cells.card_size(q.size_bytes), cells.card_bits(q.bits_per_weight),
+         *_card_quality_cells(cells, subject.measurement(label)))
         for label, q in subject.quants.items()
     ]  # fmt: skip
     base = subject.baseline
     if base and base.file.label not in subject.quants:
         facts = (cells.card_size(base.file.size_bytes), cells.card_bits(base.file.bits_per_weight))
-        rows.insert(0, (_name_of(subject, base.file.label), *facts, *_quality(cells, base)))
+        rows.insert(0, (_card_file_name(subject, base.file.label), *facts, *_card_quality_cells(cells, base)))
     return card_table("files", "files table", head, rows)
 
 
-def _similarity(subject: CardSubject) -> CardTable | None:
+def _card_similarity_table(subject: CardSubject) -> CardTable | None:
     """In place of perplexity and divergence, of a model that embeds texts or ranks documents."""
     base = subject.baseline
     measured = {label: found for label in subject.quants if (found := subject.measurement(label))}
@@ -64,38 +65,38 @@ def _similarity(subject: CardSubject) -> CardTable | None:
         measured = {base.file.label: base, **measured}
     figures = similarity_figures([*measured.values()])
     rows = [
-        (_name_of(subject, label), cells_now.card_size(m.file.size_bytes), cells_now.card_bits(m.file.bits_per_weight),
-         *(SafeMarkdown(figure.shown(m.similarity)) for figure in figures))
+        (_card_file_name(subject, label), cells_now.card_size(m.file.size_bytes),
+         cells_now.card_bits(m.file.bits_per_weight), *(SafeMarkdown(figure.shown(m.similarity)) for figure in figures))
         for label, m in measured.items()
     ]  # fmt: skip
     head = ("file", "size", "bits per weight", *(figure.name for figure in figures))
     return card_table("similarity", "similarity table", head, rows) if figures else None
 
 
-def _quality(cells: ModuleType, found: Measurement | None) -> tuple[SafeMarkdown, ...]:
+def _card_quality_cells(cells: ModuleType, found: Measurement | None) -> tuple[SafeMarkdown, ...]:
     quality: tuple[SafeMarkdown, ...] = cells.card_quality(found.divergence if found else None)
     return quality
 
 
-def _name_of(subject: CardSubject, label: str) -> SafeMarkdown:
+def _card_file_name(subject: CardSubject, label: str) -> SafeMarkdown:
     """A file in the first column of a table."""
     is_baseline = subject.report is not None and label == subject.report.baseline
     return SafeMarkdown(f"{markdown_code(label)} (baseline)") if is_baseline else markdown_code(label)
 
 
-def _speed(cells: ModuleType, subject: CardSubject) -> CardTable | None:
+def _card_speed_table(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     head = ("file", "prompt tokens/s", "generated tokens/s", "peak memory")
-    rows = [(_name_of(subject, label), *cells.card_speed(m)) for label, m in subject.measured.items() if m.speed]
+    rows = [(_card_file_name(subject, label), *cells.card_speed(m)) for label, m in subject.measured.items() if m.speed]
     base = subject.baseline
     if rows and base and base.speed and base.file.label not in subject.quants:
-        rows.insert(0, (_name_of(subject, base.file.label), *cells.card_speed(base)))
+        rows.insert(0, (_card_file_name(subject, base.file.label), *cells.card_speed(base)))
     return card_table("speed", "speed table", head, rows)
 
 
 # ---- tasks -------------------------------------------------------------------------------------------
 
 
-def _verdicts(subject: CardSubject) -> CardTable | None:
+def _card_verdicts_table(subject: CardSubject) -> CardTable | None:
     """The number of tasks by verdict, per file."""
     shown = {(s.task, s.metric) for s in subject.headlines}
     counts = {
@@ -117,7 +118,7 @@ def card_task_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Ite
         if base is None or found is base:
             head = ["task", "questions", str(escape_markdown(label))]
             rows: list[tuple[SafeMarkdown, ...]] = [
-                (_name(cells, s), cells.card_count(s.n), cells.card_score(s)) for s in subject.headlines
+                (_card_task_metric(cells, s), cells.card_count(s.n), cells.card_score(s)) for s in subject.headlines
             ]
         else:
             head = [
@@ -128,18 +129,18 @@ def card_task_tables(subject: CardSubject, cells: ModuleType = cells_now) -> Ite
                 "Δ (95 %)",
                 "verdict",
             ]
-            rows = [_task_row(cells, found, s) for s in subject.headlines]
+            rows = [_card_task_row(cells, found, s) for s in subject.headlines]
         if made := card_table(name, f"tasks of {escape_markdown(label)}", head, rows, words=("verdict",)):
             yield made
 
 
-def _task_row(cells: ModuleType, found: Measurement, base: Score) -> tuple[SafeMarkdown, ...]:
+def _card_task_row(cells: ModuleType, found: Measurement, base: Score) -> tuple[SafeMarkdown, ...]:
     key = (base.task, base.metric)
     compared = next((c for c in found.comparisons if (c.task, c.metric) == key), None)
     if compared is None:
         own = next((s for s in found.scores if (s.task, s.metric) == key), None)
         return (
-            _name(cells, base),
+            _card_task_metric(cells, base),
             cells.card_count(base.n),
             cells.card_score(base),
             cells.card_score(own),
@@ -148,10 +149,15 @@ def _task_row(cells: ModuleType, found: Measurement, base: Score) -> tuple[SafeM
         )
     share = base.higher_is_better
     told = (*cells.card_score_values(compared, share=share), cells.card_delta(compared, share=share))
-    return (_name(cells, base), cells.card_count(compared.n), *told, cells.card_verdict(compared, base.chance))
+    return (
+        _card_task_metric(cells, base),
+        cells.card_count(compared.n),
+        *told,
+        cells.card_verdict(compared, base.chance),
+    )
 
 
-def _name(cells: ModuleType, found: Score) -> SafeMarkdown:
+def _card_task_metric(cells: ModuleType, found: Score) -> SafeMarkdown:
     name: SafeMarkdown = cells.card_task_name(found.task, found.metric)
     return name
 
@@ -159,7 +165,7 @@ def _name(cells: ModuleType, found: Score) -> SafeMarkdown:
 # ---- the rest ----------------------------------------------------------------------------------------
 
 
-def _contract(cells: ModuleType, subject: CardSubject) -> CardTable | None:
+def _card_contract_table(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     head = ("file", "passed", "not supported", "failed", cells.CONFORMANCE)
     rows = [
         (markdown_code(label),
@@ -170,7 +176,7 @@ def _contract(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     return card_table("contract", "API test table", head, rows)
 
 
-def _limits(subject: CardSubject) -> CardTable | None:
+def _card_limits_table(subject: CardSubject) -> CardTable | None:
     """The quality limits that are not met, the worst outcome first; the value beside its limit."""
     order = {outcome: number for number, outcome in enumerate(OUTCOMES)}
     found = sorted((r for r in subject.limits if r.outcome != "passed"), key=lambda r: order[r.outcome])
@@ -188,7 +194,7 @@ def _limit_name(found: BudgetResult) -> SafeMarkdown:
     return escape_markdown(f"{name}, {found.task}" if found.task else name)
 
 
-def _hashes(cells: ModuleType, subject: CardSubject) -> CardTable | None:
+def _card_hashes_table(cells: ModuleType, subject: CardSubject) -> CardTable | None:
     files = [file for record in subject.quants.values() for file in record.files]
     files += subject.manifest.projector.files if subject.manifest.projector else []
     rows = [

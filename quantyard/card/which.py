@@ -66,14 +66,14 @@ def card_which_table(subject: CardSubject) -> CardTable | None:
     contexts = [f"memory at {format_context(tokens)}" for tokens in subject.contexts]
     head = ("file", "size", *(contexts or ["memory, short context"]), "generated tokens/s", "same top token", "note")
     rows = [
-        (card_file_link(label, record), cells.card_size(record.size_bytes), *_memory(subject, label),
-         _speed(subject, label), _agreement(subject, label), _note(subject, label))
+        (card_file_link(label, record), cells.card_size(record.size_bytes), *_card_which_memory(subject, label),
+         _card_which_speed(subject, label), _card_which_agreement(subject, label), _card_which_note(subject, label))
         for label, record in subject.quants.items()
     ]  # fmt: skip
     return card_table("which", "table of files to take", head, rows, words=("note",))
 
 
-def _memory(subject: CardSubject, label: str) -> Iterator[SafeMarkdown]:
+def _card_which_memory(subject: CardSubject, label: str) -> Iterator[SafeMarkdown]:
     """The memory at each context; the measured peak where no other context is known."""
     found, context = subject.measurement(label), subject.quants[label].context
     speed = found.speed if found else None
@@ -84,18 +84,18 @@ def _memory(subject: CardSubject, label: str) -> Iterator[SafeMarkdown]:
         yield cells.card_memory(known)
 
 
-def _speed(subject: CardSubject, label: str) -> SafeMarkdown:
+def _card_which_speed(subject: CardSubject, label: str) -> SafeMarkdown:
     found = subject.measurement(label)
     return SafeMarkdown(format_tokens_per_s(found.speed.generated_tokens_per_s)) if found and found.speed else NOTHING
 
 
-def _agreement(subject: CardSubject, label: str) -> SafeMarkdown:
+def _card_which_agreement(subject: CardSubject, label: str) -> SafeMarkdown:
     found = subject.measurement(label)
     share = found.divergence.top1_agreement if found and found.divergence else None
     return SafeMarkdown(format_percent(share.value)) if share else NOTHING
 
 
-def _note(subject: CardSubject, label: str) -> SafeMarkdown:
+def _card_which_note(subject: CardSubject, label: str) -> SafeMarkdown:
     notes = ["**recommended**"] if label == subject.taken else []
     if subject.report and (said := pareto_standings(
             pareto_entries(subject.report), pareto_metric(subject.report)).get(label)):  # fmt: skip

@@ -25,7 +25,7 @@ from quantyard.card.escaping import (
     markdown_link,
 )
 from quantyard.card.metadata import OWN_TAGS
-from quantyard.card.render import CardContext, _environment, card_differences, render_card
+from quantyard.card.render import CardContext, _card_environment, card_differences, render_card
 from quantyard.formats.names import name_format_fault
 from quantyard.plan.stages import STAGES
 from quantyard.sources.licence import Licence
@@ -220,6 +220,6 @@ def test_only_a_plain_address_becomes_a_link(url: str) -> None:
 
 
 def test_what_the_template_writes_is_escaped_unless_it_was_made_safe() -> None:
-    template = _environment().from_string("{{ x }} {{ y }}")
+    template = _card_environment().from_string("{{ x }} {{ y }}")
     assert template.render(x="<b>", y=escape_markdown("<b>")) == "&lt;b&gt; &lt;b&gt;"
     assert template.render(x="a" + escape_markdown("*"), y=1) == "a\\\\* 1".replace("\\\\*", "&#92;\\*")
