@@ -80,15 +80,15 @@ def find_choice_set(
     Raises:
         BadRequest: none of them was measured.
     """
-    report = _report(manifest, paths, suite)
+    report = _report_to_choose_from(manifest, paths, suite)
     metric = pareto_metric(report)
     reasons = {quant: _why_not(manifest, report, metric, quant, path) for quant, path in paths.items()}
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
         raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
     first = next(iter(headers.values()))
-    use = ContextUse(_context(first, context_tokens), parallel, unified=False)  # as our server runs
-    found = tuple(_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
+    use = ContextUse(_candidate_context(first, context_tokens), parallel, unified=False)  # as our server runs
+    found = tuple(_choice_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
     others = {quant: reason for quant, reason in reasons.items() if reason}
     return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others)
 
@@ -108,14 +108,14 @@ def choice_eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
 
 def candidate_memory_bytes(found: ChoiceCandidate, use: ContextUse) -> int | None:
     """Bytes this file would take at another context."""
-    return None if found.layers is None else _memory(found.speed, found.layers, use)
+    return None if found.layers is None else _candidate_memory(found.speed, found.layers, use)
 
 
-def _context(header: GgufHeader, asked: int) -> int:
+def _candidate_context(header: GgufHeader, asked: int) -> int:
     return asked or min(header.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
-def _report(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalReport:
+def _report_to_choose_from(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalReport:
     """The evaluation that measured most of these files; with a tie, the one with most questions."""
     reports = {name: r for name, r in manifest.evaluations.items() if suite in ("", name)}
     if not reports:
@@ -132,7 +132,7 @@ def _report(manifest: Manifest, paths: Mapping[str, Path], suite: str) -> EvalRe
 
 def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path) -> str:
     """Why this file cannot be chosen; empty if it can."""
-    record, found = manifest.quants[quant], _measurement(report, quant)
+    record, found = manifest.quants[quant], _candidate_measurement(report, quant)
     if not path.is_file():
         return f"is missing: {path}"
     if not record.parts and path.stat().st_size != record.size_bytes:
@@ -146,7 +146,7 @@ def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str,
     return ""
 
 
-def _measurement(report: EvalReport, quant: str) -> Measurement | None:
+def _candidate_measurement(report: EvalReport, quant: str) -> Measurement | None:
     return next((m for m in report.measurements if m.file.label == quant), None)
 
 
@@ -157,10 +157,10 @@ def _candidate_header(path: Path) -> GgufHeader:
         raise BadRequest(f"{path} cannot be read: {error}.", "Remove it and make it again: make build") from error
 
 
-def _candidate(
+def _choice_candidate(
     manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse
 ) -> ChoiceCandidate:
-    found, record = _measurement(report, quant), manifest.quants[quant]
+    found, record = _candidate_measurement(report, quant), manifest.quants[quant]
     assert found is not None, "files without a measurement were left out before"
     quality, layers = pareto_quality(report, found, metric), read_cache_layers(header)
     assert found.speed is not None, "files without this value were left out before"
@@ -170,7 +170,7 @@ def _candidate(
         path=header.paths[0],
         size_bytes=record.size_bytes,
         bits_per_weight=record.bits_per_weight,
-        memory_bytes=_memory(found.speed, layers, use),
+        memory_bytes=_candidate_memory(found.speed, layers, use),
         context_bytes=context_cache_bytes(layers, use) if layers else None,
         quality=quality,
         tokens_per_s=found.speed.generated_tokens_per_s,
@@ -179,7 +179,7 @@ def _candidate(
     )
 
 
-def _memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | None:
+def _candidate_memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | None:
     """The measured peak, corrected to the wanted context. If the cache size is unknown, only the measured context has
     a value.
     """
@@ -199,8 +199,8 @@ def candidate_paths(manifest: Manifest, folder: Path, source: Path | None, quant
         built = ", ".join(manifest.quants) or "nothing"
         hint = f"Build and measure: make eval MODEL=… QUANT={','.join([*manifest.quants, *missing])}"
         raise BadRequest(f"{', '.join(missing)} is not built; built: {built}.", hint)
-    return {quant: _path(folder, source, manifest.quants[quant]) for quant in quants or manifest.quants}
+    return {quant: _candidate_path(folder, source, manifest.quants[quant]) for quant in quants or manifest.quants}
 
 
-def _path(folder: Path, source: Path | None, record: QuantRecord) -> Path:
+def _candidate_path(folder: Path, source: Path | None, record: QuantRecord) -> Path:
     return (folder if record.made_by or source is None else source) / record.file

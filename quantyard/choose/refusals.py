@@ -15,9 +15,9 @@ def no_candidate_fits(
     choices: ChoiceSet, budget: ChoiceBudget, closest: ChoiceCandidate, helps: Sequence[str]
 ) -> BadRequest:
     """The error if no file meets the limits."""
-    missed = " and ".join(_missed(miss) for miss in missed_choice_limits(closest, budget))
+    missed = " and ".join(_missed_choice_limit(miss) for miss in missed_choice_limits(closest, budget))
     message = f"No file of {choices.name} meets the limits; the nearest, {closest.quant}, {missed}."
-    less = " ".join(_loosened(miss) for miss in missed_choice_limits(closest, budget))
+    less = " ".join(_loosened_choice_limit(miss) for miss in missed_choice_limits(closest, budget))
     return BadRequest(message, "\n".join([*helps, f"Relax the limits: {less} allows {closest.quant}."]))
 
 
@@ -37,7 +37,7 @@ def choice_needs_divergence(choices: ChoiceSet) -> BadRequest:
     return BadRequest(message, "Measure it with SUITE=standard, or leave MAX_KLD out.")
 
 
-def _missed(miss: MissedLimit) -> str:
+def _missed_choice_limit(miss: MissedLimit) -> str:
     if miss.what == "RAM":
         value, limit = (format_memory(int(n)) for n in (miss.value, miss.limit))
         return f"takes {value}, more than the {limit} of RAM"
@@ -46,7 +46,7 @@ def _missed(miss: MissedLimit) -> str:
     return f"has a mean KLD of {format_kld(miss.value)}, more than MAX_KLD={format_as_written(miss.limit)}"
 
 
-def _loosened(miss: MissedLimit) -> str:
+def _loosened_choice_limit(miss: MissedLimit) -> str:
     """The limit that this file would meet, rounded so that it does."""
     if miss.what == "RAM":
         return f"RAM={-(-int(miss.value) // 2**20)}MiB"

@@ -51,8 +51,8 @@ def _for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterato
     smallest = min(choices.candidates, key=lambda c: c.size_bytes)
     assert smallest.memory_bytes is not None, "files of unknown memory are refused before"
     over = smallest.memory_bytes - budget.memory_bytes
-    if over > 0 and (quant := _smaller(choices, smallest, smallest.size_bytes - over)):
-        size = format_bytes(_size(smallest, quant))
+    if over > 0 and (quant := _smaller_unmeasured_quant(choices, smallest, smallest.size_bytes - over)):
+        size = format_bytes(_estimated_size(smallest, quant))
         how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
 
@@ -77,7 +77,7 @@ def _for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator
         return
     smallest = min(choices.candidates, key=lambda c: c.size_bytes)
     wanted = int(smallest.size_bytes * smallest.tokens_per_s / budget.min_tokens_per_s)  # bytes read per token decide
-    if quant := _smaller(choices, smallest, wanted):
+    if quant := _smaller_unmeasured_quant(choices, smallest, wanted):
         how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant may be fast enough: {quant.name} is not measured yet: {how}"
     else:
@@ -88,28 +88,29 @@ def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterat
     best = min(choices.candidates, key=lambda c: c.quality.value)
     if budget.max_kld is None or best.quality.value <= budget.max_kld:
         return
-    larger = [q for q in _unmeasured(choices) if q.bits_per_weight > _bits(best)]
+    larger = [q for q in _unmeasured_quants(choices) if q.bits_per_weight > _candidate_bits_per_weight(best)]
     if larger:
         name = larger[-1].name
         yield f"A larger quant: {name} is not measured yet: {choice_eval_command(choices, model, name)}"
 
 
-def _smaller(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
+def _smaller_unmeasured_quant(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
     """The largest unmeasured quant of about the wanted size or less; None if there is none."""
-    return next((q for q in _unmeasured(choices) if _size(than, q) <= min(wanted_bytes, than.size_bytes - 1)), None)
+    most = min(wanted_bytes, than.size_bytes - 1)
+    return next((q for q in _unmeasured_quants(choices) if _estimated_size(than, q) <= most), None)
 
 
-def _unmeasured(choices: ChoiceSet) -> Sequence[Quant]:
+def _unmeasured_quants(choices: ChoiceSet) -> Sequence[Quant]:
     measured = {c.quant for c in choices.candidates}
     return [find_quant(name) for name in _USUAL if name not in measured]
 
 
-def _size(known: ChoiceCandidate, quant: Quant) -> int:
+def _estimated_size(known: ChoiceCandidate, quant: Quant) -> int:
     """Estimated in proportion to the bits per weight of a large model."""
-    return int(known.size_bytes * quant.bits_per_weight / _bits(known))
+    return int(known.size_bytes * quant.bits_per_weight / _candidate_bits_per_weight(known))
 
 
-def _bits(known: ChoiceCandidate) -> float:
+def _candidate_bits_per_weight(known: ChoiceCandidate) -> float:
     """The catalog's value; a recipe of the user's has only the measured one."""
     try:
         return find_quant(known.quant).bits_per_weight

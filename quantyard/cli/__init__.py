@@ -30,7 +30,7 @@ _MOST_SHOWN = 8_000  # characters of a message
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command, and exit with its code."""
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _stop_command)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for them in every installed package
     prepare_stdout()
     if "_ARGCOMPLETE" in os.environ:
@@ -40,34 +40,34 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     typed = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(JSON="1" if "--json" in typed else None)  # until argv is parsed
     try:
-        _run(typed, args)
+        _run_command(typed, args)
         flush_stdout()
     except BrokenPipeError as error:
         if not is_stdout_read():
             _not_read()
-        _fail(_translated(error), args)
+        _fail_command(_translated_error(error), args)
     except KeyboardInterrupt:
         stopped = Interrupted("Stopped.", "Finished stages are kept; type the same command to go on.")
-        _fail(stopped, args)
+        _fail_command(stopped, args)
     except QuantyardError as error:
-        _fail(error, args)
+        _fail_command(error, args)
     except Exception as error:
-        _fail(_translated(error), args)
+        _fail_command(_translated_error(error), args)
     gc.freeze()  # what is left goes with the process; to look for garbage in it first takes a tenth of a short command
     sys.exit(ExitCode.DONE)
 
 
-def _run(typed: Sequence[str], args: argparse.Namespace) -> None:
+def _run_command(typed: Sequence[str], args: argparse.Namespace) -> None:
     if not typed or typed[0] in ("-h", "--help"):
         command_line_parser("").print_help()
         return
     vars(args).update(vars(parse_command_line(typed)))
     if unused := check_variables(args, os.environ):
-        _note(f"{command_of(args).name} does not use {', '.join(unused)}, set in the environment.")
+        _print_command_note(f"{command_of(args).name} does not use {', '.join(unused)}, set in the environment.")
     _load_command(args.command)(args)
 
 
-def _note(text: str) -> None:
+def _print_command_note(text: str) -> None:
     from quantyard.cli.output import stderr_console
 
     stderr_console().print_lines(f"note: {text}", markup=False, style="dim")
@@ -91,30 +91,30 @@ def _not_read() -> NoReturn:
     sys.exit(Answer.OUTPUT_CLOSED)
 
 
-def _stop(*_: object) -> NoReturn:
+def _stop_command(*_: object) -> NoReturn:
     """SIGTERM ends a command as Ctrl-C does; shells ignore SIGINT for background jobs (`make build &`)."""
     raise KeyboardInterrupt
 
 
-def _translated(error: Exception) -> QuantyardError:
+def _translated_error(error: Exception) -> QuantyardError:
     from quantyard.cli.faults import quantyard_error_of
 
     return quantyard_error_of(error)
 
 
-def _fail(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
+def _fail_command(error: QuantyardError, args: argparse.Namespace) -> NoReturn:
     with suppress(OSError):  # the stream cannot be written; the exit code is all that is left
-        _say(error, args)
+        _print_command_error(error, args)
     discard_stdout()
     sys.exit(error.code)
 
 
-def _cut(text: str) -> str:
+def _cut_error_text(text: str) -> str:
     """The text, or the end of a long one, where tools state the cause."""
     return text if len(text) <= _MOST_SHOWN else f"…{text[-_MOST_SHOWN:]}"
 
 
-def _say(error: QuantyardError, args: argparse.Namespace) -> None:
+def _print_command_error(error: QuantyardError, args: argparse.Namespace) -> None:
     from textwrap import indent
 
     from quantyard.cli.output import print_json, stderr_console, terminal_safe_text
@@ -130,10 +130,10 @@ def _say(error: QuantyardError, args: argparse.Namespace) -> None:
         print_json(ErrorOutput(error=facts))
         flush_stdout()
     if error.detail:  # indented, so that a stage's text cannot look like one of our lines
-        console.print_lines(indent(terminal_safe_text(_cut(error.detail)), "  "), markup=False, style="dim")
-    console.print_lines(f"[bold red]error:[/] {escape_rich_markup(_cut(message))} [dim]({error.kind})[/]")
+        console.print_lines(indent(terminal_safe_text(_cut_error_text(error.detail)), "  "), markup=False, style="dim")
+    console.print_lines(f"[bold red]error:[/] {escape_rich_markup(_cut_error_text(message))} [dim]({error.kind})[/]")
     if hint:
-        console.print_lines(_cut(hint), markup=False)
+        console.print_lines(_cut_error_text(hint), markup=False)
 
 
 def _wants_json(args: argparse.Namespace) -> bool:

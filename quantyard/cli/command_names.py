@@ -30,7 +30,7 @@ def _without_make(match: re.Match[str]) -> str:
         return f"quantyard {verb.removesuffix('-help')} --help"
     if verb not in names:
         return match[0]
-    return f"quantyard {verb}" + _SETTING.sub(_option, settings)
+    return f"quantyard {verb}" + _SETTING.sub(_make_variable_as_option, settings)
 
 
 def _without_compose(match: re.Match[str]) -> str:
@@ -38,7 +38,7 @@ def _without_compose(match: re.Match[str]) -> str:
     return "quantyard serve" + (f" --model-file {file}" if file else "")
 
 
-def _option(match: re.Match[str]) -> str:
+def _make_variable_as_option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     option = f" --{name.lower().replace('_', '-')}"
     return option if name in BY_NAME and BY_NAME[name].flag else f"{option} {value}"

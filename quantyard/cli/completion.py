@@ -20,38 +20,40 @@ def completion_command(args: argparse.Namespace) -> None:
 
 def answer_completion() -> None:
     """Answer the shell, and exit."""
-    argcomplete.autocomplete(command_line_parser(on_option=_teach), always_complete_options="long", validator=_begins)
+    argcomplete.autocomplete(
+        command_line_parser(on_option=_teach_completion), always_complete_options="long", validator=_is_completion
+    )
 
 
-def _begins(completion: str, prefix: str) -> bool:
+def _is_completion(completion: str, prefix: str) -> bool:
     return completion.lower().startswith(prefix.lower())
 
 
-def _teach(setting: Setting, action: argparse.Action) -> None:
+def _teach_completion(setting: Setting, action: argparse.Action) -> None:
     if setting.name in _VALUES:
-        action.completer = _each(_VALUES[setting.name])  # type: ignore[attr-defined]
+        action.completer = _complete_last_of_list(_VALUES[setting.name])  # type: ignore[attr-defined]
     elif not setting.flag and setting.kind not in ("path", "paths") and setting.name != "MODEL":
         action.completer = lambda **_: []  # type: ignore[attr-defined]  # argcomplete would offer files
 
 
-def _each(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
+def _complete_last_of_list(values: Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
     """Completes the last of several comma-separated values."""
 
     def completer(prefix: str, **_: Any) -> list[str]:
         before, comma, last = prefix.rpartition(",")
-        return [f"{before}{comma}{value}" for value in values() if _begins(value, last)]
+        return [f"{before}{comma}{value}" for value in values() if _is_completion(value, last)]
 
     return completer
 
 
-def _quants() -> Sequence[str]:
+def _completed_quants() -> Sequence[str]:
     from quantyard.quants.catalog import QUANTS
 
     return [quant.name for quant in QUANTS]
 
 
 _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
-    "QUANT": _quants, "QUANTS": _quants, "BASELINE": _quants,
+    "QUANT": _completed_quants, "QUANTS": _completed_quants, "BASELINE": _completed_quants,
     "ENGINE": lambda: ("auto", "docker", "local"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
     "SUITE": lambda: ("smoke", "quick", "standard", "full"),

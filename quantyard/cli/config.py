@@ -18,7 +18,7 @@ from quantyard.cli.settings_file import read_settings_file
 def config_command(args: argparse.Namespace) -> None:
     file = read_settings_file(Path.cwd())
     given = resolve_settings(args, os.environ, file)
-    rows = [(setting, *_shown(setting, given[setting.name], file.where, os.environ)) for setting in SETTINGS]
+    rows = [(setting, *_shown_setting(setting, given[setting.name], file.where, os.environ)) for setting in SETTINGS]
     if given["JSON"].text.lower() in ("1", "true", "yes", "on"):
         from quantyard.cli.json_outputs.looking import ConfigOutput, SettingRow
 
@@ -31,7 +31,7 @@ def config_command(args: argparse.Namespace) -> None:
         stdout_console().print(terminal_config(rows))
 
 
-def _shown(setting: Setting, given: GivenSetting, file: str, environment: Mapping[str, str]) -> tuple[str, str]:
+def _shown_setting(setting: Setting, given: GivenSetting, file: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """The value and its origin; a secret is shown as "(set)"."""
     sources = {"option": f"option {setting.option}", "variable": f"variable {setting.name}", "file": file}
     source = sources.get(given.origin, "default")

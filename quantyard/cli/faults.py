@@ -49,16 +49,16 @@ def _of_system(error: OSError) -> QuantyardError | None:
     number = error.errno or 0
     if number in _EXHAUSTED:
         fact, hint = _EXHAUSTED[number]
-        where = f" ({_path(error)})" if error.filename else ""
+        where = f" ({_path_of_os_error(error)})" if error.filename else ""
         return OutOfResources(f"{fact}{where}.", hint)
     if number == errno.ENOENT and not error.filename:  # only the working directory has no name here
         return BadRequest("The current folder does not exist any more.", "Change to another one: cd")
     if number in _OF_PATHS and error.filename:
-        message = f"{_path(error)} {_OF_PATHS[number]} ({error.strerror})."
+        message = f"{_path_of_os_error(error)} {_OF_PATHS[number]} ({error.strerror})."
         return BadRequest(message, "Check it and its parent folders: ls -ld; to use another store: ARTIFACTS=/path")
     return None
 
 
-def _path(error: OSError) -> str:
+def _path_of_os_error(error: OSError) -> str:
     text = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else str(error.filename)
     return printable_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

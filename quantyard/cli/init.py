@@ -28,9 +28,9 @@ def init_command(args: argparse.Namespace) -> None:
     """Write a settings file with what was given and what was found; an existing one only after a yes."""
     request, folder = command_request(args), Path.cwd()
     before = read_settings_file(folder)
-    _ask(request, folder, before)
+    _ask_before_settings_file(request, folder, before)
     detected = detect_settings(request, folder)
-    settings = _merged(args, before, detected)
+    settings = _settings_to_write(args, before, detected)
     text = settings_file_text(settings, detected.title, detected.not_looked_up)
     write_file_atomically(folder / NAME, text.encode())
     if request.json:
@@ -38,10 +38,10 @@ def init_command(args: argparse.Namespace) -> None:
 
         print_json(init_output(folder / NAME, settings, detected.not_looked_up))
         return
-    _print(folder / NAME, settings, detected)
+    _print_settings_written(folder / NAME, settings, detected)
 
 
-def _merged(args: argparse.Namespace, before: SettingsFile, detected: Detected) -> list[FoundSetting]:
+def _settings_to_write(args: argparse.Namespace, before: SettingsFile, detected: Detected) -> list[FoundSetting]:
     """What was given, in this call or in the file before, and what was found of the rest; in the order of `--help`."""
     found = {one.name: one for one in detected.settings}
     for name, given in resolve_settings(args, os.environ, before).items():
@@ -51,7 +51,7 @@ def _merged(args: argparse.Namespace, before: SettingsFile, detected: Detected) 
     return [found[setting.name] for setting in SETTINGS if setting.name in found]
 
 
-def _ask(request: BuildRequest, folder: Path, before: SettingsFile) -> None:
+def _ask_before_settings_file(request: BuildRequest, folder: Path, before: SettingsFile) -> None:
     """Ask before a file is replaced, or one of pyproject.toml no longer counts.
 
     Raises:
@@ -80,7 +80,7 @@ def is_terminal_here() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _print(path: Path, settings: list[FoundSetting], detected: Detected) -> None:
+def _print_settings_written(path: Path, settings: list[FoundSetting], detected: Detected) -> None:
     console = stderr_console()
     for one in settings:
         value = escape_rich_markup(one.value)

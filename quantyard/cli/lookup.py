@@ -23,7 +23,7 @@ def quants_command(args: argparse.Namespace) -> None:
     from quantyard.quants.catalog import QUANTS
 
     request = command_request(args)
-    found = [quant for quant in QUANTS if _holds(request.find, quant.name, quant.use)]
+    found = [quant for quant in QUANTS if _lookup_row_holds(request.find, quant.name, quant.use)]
     _refuse_nothing(found, "quantization type", request)
     if request.json:
         from quantyard.cli.json_outputs.looking import quants_output
@@ -38,7 +38,7 @@ def models_command(args: argparse.Namespace) -> None:
     from quantyard.sources.presets import shipped_presets
 
     request = command_request(args)
-    found = [preset for preset in shipped_presets() if _holds(request.find, preset.name, preset.repo)]
+    found = [preset for preset in shipped_presets() if _lookup_row_holds(request.find, preset.name, preset.repo)]
     _refuse_nothing(found, "model with a short name", request)
     if request.json:
         from quantyard.cli.json_outputs.looking import models_output
@@ -59,7 +59,7 @@ def _print_presets(found: Sequence[Preset], *, searched: bool) -> None:
         stderr_console().print_lines(f"\nRepo, quants and notes of one: make models FIND={found[-1].name}")
 
 
-def _holds(text: str, *fields: str) -> bool:
+def _lookup_row_holds(text: str, *fields: str) -> bool:
     return any(text.lower() in field.lower() for field in fields)
 
 

@@ -18,15 +18,15 @@ _TESTS: Final = (
 )  # fmt: skip
 
 
-def _target(name: str, settings: tuple[str, ...] = ()) -> Command:
+def _make_target(name: str, settings: tuple[str, ...] = ()) -> Command:
     return Command(name, "", "", tuple(dict.fromkeys(settings)))
 
 
 # To add a target: add a row, and begin its recipe in the Makefile with $(CHECK) (a test compares the two).
 MAKE_TARGETS: Final = (
-    _target("chat", _CHAT),
-    _target("test", ("TIER", *_TESTS)),
-    *(_target(f"test-{tier}", _TESTS) for tier in ("fast", "docker", "e2e", "all")),
-    _target("base-images", _IMAGES),
-    *(_target(name) for name in ("help", "lint", "reference", "docs", "clean")),
+    _make_target("chat", _CHAT),
+    _make_target("test", ("TIER", *_TESTS)),
+    *(_make_target(f"test-{tier}", _TESTS) for tier in ("fast", "docker", "e2e", "all")),
+    _make_target("base-images", _IMAGES),
+    *(_make_target(name) for name in ("help", "lint", "reference", "docs", "clean")),
 )

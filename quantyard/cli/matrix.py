@@ -24,13 +24,13 @@ def matrix_command(args: argparse.Namespace) -> None:
 
         print_json(matrix_output(found))
     else:
-        _print(found, request.model)
+        _print_matrix(found, request.model)
     if failures := found.built.failures:
         stderr_console().print_lines(say.terminal_matrix_failures(failures, others=True))
         sys.exit(next(iter(failures.values())).code)
 
 
-def _print(found: Matrix, model: str) -> None:
+def _print_matrix(found: Matrix, model: str) -> None:
     measured = found.built.measured
     assert measured is not None, "a matrix has one"
     stderr_console().print_lines(say.terminal_matrix_head(found.built))

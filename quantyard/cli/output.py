@@ -99,14 +99,14 @@ def print_json(value: JsonOutput) -> None:
 
 def json_text(value: JsonOutput) -> str:
     """The object of `--json`: ASCII, with null for numbers that are not finite."""
-    return printable_url(json.dumps(_plain(value.model_dump(mode="json")), indent=2, allow_nan=False))
+    return printable_url(json.dumps(_plain_json_value(value.model_dump(mode="json")), indent=2, allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
+def _plain_json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain_json_value(item) for item in value]
     if isinstance(value, str):
         return as_typed_command(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

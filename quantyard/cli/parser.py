@@ -39,9 +39,11 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
     name = next((word for word in argv if not word.startswith("-")), None)
     names = [command.name for command in COMMANDS]
     if name is not None and name not in names:
-        raise BadRequest(f"{name[:80]!r} is not a command.", f"{_meant(name, names)}List them: quantyard --help")
+        raise BadRequest(
+            f"{name[:80]!r} is not a command.", f"{_meant_command(name, names)}List them: quantyard --help"
+        )
     if name is None and argv[0] not in _ALONE:
-        hint = f"{_meant(argv[0], _ALONE)}A command comes first: quantyard COMMAND [OPTIONS]"
+        hint = f"{_meant_command(argv[0], _ALONE)}A command comes first: quantyard COMMAND [OPTIONS]"
         raise BadRequest(f"{argv[0][:80]!r} is not an option of quantyard itself.", hint)
     args, unknown = command_line_parser(name).parse_known_args(argv)
     if unknown:
@@ -54,7 +56,7 @@ def _unknown_option(command: str, word: str, argv: Sequence[str], options: Seque
     """The error for a word that is not an option of the command, with the one that was meant."""
     option, _, value = word.partition("=")
     before = argv[argv.index(word) - 1] if word in argv else ""
-    meant = _meant(option, options)
+    meant = _meant_command(option, options)
     if not meant and option.isupper() and (variable := f"--{option.lower().replace('_', '-')}") in options:
         meant = f"Did you mean {variable} {value[:80]}? "  # as after make
     if not word.startswith("-") and before.endswith(","):
@@ -78,7 +80,7 @@ def command_line_parser(command: str | None = None, on_option: OnOption = lambda
         sub = commands.add_parser(row.name, add_help=False, usage=usage, description=as_typed_command(row.help))
         sub.set_defaults(command=row.function)
         if command != "":
-            _fill(sub, row, on_option)
+            _fill_command_parser(sub, row, on_option)
     return parser
 
 
@@ -95,7 +97,7 @@ def add_command_options(
                 on_option(setting, _add_option(heading, setting))
 
 
-def _fill(parser: argparse.ArgumentParser, command: Command, on_option: OnOption) -> None:
+def _fill_command_parser(parser: argparse.ArgumentParser, command: Command, on_option: OnOption) -> None:
     typical = parser.add_argument_group("typical options")
     for name in command.typical:
         on_option(BY_NAME[name], _add_option(typical, BY_NAME[name]))
@@ -121,7 +123,7 @@ def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Ac
     return group.add_argument(setting.option, dest=setting.name, metavar=metavar, help=text)
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _meant_command(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]}? " if close else ""
 
@@ -130,7 +132,7 @@ class _Format(argparse.HelpFormatter):
     """Two columns, options and help, as wide as the terminal but at most 100 characters."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=_width())
+        super().__init__(prog, max_help_position=30, width=_help_width())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,11 +153,11 @@ def help_overview() -> str:
     """The text of `quantyard --help`."""
     parts = ["usage: quantyard COMMAND [OPTIONS]", _ABOUT]
     for group, title in COMMAND_GROUPS.items():
-        rows = (_row(row.name, as_typed_command(row.help)) for row in COMMANDS if row.group == group)
+        rows = (_help_row(row.name, as_typed_command(row.help)) for row in COMMANDS if row.group == group)
         parts.append("\n".join([f"{title}:", *rows]))
-    options = (_row("-h, --help", "Show this help."), _row("-V, --version", "Show the version."))
+    options = (_help_row("-h, --help", "Show this help."), _help_row("-V, --version", "Show the version."))
     parts.append("\n".join(["Options:", *options]))
-    ends = (_row(str(int(row.code)), row.meaning) for row in EXIT_CODES)
+    ends = (_help_row(str(int(row.code)), row.meaning) for row in EXIT_CODES)
     parts.append("\n".join(["Exit codes:", *ends]))
     example = as_typed_command("make demo"), as_typed_command("make build MODEL=org/name QUANT=Q4_K_M")
     parts.append("\n".join(["Start with:", *(f"  {line}" for line in example)]))
@@ -163,9 +165,9 @@ def help_overview() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, text: str) -> str:
-    return textwrap.fill(text, _width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
+def _help_row(name: str, text: str) -> str:
+    return textwrap.fill(text, _help_width(), initial_indent=f"  {name:<15}", subsequent_indent=" " * 17)
 
 
-def _width() -> int:
+def _help_width() -> int:
     return min(shutil.get_terminal_size().columns, _WIDEST)

@@ -29,10 +29,10 @@ def resolve_settings(
     args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile = NO_FILE
 ) -> dict[str, GivenSetting]:
     """The value of every setting. An empty variable counts as not set."""
-    return {setting.name: _given(setting, args, environment, file) for setting in SETTINGS}
+    return {setting.name: _given_setting(setting, args, environment, file) for setting in SETTINGS}
 
 
-def _given(
+def _given_setting(
     setting: Setting, args: argparse.Namespace, environment: Mapping[str, str], file: SettingsFile
 ) -> GivenSetting:
     option = getattr(args, setting.name, None)

@@ -27,13 +27,13 @@ _HOW_TO_CONSENT: Final = "Publish without being asked: YES=1. See what would go 
 def publish_command(args: argparse.Namespace) -> None:
     """Publish built and measured files."""
     request = command_request(args)
-    _print_publication(request, workflow.publish(request, TerminalReporter(), **_consent(request)))
+    _print_publication(request, workflow.publish(request, TerminalReporter(), **_release_consent(request)))
 
 
 def release_command(args: argparse.Namespace) -> None:
     """Build, measure, test, compare with the budgets and publish; skip finished stages."""
     request = command_request(args)
-    _print_publication(request, workflow.release(request, TerminalReporter(), **_consent(request)))
+    _print_publication(request, workflow.release(request, TerminalReporter(), **_release_consent(request)))
 
 
 def report_command(args: argparse.Namespace) -> None:
@@ -47,10 +47,10 @@ def report_command(args: argparse.Namespace) -> None:
         return
     print_line(written.page)
     if sys.stdout.isatty():
-        _show(written.page)
+        _show_page_in_browser(written.page)
 
 
-def _show(page: Path) -> None:
+def _show_page_in_browser(page: Path) -> None:
     """Open the page in a browser with a window. One that takes over the terminal, such as lynx, is not started."""
     import webbrowser
 
@@ -86,7 +86,7 @@ def _print_publication(request: BuildRequest, done: Publication) -> None:
         sys.exit(NeedsAgreement.exit_code)
 
 
-def _consent(request: BuildRequest) -> dict[str, Consent]:
+def _release_consent(request: BuildRequest) -> dict[str, Consent]:
     """How the user is asked; empty if there is nothing to ask.
 
     Raises:
@@ -97,14 +97,14 @@ def _consent(request: BuildRequest) -> dict[str, Consent]:
         return {}
     if not _can_ask():
         raise BadRequest("Publishing needs a yes, and there is no terminal to ask on.", _HOW_TO_CONSENT)
-    return {"consent": _ask}
+    return {"consent": _ask_before_release}
 
 
 def _can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask(proposal: Proposal) -> None:
+def _ask_before_release(proposal: Proposal) -> None:
     """Show what would be published where, and ask.
 
     Raises:

@@ -78,7 +78,7 @@ def read_command_request(
     """
     given = resolve_settings(args, environment, file)
     try:
-        return _request(given, args, environment)
+        return _typed_build_request(given, args, environment)
     except BadRequest as error:
         named = re.match(r"[A-Z_]+", error.message)
         if named and named[0] in given and given[named[0]].origin == "file":
@@ -86,7 +86,7 @@ def read_command_request(
         raise
 
 
-def _request(
+def _typed_build_request(
     given: Mapping[str, GivenSetting], args: argparse.Namespace, environment: Mapping[str, str]
 ) -> BuildRequest:
     values = {name: one.text for name, one in given.items()}
@@ -99,15 +99,15 @@ def _request(
         if url_has_user_info(values[name]):
             raise password_setting_error(name)
     pins = read_pins(REPO_DIR / "versions.env")
-    proxies = _proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
-    extra_ca = _extra_ca(values["EXTRA_CA"] or _first(environment, _CA_VARIABLES))
+    proxies = _typed_proxies(values, environment, getattr(args, "HTTPS_PROXY", None) or "")
+    extra_ca = _extra_ca(values["EXTRA_CA"] or _first_variable_set(environment, _CA_VARIABLES))
     artifacts = typed_file_path(values["ARTIFACTS"]).absolute()
     pinned = {name: values[name] or pin for name, pin in pins.items() if name in values}
     bases = {name: ":".join(pinned[pin] for pin in recipe.pin) for name, recipe in RECIPES.items()}
     reverse_proxy = environment.get("PROXY") or f"{pins['PROXY_IMAGE']}:{pins['PROXY_TAG']}"  # as compose.yaml has it
     hf_token = token_setting("HF_TOKEN", values["HF_TOKEN"]) or command_hub_token(environment)
     return BuildRequest(
-        model=values["MODEL"], quants=_quants(values, asked=given["QUANT"].origin != "default"),
+        model=values["MODEL"], quants=_typed_quants(values, asked=given["QUANT"].origin != "default"),
         command=next((row.name for row in COMMANDS if row.function == getattr(args, "command", "")), "build"),
         find=values["FIND"],
         quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
@@ -117,32 +117,32 @@ def _request(
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
         allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
         parity=one_of_setting("PARITY", values["PARITY"].lower(), ("twin", "full", "off")),  # type: ignore[arg-type]
-        allow_twin_mismatch=flag_setting("ALLOW_TWIN_MISMATCH", values), parts=_parts(values["PARTS"]),
+        allow_twin_mismatch=flag_setting("ALLOW_TWIN_MISMATCH", values), parts=_typed_tune_parts(values["PARTS"]),
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
             repo_dir=REPO_DIR, local_venv=local_venv_path(environment), hf_token=hf_token, proxies=proxies,
-            ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_memory(values["MEMORY"]),
+            ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_typed_memory_limit(values["MEMORY"]),
             set_up={name: values[name] for name in ("LLAMA_WHEEL", "LLAMA_WHEEL_INDEX")}
             | ({"EXTRA_CA": str(extra_ca)} if extra_ca else {}),
         ),
         images=ImageSettings(bases, extra_ca, proxies, reverse_proxy),
-        measure=_measure(values) if hasattr(args, "SUITE") else None,
-        serve=_serve(values) if hasattr(args, "PORT") else None,
+        measure=_typed_measure_request(values) if hasattr(args, "SUITE") else None,
+        serve=_typed_serve_request(values) if hasattr(args, "PORT") else None,
         pack=PackRequest(values["TAG"], flag_setting("PUSH", values)) if hasattr(args, "TAG") else None,
-        publish=_publish(values, environment) if hasattr(args, "GATE") else None,
-        check=_check(given, values) if hasattr(args, "REBUILD") else None,
-        choose=_choose(values, "" if given["QUANT"].origin == "default" else values["QUANT"])
+        publish=_typed_publish_request(values, environment) if hasattr(args, "GATE") else None,
+        check=_typed_check_request(given, values) if hasattr(args, "REBUILD") else None,
+        choose=_typed_choose_request(values, "" if given["QUANT"].origin == "default" else values["QUANT"])
         if hasattr(args, "MIN_TPS") else None,
-        tune=_tune(values) if hasattr(args, "TARGET_KLD") else None,
+        tune=_typed_tune_request(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
         adapter=values["ADAPTER"], base=values["BASE"],
-        imatrix=_imatrix(values), chunks=_chunks(values, 0),
+        imatrix=_typed_imatrix(values), chunks=_typed_imatrix_chunks(values, 0),
         calibration=tuple(Path(name.strip()) for name in values["CALIBRATION"].split(",") if name.strip()),
     )
 
 
-def _parts(text: str) -> Parts:
+def _typed_tune_parts(text: str) -> Parts:
     """PARTS. A number was once what DEPTH_PARTS is now.
 
     Raises:
@@ -161,7 +161,7 @@ def configure_http_libraries(request: BuildRequest) -> None:
         os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
 
 
-def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
+def _typed_publish_request(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
     docker = typed_file_path(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
         repo_id=values["REPO"], gate=readable_file_setting("GATE", values), dry_run=flag_setting("DRY_RUN", values),
@@ -174,34 +174,34 @@ def _publish(values: Mapping[str, str], environment: Mapping[str, str]) -> Publi
     )
 
 
-def _imatrix(values: Mapping[str, str]) -> str:
+def _typed_imatrix(values: Mapping[str, str]) -> str:
     text = values["IMATRIX"] or ("auto" if values["CALIBRATION"] else "")
     return text.lower() if text.lower() in ("auto", "none") else text
 
 
-def _chunks(values: Mapping[str, str], default: int) -> int:
+def _typed_imatrix_chunks(values: Mapping[str, str], default: int) -> int:
     return integer_setting("CHUNKS", values, 0, 10_000) if values["CHUNKS"] else default
 
 
-def _check(given: Mapping[str, GivenSetting], values: Mapping[str, str]) -> CheckRequest:
+def _typed_check_request(given: Mapping[str, GivenSetting], values: Mapping[str, str]) -> CheckRequest:
     """What to verify. A FILE that was typed wins over the repo of the settings file."""
     repo = "" if values["FILE"] and given["REPO"].origin == "file" else values["REPO"]
     file = typed_file_path(values["FILE"]).absolute() if values["FILE"] else None
     return CheckRequest(repo_id=repo, file=file, rebuild=flag_setting("REBUILD", values))
 
 
-def _choose(values: Mapping[str, str], quants: str) -> ChooseRequest:
+def _typed_choose_request(values: Mapping[str, str], quants: str) -> ChooseRequest:
     return ChooseRequest(
         quants=tuple(quant.name for quant in parse_quants(quants)) if quants else (),
         ram_bytes=size_setting("RAM", values["RAM"], 2**20, "1 MiB") if values["RAM"] else None,
-        min_tokens_per_s=_decimal("MIN_TPS", values),
-        max_kld=_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
+        min_tokens_per_s=_typed_decimal("MIN_TPS", values),
+        max_kld=_typed_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
         context_tokens=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
         parallel=integer_setting("PARALLEL", values, 1, 256),
     )
 
 
-def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
+def _typed_quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
     """QUANT, which may name recipes, and RECIPE; without QUANT the recipes alone."""
     if not values["RECIPE"]:
         return parse_quants(values["QUANT"])
@@ -217,16 +217,16 @@ def _quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
     return tuple(found.values())
 
 
-def _tune(values: Mapping[str, str]) -> TuneRequest:
+def _typed_tune_request(values: Mapping[str, str]) -> TuneRequest:
     target = values["TARGET_SIZE"]
     quant = _target_quant(target) if target and not target[0].isdigit() else ""
-    kld = _decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
+    kld = _typed_decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
     if kld == 0:
         raise BadRequest("Only the unquantized model reaches TARGET_KLD=0.", "Type: TARGET_KLD=0.05")
     return TuneRequest(
         target_bytes=size_setting("TARGET_SIZE", target, 1, "1 byte", of_file=True) if target and not quant else None,
         target_quant=quant, target_kld=kld, parts=integer_setting("DEPTH_PARTS", values, 1, 100),
-        chunks=_chunks(values, 16),
+        chunks=_typed_imatrix_chunks(values, 16),
         types=tuple(name.strip().upper() for name in values["TYPES"].split(",") if name.strip()),
     )
 
@@ -242,14 +242,14 @@ def _target_quant(text: str) -> str:
         raise BadRequest(message, hint) from error
 
 
-def _decimal(name: str, values: Mapping[str, str]) -> float:
+def _typed_decimal(name: str, values: Mapping[str, str]) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,18})?|\.[0-9]{1,18}", values[name]):
         message = f"{name}={values[name][:80]} is not a number of at least 0."
         raise BadRequest(message, f"Write it like this: {name}=0.05")
     return float(values[name])
 
 
-def _serve(values: Mapping[str, str]) -> ServeRequest:
+def _typed_serve_request(values: Mapping[str, str]) -> ServeRequest:
     files = [
         typed_file_path(values[name]).absolute() if values[name] else None for name in ("MODEL_FILE", "MMPROJ_FILE")
     ]
@@ -260,7 +260,7 @@ def _serve(values: Mapping[str, str]) -> ServeRequest:
     )
 
 
-def _measure(values: Mapping[str, str]) -> MeasureRequest:
+def _typed_measure_request(values: Mapping[str, str]) -> MeasureRequest:
     return MeasureRequest(
         suite=values["SUITE"],
         baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
@@ -268,18 +268,18 @@ def _measure(values: Mapping[str, str]) -> MeasureRequest:
         limit=optional_integer_setting("LIMIT", values, 1, 10**9),
         num_fewshot=optional_integer_setting("NUM_FEWSHOT", values, 0, 1000),
         seed=optional_integer_setting("SEED", values, 0, 2**32 - 1),
-        datasets=_datasets(values["DATASETS"]),
+        datasets=_typed_datasets_folder(values["DATASETS"]),
         allow_unsafe_code=flag_setting("ALLOW_UNSAFE_CODE", values),
         n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
         max_length=integer_setting("MAX_LENGTH", values, 0, 2**24),
     )
 
 
-def _proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
+def _typed_proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:
     if "@" in option:
         message = "The option --https-proxy contains a user name or password, which every user of this machine sees."
         raise BadRequest(message, "Set the variable HTTPS_PROXY instead.")
-    found = {name: environment[name] for name in _spellings(_PROXIES) if environment.get(name)}
+    found = {name: environment[name] for name in _variable_spellings(_PROXIES) if environment.get(name)}
     if values["HTTPS_PROXY"]:
         found["HTTPS_PROXY"] = values["HTTPS_PROXY"]
     return {name: url if name.upper() == "NO_PROXY" else proxy_setting(name, url) for name, url in found.items()}
@@ -296,11 +296,11 @@ def command_hub_token(environment: Mapping[str, str]) -> str | None:
         return None
 
 
-def _first(environment: Mapping[str, str], names: Sequence[str]) -> str:
+def _first_variable_set(environment: Mapping[str, str], names: Sequence[str]) -> str:
     return next((environment[name] for name in names if environment.get(name)), "")
 
 
-def _spellings(names: Sequence[str]) -> list[str]:
+def _variable_spellings(names: Sequence[str]) -> list[str]:
     return [*names, *(name.lower() for name in names)]
 
 
@@ -311,7 +311,7 @@ def _named_quant(name: str, text: str) -> Quant:
         raise UnknownQuant(f"{name}={text[:80]}: {error.message}", error.hint) from error
 
 
-def _datasets(text: str) -> Path | None:
+def _typed_datasets_folder(text: str) -> Path | None:
     path = typed_file_path(text).absolute() if text else None
     if path is not None and not path.is_dir():
         hint = "Give a copy of the folder `files` that the stage `datasets` left on a machine with a network."
@@ -319,7 +319,7 @@ def _datasets(text: str) -> Path | None:
     return path
 
 
-def _memory(text: str) -> int | None:
+def _typed_memory_limit(text: str) -> int | None:
     return size_setting("MEMORY", text, 256 * 2**20, "256 MiB") if text else None
 
 

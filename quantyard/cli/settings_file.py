@@ -45,19 +45,19 @@ def read_settings_file(folder: Path) -> SettingsFile:
         BadRequest: the file cannot be read, or a setting is not valid.
     """
     if (path := folder / NAME).exists():
-        return _checked(NAME, _read(path, NAME))
+        return _checked_settings(NAME, _read_settings_table(path, NAME))
     if (path := folder / "pyproject.toml").exists():
-        tools = _read(path, path.name).get("tool", {})
+        tools = _read_settings_table(path, path.name).get("tool", {})
         table = tools.get("quantyard") if isinstance(tools, dict) else None
         if table is not None:
             where = "pyproject.toml [tool.quantyard]"
             if not isinstance(table, dict):
                 raise BadRequest(f"{where} is not a table.", 'Write: [tool.quantyard] and below it: quant = "Q4_K_M"')
-            return _checked(where, table)
+            return _checked_settings(where, table)
     return SettingsFile()
 
 
-def _read(path: Path, name: str) -> dict[str, Any]:
+def _read_settings_table(path: Path, name: str) -> dict[str, Any]:
     from quantyard.files.own_files import read_named_file
 
     try:
@@ -70,18 +70,19 @@ def _read(path: Path, name: str) -> dict[str, Any]:
         raise BadRequest(f"{name} is not a text file in UTF-8 of at most 1 MiB.", f"Check it: file {name}") from error
 
 
-def _checked(where: str, table: Mapping[str, Any]) -> SettingsFile:
+def _checked_settings(where: str, table: Mapping[str, Any]) -> SettingsFile:
     values = {
-        _setting(where, key, value).name: setting_text(where, key, BY_KEY[key], value) for key, value in table.items()
+        _setting_of_key(where, key, value).name: setting_text(where, key, BY_KEY[key], value)
+        for key, value in table.items()
     }
     return SettingsFile(where, values)
 
 
-def _setting(where: str, key: str, value: object) -> Setting:
+def _setting_of_key(where: str, key: str, value: object) -> Setting:
     setting = BY_KEY.get(key)
     if setting is None:
         what = "table" if isinstance(value, dict) else "key"
-        hint = f"{_meant(key)}List them with their values: quantyard config"
+        hint = f"{_meant_setting_key(key)}List them with their values: quantyard config"
         raise BadRequest(f"{where}: the {what} {key[:80]!r} is unknown.", hint)
     if setting.secret or setting.private:
         message = f"{where}: {key!r} cannot be set in a file: it is or may contain a secret, and files are shared."
@@ -96,7 +97,7 @@ def _setting(where: str, key: str, value: object) -> Setting:
     return setting
 
 
-def _meant(key: str) -> str:
+def _meant_setting_key(key: str) -> str:
     plain = key.lower().replace("_", "-")
     known = [setting.key for setting in SETTINGS if setting.in_file]
     close = [plain] if plain in known else difflib.get_close_matches(plain, known, n=1)
@@ -120,7 +121,7 @@ def setting_text(where: str, key: str, setting: Setting, value: object) -> str:
     elif isinstance(value, int):
         text = str(value) if kind in ("integer", "decimal") else None
     elif isinstance(value, float):
-        text = _decimal(value) if kind == "decimal" else None
+        text = _toml_decimal_as_text(value) if kind == "decimal" else None
     else:
         text = None
     if text is None:
@@ -130,5 +131,5 @@ def setting_text(where: str, key: str, setting: Setting, value: object) -> str:
     return text
 
 
-def _decimal(value: float) -> str:
+def _toml_decimal_as_text(value: float) -> str:
     return f"{Decimal(repr(float(value))):f}"  # as it was typed: neither 5e-05 nor 0.050000000000000003

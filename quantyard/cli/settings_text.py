@@ -31,30 +31,32 @@ def settings_file_text(found: Sequence[FoundSetting], title: str, not_looked_up:
     values = {one.name: one for one in found}
     parts = [as_typed_command(_HEAD.format(title=printable_line(title) or "one model"))]
     if not_looked_up:
-        parts.append("\n".join(_comment(f"Not looked up: {what}") for what in not_looked_up) + "\n")
+        parts.append("\n".join(_toml_comment(f"Not looked up: {what}") for what in not_looked_up) + "\n")
     for name, setting in BY_NAME.items():
         if name in values:
-            parts.append("\n".join([*_about(setting, values[name].why), _line(setting, values[name].value)]) + "\n")
+            parts.append(
+                "\n".join([*_toml_comments(setting, values[name].why), _toml_line(setting, values[name].value)]) + "\n"
+            )
         elif name in _EXAMPLES:
-            parts.append("\n".join([*_about(setting), f"# {_line(setting, _EXAMPLES[name])}"]) + "\n")
+            parts.append("\n".join([*_toml_comments(setting), f"# {_toml_line(setting, _EXAMPLES[name])}"]) + "\n")
     return "\n".join(parts)
 
 
-def _about(setting: Setting, why: str = "") -> Iterator[str]:
-    yield _comment(as_typed_command(setting.help))
+def _toml_comments(setting: Setting, why: str = "") -> Iterator[str]:
+    yield _toml_comment(as_typed_command(setting.help))
     if why:
-        yield _comment(f"Here: {why}")
+        yield _toml_comment(f"Here: {why}")
 
 
-def _comment(text: str) -> str:
+def _toml_comment(text: str) -> str:
     return textwrap.fill(" ".join(printable_line(text).split()), _WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
-def _line(setting: Setting, value: str) -> str:
-    return f"{setting.key} = {_toml(setting, value)}"
+def _toml_line(setting: Setting, value: str) -> str:
+    return f"{setting.key} = {_setting_as_toml(setting, value)}"
 
 
-def _toml(setting: Setting, value: str) -> str:
+def _setting_as_toml(setting: Setting, value: str) -> str:
     """A value as TOML writes its kind; JSON's strings are TOML's."""
     if setting.kind == "flag":
         return "true" if value.lower() in ("1", "true", "yes", "on") else "false"
@@ -62,9 +64,9 @@ def _toml(setting: Setting, value: str) -> str:
         return value if not value.startswith(".") else f"0{value}"
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if setting.kind in ("list", "paths") and len(parts) > 1:
-        return f"[{', '.join(_string(part) for part in parts)}]"
-    return _string(value)
+        return f"[{', '.join(_toml_string(part) for part in parts)}]"
+    return _toml_string(value)
 
 
-def _string(text: str) -> str:
+def _toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

@@ -33,11 +33,11 @@ def plain_setting(name: str, value: str) -> str:
     Only proxies may contain a password: every other address is written to requests, manifests and messages.
     """
     if (shown := printable_line(value)) != value:
-        message = f"{name}={_cut(shown)} contains an unprintable character, written here as an escape."
+        message = f"{name}={_cut_typed(shown)} contains an unprintable character, written here as an escape."
         raise BadRequest(message, "Remove the character; it may have been copied with the text.")
     if len(value) > _LONGEST:
         message = f"{name} has {len(value):,} characters; at most {_LONGEST:,} are allowed."
-        raise BadRequest(message, f"It begins with: {_cut(value)}")
+        raise BadRequest(message, f"It begins with: {_cut_typed(value)}")
     if "://" in value and url_has_user_info(value):
         raise password_setting_error(name)
     return value
@@ -46,7 +46,7 @@ def plain_setting(name: str, value: str) -> str:
 def whole_list_setting(name: str, value: str) -> str:
     """The value, which must not end with a comma: of `QUANT=Q4_K_M, Q8_0` a shell passes on the first part alone."""
     if value.rstrip().endswith(",") and value.strip(" ,"):
-        message = f"{name}={_cut(value)} ends with a comma: a space after it ends the value."
+        message = f"{name}={_cut_typed(value)} ends with a comma: a space after it ends the value."
         raise BadRequest(message, f"Write the list without spaces, or quote it: {name}={value.rstrip(', ')[:80]},…")
     return value
 
@@ -64,7 +64,7 @@ def endpoint_setting(text: str) -> str | None:
     if "@" in text:
         raise password_setting_error("HF_ENDPOINT")
     if not _ADDRESS.fullmatch(text) or not _has_host(text):
-        shown = _cut(re.split(r"[?#]", text)[0])  # the rest may be a token
+        shown = _cut_typed(re.split(r"[?#]", text)[0])  # the rest may be a token
         message = f"HF_ENDPOINT={shown} is not the address of a Hub: http(s)://host, without ? and #."
         raise BadRequest(message, "Write it like this: HF_ENDPOINT=https://hub.example")
     return text.rstrip("/")
@@ -101,14 +101,14 @@ def _has_host(url: str) -> bool:
         return False
 
 
-def _cut(text: str) -> str:
+def _cut_typed(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def one_of_setting(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """The value, which must be one of `allowed`."""
     if value not in allowed:
-        message = f"{name}={_cut(value)} is not one of {', '.join(allowed)}."
+        message = f"{name}={_cut_typed(value)} is not one of {', '.join(allowed)}."
         near = difflib.get_close_matches(value, allowed, n=1)
         hint = f"Did you mean {name}={near[0]}?" if near else f"Type one of them: {name}={allowed[0]}"
         raise BadRequest(message, hint)
@@ -119,7 +119,9 @@ def flag_setting(name: str, values: Mapping[str, str]) -> bool:
     """Whether the flag is on; empty is off."""
     value = values[name].lower()
     if value not in _ON | _OFF:
-        raise BadRequest(f"{name}={_cut(values[name])} is neither on nor off.", f"Type {name}=1, or leave it out.")
+        raise BadRequest(
+            f"{name}={_cut_typed(values[name])} is neither on nor off.", f"Type {name}=1, or leave it out."
+        )
     return value in _ON
 
 
@@ -128,7 +130,8 @@ def mismatch_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(part.strip().lower() for part in values[name].split(",") if part.strip()))
     for kind in kinds:
         if not is_mismatch_kind(kind):
-            message = f"{name}={_cut(values[name])}: {_cut(kind)!r} is not a kind of mismatch, so it permits nothing."
+            typed = f"{name}={_cut_typed(values[name])}"
+            message = f"{typed}: {_cut_typed(kind)!r} is not a kind of mismatch, so it permits nothing."
             named = f"{', '.join(KINDS)}, or {SCRIPT}NAME, such as {SCRIPT}hebrew"
             raise BadRequest(message, f"Name what may differ, as the failed check did: {named}")
     return kinds
@@ -139,7 +142,7 @@ def agree_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(part.strip().lower() for part in values[name].split(",") if part.strip()))
     for kind in kinds:
         if kind not in OBJECTIONS:
-            message = f"{name}={_cut(values[name])}: there is nothing called {_cut(kind)!r} to agree to."
+            message = f"{name}={_cut_typed(values[name])}: there is nothing called {_cut_typed(kind)!r} to agree to."
             raise BadRequest(message, f"Name what a dry run tells: {', '.join(OBJECTIONS)}")
     return kinds
 
@@ -147,7 +150,7 @@ def agree_setting(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
 def integer_setting(name: str, values: Mapping[str, str], low: int, high: int) -> int:
     """A whole number from `low` to `high`."""
     if not _INTEGER.fullmatch(values[name]) or not low <= int(values[name]) <= high:
-        message = f"{name}={_cut(values[name])} is not a whole number from {low} to {high}."
+        message = f"{name}={_cut_typed(values[name])} is not a whole number from {low} to {high}."
         raise BadRequest(message, f"Type a number: {name}={min(max(low, _EXAMPLE), high)}")
     return int(values[name])
 
@@ -163,11 +166,13 @@ def readable_file_setting(name: str, values: Mapping[str, str]) -> Path | None:
         return None
     path = typed_file_path(values[name]).absolute()
     if kind_of_path(path) == "other":  # opening a pipe would block
-        raise BadRequest(f"{name}={_cut(values[name])} is not a file.", f"Give a file that can be read: {name}=path")
+        raise BadRequest(
+            f"{name}={_cut_typed(values[name])} is not a file.", f"Give a file that can be read: {name}=path"
+        )
     try:
         path.open("rb").close()
     except OSError as error:
-        message = f"{name}={_cut(values[name])} cannot be read: {error.strerror}."
+        message = f"{name}={_cut_typed(values[name])} cannot be read: {error.strerror}."
         raise BadRequest(message, f"Give a file that can be read: {name}=path") from error
     return path
 
@@ -180,5 +185,7 @@ def size_setting(name: str, text: str, least_bytes: int, least: str, *, of_file:
     step = 1000 if match and of_file and not match[3] else 1024
     size_bytes = int(float(match[1]) * step ** _POWERS.index(match[2].upper())) if match else 0
     if size_bytes < least_bytes:
-        raise BadRequest(f"{name}={_cut(text)} is not a size of at least {least}.", f"Write it like this: {name}=16GiB")
+        raise BadRequest(
+            f"{name}={_cut_typed(text)} is not a size of at least {least}.", f"Write it like this: {name}=16GiB"
+        )
     return size_bytes

@@ -54,7 +54,7 @@ def check_variables(args: argparse.Namespace, environment: Mapping[str, str]) ->
         BadRequest: a variable is misspelt, or was typed after make and is not one of this command.
     """
     given = {name for name in BY_NAME if environment.get(name) or getattr(args, name, None) is not None}
-    return _check(command_of(args), environment, given)
+    return _check_command_variables(command_of(args), environment, given)
 
 
 def check_target_variables(name: str, environment: Mapping[str, str]) -> None:
@@ -64,15 +64,19 @@ def check_target_variables(name: str, environment: Mapping[str, str]) -> None:
         BadRequest: a variable is misspelt, or was typed after make and is not one of this target.
     """
     target = next(target for target in MAKE_TARGETS if target.name == name)
-    _check(target, environment, {name for name in command_variables(target) if environment.get(name)})
+    _check_command_variables(target, environment, {name for name in command_variables(target) if environment.get(name)})
 
 
-def _check(command: Command, environment: Mapping[str, str], given: Collection[str]) -> tuple[str, ...]:
+def _check_command_variables(
+    command: Command, environment: Mapping[str, str], given: Collection[str]
+) -> tuple[str, ...]:
     typed = list(typed_make_variables(environment.get("MAKEFLAGS", ""))) if environment.get(CALLED_BY_MAKE) else []
     # Below another project's Makefile the names may be its own.
     _check_typed(command, typed, whole=environment.get("MAKELEVEL", "1") == "1")
     _check_environment(command, environment, given, typed)
-    unused = {name for name in given if not _takes(command, name) and BY_NAME[name].group not in _SET_FOR_ALL}
+    unused = {
+        name for name in given if not _command_takes_variable(command, name) and BY_NAME[name].group not in _SET_FOR_ALL
+    }
     return tuple(name for name in BY_NAME if name in unused)
 
 
@@ -81,7 +85,7 @@ def command_variables(command: Command) -> tuple[str, ...]:
     return tuple(BY_NAME) if command.settings is None else tuple(command.settings)
 
 
-def _takes(command: Command, name: str) -> bool:
+def _command_takes_variable(command: Command, name: str) -> bool:
     if name in _EVERYWHERE or name.upper().endswith("_PROXY"):
         return True
     if name in command_variables(command):
@@ -108,16 +112,18 @@ def typed_make_variables(makeflags: str) -> Iterator[str]:
 
 
 def _check_typed(command: Command, typed: Sequence[str], *, whole: bool) -> None:
-    wrong = [name for name in typed if not _takes(command, name)]
-    meant = {name: _meant(name, command) for name in wrong}
+    wrong = [name for name in typed if not _command_takes_variable(command, name)]
+    meant = {name: _meant_variable(name, command) for name in wrong}
     refused = [name for name in wrong if whole or (meant[name] and name not in compose_variables())]
     if not refused:
         return
-    known = [name for name in refused if name in BY_NAME or name in compose_variables() or _others([name])]
-    listing = _listing(command)
+    known = [
+        name for name in refused if name in BY_NAME or name in compose_variables() or _commands_with_variables([name])
+    ]
+    listing = _variable_listing(command)
     shown = ", ".join(name[:80] for name in (known or refused))
     if known and len(known) == len(refused):
-        message = f"{command.name} does not take {shown}{_others(known)}."
+        message = f"{command.name} does not take {shown}{_commands_with_variables(known)}."
     else:
         unknown = [name[:80] for name in refused if name not in known]
         what = "an unknown variable" if len(unknown) == 1 else "unknown variables"
@@ -131,35 +137,35 @@ def _check_typed(command: Command, typed: Sequence[str], *, whole: bool) -> None
     raise BadRequest(message, f"For another program, put it in front: {name}=… make {command.name}. {listing}")
 
 
-def _listing(command: Command) -> str:
+def _variable_listing(command: Command) -> str:
     """Where the variables of a command are listed; those of a target are few."""
     if command.function:
         return f"Its variables: make {command.name}-help"
     return f"Its variables: {', '.join(command_variables(command)) or 'none'}"
 
 
-def _others(names: Sequence[str]) -> str:
+def _commands_with_variables(names: Sequence[str]) -> str:
     """The commands, and what make does beside them, that use all of these settings; `init` only writes them down."""
     every = [command for command in (*COMMANDS, *MAKE_TARGETS) if command.settings and command.name != "init"]
-    takers = [command.name for command in every if all(_takes(command, name) for name in names)]
+    takers = [command.name for command in every if all(_command_takes_variable(command, name) for name in names)]
     if not takers:
         return ""
     if len(takers) > _MOST_NAMED:
         takers = [*takers[:_MOST_NAMED], "others"]
-    return f"; {_listed(takers)} {'does' if len(takers) == 1 else 'do'}"
+    return f"; {_listed_variables(takers)} {'does' if len(takers) == 1 else 'do'}"
 
 
-def _listed(words: Sequence[str]) -> str:
+def _listed_variables(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _meant(name: str, command: Command) -> str:
+def _meant_variable(name: str, command: Command) -> str:
     """The variable that a name most likely means: of this command, else of any; "" for a setting or without one."""
     taken, every = command_variables(command), () if name in BY_NAME else tuple(BY_NAME)
-    return next(filter(None, (_close(name, known) for known in (taken, every))), "")
+    return next(filter(None, (_close_variable_name(name, known) for known in (taken, every))), "")
 
 
-def _close(name: str, known: Collection[str]) -> str:
+def _close_variable_name(name: str, known: Collection[str]) -> str:
     upper = name.upper().replace("-", "_").removeprefix(_OWN)
     if upper in known:
         return upper
@@ -179,13 +185,13 @@ def _check_environment(
     free = [name for name in command_variables(command) if name not in given]
     strange = (name for name in environment if name not in BY_NAME and name not in typed and environment[name])
     for name in strange:
-        if meant := _slip(name, free):
+        if meant := _variable_slip(name, free):
             message = f"The environment holds {name[:80]}, which is not a variable of Quantyard."
             hint = f"Did you mean {meant}=…? If another program needs it: env -u {name[:80]} make {command.name} …"
             raise BadRequest(message, hint)
 
 
-def _slip(name: str, known: Collection[str]) -> str:
+def _variable_slip(name: str, known: Collection[str]) -> str:
     """The setting that this name is a slip of: in another case, without a line, or with one letter wrong."""
     upper = name.upper().replace("-", "_")
     if upper.endswith("_PROXY") or name in _NO_SETTING:

@@ -10,11 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 JSON_VERSION: Final = 1
 
 
-def _finite(value: object) -> object:
+def _finite_json_value(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Finite = Annotated[float | None, BeforeValidator(_finite)]  # null: not known, or not finite
+Finite = Annotated[float | None, BeforeValidator(_finite_json_value)]  # null: not known, or not finite
 
 
 class JsonRow(BaseModel):

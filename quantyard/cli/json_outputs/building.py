@@ -164,26 +164,26 @@ class MatrixOutput(MeasuredOutput):
 def build_output(built: Built) -> BuildOutput:
     """The result of a build, with the measurements if there are any."""
     if built.measured:
-        return MeasuredOutput(**_built(built), **_measured(built.measured))
-    return BuildOutput(**_built(built))
+        return MeasuredOutput(**_built_json(built), **_measured_json(built.measured))
+    return BuildOutput(**_built_json(built))
 
 
 def matrix_output(found: Matrix) -> MatrixOutput:
     """The result of a matrix."""
     built = found.built
     assert built.measured is not None, "a matrix has one"
-    measured = _measured(built.measured)
+    measured = _measured_json(built.measured)
     failed = [
         FailedStage(stage=label, message=failed.message, exit_code=failed.code)
         for label, failed in built.failures.items()
     ]
     return MatrixOutput(
-        **_built(built), **measured, front=measured["beaten_by"], page=str(found.page), card=str(found.card),
+        **_built_json(built), **measured, front=measured["beaten_by"], page=str(found.page), card=str(found.card),
         failed=failed,
     )
 
 
-def _built(built: Built) -> dict[str, Any]:
+def _built_json(built: Built) -> dict[str, Any]:
     source, told = built.plan.source, {}
     for name in ("twin", "parity"):  # without what else a stage may have stated
         facts = built.twins.get(name)
@@ -201,7 +201,7 @@ def _built(built: Built) -> dict[str, Any]:
     }
 
 
-def _measured(measured: Measured) -> dict[str, Any]:
+def _measured_json(measured: Measured) -> dict[str, Any]:
     report = measured.report
     beaten = {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
     return {

@@ -66,11 +66,11 @@ def choose_output(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, reas
             context_tokens=choices.use.tokens, parallel=choices.use.sequences,
         ),
         suite=choices.report.suite.name, metric=choices.metric, left_out=dict(choices.others),
-        files=[_candidate(c, budget, beaten[c.quant]) for c in choices.candidates],
+        files=[_candidate_json(c, budget, beaten[c.quant]) for c in choices.candidates],
     )
 
 
-def _candidate(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple[str, ...]) -> CandidateRow:
+def _candidate_json(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple[str, ...]) -> CandidateRow:
     return CandidateRow(
         quant=found.quant, path=str(found.path), size_bytes=found.size_bytes, memory_bytes=found.memory_bytes,
         context_bytes=found.context_bytes, quality=found.quality.value, quality_stderr=found.quality.stderr,

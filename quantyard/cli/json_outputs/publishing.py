@@ -72,19 +72,19 @@ class PublicationOutput(JsonOutput):
 
 def gate_output(gate: GateReport) -> PublicationOutput:
     """The gate's report alone."""
-    return _publication(gate, None, (), ())
+    return _publication_json(gate, None, (), ())
 
 
 def publication_output(done: Publication) -> PublicationOutput:
     """The publication, or the intended one."""
     if done.published:
         hub = done.published.hub
-        return _publication(done.gate, hub, hub.changes if hub else (), done.published.oci)
+        return _publication_json(done.gate, hub, hub.changes if hub else (), done.published.oci)
     assert done.intended is not None, "it is one of the two"
-    return _publication(done.gate, None, done.intended.changes, done.intended.oci, done.objections)
+    return _publication_json(done.gate, None, done.intended.changes, done.intended.oci, done.objections)
 
 
-def _publication(
+def _publication_json(
     gate: GateReport, hub: HubPublication | None, changes: Sequence[FileChange], oci: Sequence[OciPublication],
     objections: Sequence[Objection] = (),
 ) -> PublicationOutput:
@@ -93,13 +93,13 @@ def _publication(
             outcome=gate.outcome, version=gate.version, budgets=gate.budgets, sha256=gate.sha256, suite=gate.suite,
             results=list(gate.results),
         ),
-        hub=_hub(hub) if hub else None,
+        hub=_hub_publication_json(hub) if hub else None,
         files=[FileRow(**change.__dict__) for change in changes], oci=[OciRow(**one.__dict__) for one in oci],
         objections=[ObjectionRow(**one.__dict__) for one in objections],
     )
 
 
-def _hub(hub: HubPublication) -> HubRow:
+def _hub_publication_json(hub: HubPublication) -> HubRow:
     return HubRow(url=hub.url, commit=hub.commit, pull_request=hub.pull_request, created=hub.created)
 
 
@@ -133,8 +133,8 @@ class VerifyOutput(JsonOutput):
 
 def verify_output(found: Verification) -> VerifyOutput:
     """The checks."""
-    return VerifyOutput(checks=[_check(check) for check in found.checks], state=found.state)
+    return VerifyOutput(checks=[_release_check_json(check) for check in found.checks], state=found.state)
 
 
-def _check(check: ReleaseCheck) -> CheckRow:
+def _release_check_json(check: ReleaseCheck) -> CheckRow:
     return CheckRow(what=check.what, state=check.state, finding=check.finding)

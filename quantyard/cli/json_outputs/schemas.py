@@ -47,7 +47,7 @@ def output_schema(name: str) -> dict[str, Any]:
     """The JSON schema of a published answer. It permits further fields, as the rule of versions does."""
     model = SCHEMAS[name]
     schema = model.model_json_schema(mode="serialization")
-    return identified_schema(_open(schema), f"output:{name}", model.model_fields["schema_version"].default)
+    return identified_schema(_open_json_schema(schema), f"output:{name}", model.model_fields["schema_version"].default)
 
 
 def identified_schema(schema: dict[str, Any], name: str, version: int) -> dict[str, Any]:
@@ -55,9 +55,9 @@ def identified_schema(schema: dict[str, Any], name: str, version: int) -> dict[s
     return {"$schema": DIALECT, "$id": f"urn:quantyard:{name}:{version}", **schema}
 
 
-def _open(schema: Any) -> Any:
+def _open_json_schema(schema: Any) -> Any:
     """Without `additionalProperties: false`."""
     if isinstance(schema, dict):
-        kept = {key: _open(value) for key, value in schema.items()}
+        kept = {key: _open_json_schema(value) for key, value in schema.items()}
         return {key: value for key, value in kept.items() if (key, value) != ("additionalProperties", False)}
-    return [_open(item) for item in schema] if isinstance(schema, list) else schema
+    return [_open_json_schema(item) for item in schema] if isinstance(schema, list) else schema

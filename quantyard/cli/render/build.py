@@ -103,12 +103,12 @@ def _step_text(step: Step, done: bool, cost: Cost) -> str:
         return f"[green]done[/]    {escape_rich_markup(step.label)}"
     time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
     parts = [f"about {format_bytes(step.size_bytes)}"] if step.size_bytes else []
-    parts += [f"{_seconds(time)}"] if time else []
+    parts += [f"{_render_step_time(time)}"] if time else []
     parts += [f"{format_memory(memory_bytes)} of memory"] if memory_bytes else []
     return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(step.label)}", *parts])
 
 
-def _seconds(time: StepTime) -> str:
+def _render_step_time(time: StepTime) -> str:
     """An estimate from other models, types or settings is marked: ~8 s."""
     return f"{'~' if time.rough else ''}{format_duration(max(1.0, time.seconds))}"
 
@@ -242,7 +242,7 @@ def terminal_demo_end(demo: Demo) -> str:
     """The files to open and the commands to type after the demo."""
     name, folder, page = demo.folder.name, demo.folder, demo.page
     quants = ",".join(file.quant for file in demo.built.files)
-    serve = "docker compose up" if demo.is_served else f"make serve MODEL={escape_rich_markup(_shown(folder))}"
+    serve = "docker compose up" if demo.is_served else f"make serve MODEL={escape_rich_markup(_shown_path(folder))}"
     return (
         f"\nThe two files above are {name}, each checked (tensors, tokenizer, chat template, a first decode)\n"
         "and measured against the file they were quantized from. Their model card and report page:\n"
@@ -252,7 +252,7 @@ def terminal_demo_end(demo: Demo) -> str:
         f"  {serve:<42}  serves both on 127.0.0.1:8080; without Docker: make serve ENGINE=local\n"
         "  make chat                                   in another terminal\n"
         "See what would be published where; nothing is sent:\n"
-        f"  make publish MODEL={escape_rich_markup(_shown(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
+        f"  make publish MODEL={escape_rich_markup(_shown_path(folder))} QUANT={quants} REPO=me/{name}-GGUF DRY_RUN=1\n"
         "Next, a model of your own:\n"
         "  make plan    MODEL=org/name QUANT=Q4_K_M      what it would download and need\n"
         "  make build   MODEL=org/name QUANT=Q4_K_M,Q8_0\n"
@@ -263,7 +263,7 @@ def terminal_demo_end(demo: Demo) -> str:
     )
 
 
-def _shown(path: Path) -> str:
+def _shown_path(path: Path) -> str:
     """The path, relative to the current folder if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -35,11 +35,16 @@ def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choi
     table = FittedTable(("file", "size", "memory", choices.metric, "generated", ""), words=("",))
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     for found in _largest_first(choices):
-        cells = (format_file_size(found.size_bytes), _memory(found), _quality(choices, found), _speed(found))
+        cells = (
+            format_file_size(found.size_bytes),
+            _render_candidate_memory(found),
+            _render_candidate_quality(choices, found),
+            _render_candidate_speed(found),
+        )
         table.add_row(
             escape_rich_markup(found.quant),
             *cells,
-            escape_rich_markup(_fate(found, budget, choice, beaten[found.quant])),
+            escape_rich_markup(_render_candidate_fate(found, budget, choice, beaten[found.quant])),
         )
     return table
 
@@ -53,7 +58,12 @@ def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, mo
         ("Runner-up", escape_rich_markup(_runner_up(choices, choice))),
     ]
     return format_columns(
-        [*facts, _front(choices), *_conditions(choices, budget), *terminal_choice_notes(choices, budget, choice, model)]
+        [
+            *facts,
+            _render_pareto_front(choices),
+            *_render_choice_conditions(choices, budget),
+            *terminal_choice_notes(choices, budget, choice, model),
+        ]
     )
 
 
@@ -67,7 +77,7 @@ def terminal_choice_notes(
     choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str
 ) -> list[tuple[str, str]]:
     """Notes on the choice, and the files that were left out."""
-    said = [("Note", escape_rich_markup(text)) for text in _limits(choices, budget, choice)]
+    said = [("Note", escape_rich_markup(text)) for text in _render_choice_limits(choices, budget, choice)]
     for quant, why in choices.others.items():
         said.append(("Left out", escape_rich_markup(f"{quant} {why}")))
     if choices.others:
@@ -77,7 +87,7 @@ def terminal_choice_notes(
 
 def terminal_choice_conditions(choices: ChoiceSet, budget: ChoiceBudget) -> str:
     """The conditions under which the numbers of the table hold."""
-    return format_columns([_front(choices), *_conditions(choices, budget)])
+    return format_columns([_render_pareto_front(choices), *_render_choice_conditions(choices, budget)])
 
 
 def _largest_first(choices: ChoiceSet) -> list[ChoiceCandidate]:
@@ -87,22 +97,24 @@ def _largest_first(choices: ChoiceSet) -> list[ChoiceCandidate]:
 # ---- cells -------------------------------------------------------------------------------------------
 
 
-def _memory(found: ChoiceCandidate) -> str:
+def _render_candidate_memory(found: ChoiceCandidate) -> str:
     return DASH if found.memory_bytes is None else format_memory(found.memory_bytes)
 
 
-def _quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
+def _render_candidate_quality(choices: ChoiceSet, found: ChoiceCandidate) -> str:
     if choices.metric != "ΔPPL":
         return str(format_kld_interval(estimate_interval(found.quality)))
     change = mapped_interval(estimate_interval(found.quality), math.expm1)
     return DASH if change is None else str(format_change_interval(change))
 
 
-def _speed(found: ChoiceCandidate) -> str:
+def _render_candidate_speed(found: ChoiceCandidate) -> str:
     return format_speed(found.tokens_per_s)
 
 
-def _fate(found: ChoiceCandidate, budget: ChoiceBudget, choice: Choice | None, winners: tuple[str, ...]) -> str:
+def _render_candidate_fate(
+    found: ChoiceCandidate, budget: ChoiceBudget, choice: Choice | None, winners: tuple[str, ...]
+) -> str:
     if choice and found is choice.best:
         return "the choice"
     if choice and found is choice.runner_up:
@@ -119,16 +131,17 @@ def choice_reason(choices: ChoiceSet, choice: Choice) -> str:
     """Why this file, in one sentence."""
     best, n = choice.best, len(choice.fitting)
     if n == 1:
-        return f"the only file that meets the limits; {choices.metric} {_quality(choices, best)}"
+        return f"the only file that meets the limits; {choices.metric} {_render_candidate_quality(choices, best)}"
     if not choice.equal:
-        return f"the best of {n} files that meet the limits; {choices.metric} {_quality(choices, best)}"
+        quality = _render_candidate_quality(choices, best)
+        return f"the best of {n} files that meet the limits; {choices.metric} {quality}"
     better = " and ".join(c.quant for c in choice.equal)
     verb = "are" if len(choice.equal) > 1 else "is"
-    gap = _gap(choices, choice.equal[0], best)
+    gap = _render_quality_gap(choices, choice.equal[0], best)
     return f"{better} {verb} better by less than the interval: {gap}; take the smaller"
 
 
-def _gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceCandidate) -> str:
+def _render_quality_gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceCandidate) -> str:
     found = interval_difference(one.quality, other.quality)
     better = Interval(value=-found.value, low=-found.high, high=-found.low)
     if choices.metric != "ΔPPL":
@@ -147,12 +160,13 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
         f"{format_rough_percent(abs(size))} {'larger' if size > 0 else 'smaller'}",
         f"{format_rough_percent(abs(speed))} {'faster' if speed > 0 else 'slower'}"
         + (", within the spread" if within else ""),
-        f"{choices.metric} {_quality(choices, other)}" + (", a tie" if is_quality_tie(other, best) else ""),
+        f"{choices.metric} {_render_candidate_quality(choices, other)}"
+        + (", a tie" if is_quality_tie(other, best) else ""),
     ]
     return f"{other.quant}: {'; '.join(parts)}"
 
 
-def _front(choices: ChoiceSet) -> tuple[str, str]:
+def _render_pareto_front(choices: ChoiceSet) -> tuple[str, str]:
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
     names = [c.quant for c in _largest_first(choices) if not beaten[c.quant]]
     return "Front", escape_rich_markup(
@@ -160,7 +174,7 @@ def _front(choices: ChoiceSet) -> tuple[str, str]:
     )
 
 
-def _conditions(choices: ChoiceSet, budget: ChoiceBudget) -> list[tuple[str, str]]:
+def _render_choice_conditions(choices: ChoiceSet, budget: ChoiceBudget) -> list[tuple[str, str]]:
     use, speed = choices.use, choices.candidates[0].speed
     at_once = f"{use.sequences} {'requests' if use.sequences > 1 else 'request'} at once"
     kinds = sorted({c.context_bytes for c in choices.candidates if c.context_bytes is not None})
@@ -175,7 +189,7 @@ def _conditions(choices: ChoiceSet, budget: ChoiceBudget) -> list[tuple[str, str
     ]
 
 
-def _limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> list[str]:
+def _render_choice_limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> list[str]:
     said = []
     if choices.trained_context and choices.use.tokens > choices.trained_context:
         trained = format_count(choices.trained_context)

@@ -86,13 +86,13 @@ def terminal_measured_tasks(report: EvalReport) -> FittedTable | None:
     values = ("baseline", "value", "Δ", "95 % interval", "verdict") if compared else ("value", "95 % interval")
     table = FittedTable(("file", "task", "metric", "n", *values), left=3, heads=3, words=("verdict",))
     for label, comparison in compared:
-        table.add_row(escape_rich_markup(label), *_comparison_cells(comparison))
+        table.add_row(escape_rich_markup(label), *_render_comparison_cells(comparison))
     for label, score in () if compared else scores:
-        table.add_row(escape_rich_markup(label), *_score_cells(score))
+        table.add_row(escape_rich_markup(label), *_render_score_cells(score))
     return table if table.rows else None
 
 
-def _comparison_cells(found: Comparison) -> tuple[str, ...]:
+def _render_comparison_cells(found: Comparison) -> tuple[str, ...]:
     colour = _COLOURS[found.verdict]
     needed = f": {note}" if (note := open_verdict_note(found)) else ""
     kind = score_metric_kind(found)
@@ -105,7 +105,7 @@ def _comparison_cells(found: Comparison) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _score_cells(found: Score) -> tuple[str, ...]:
+def _render_score_cells(found: Score) -> tuple[str, ...]:
     written = numbers.format_score_interval(found.result, score_metric_kind(found))
     return (
         escape_rich_markup(found.task),

@@ -63,19 +63,19 @@ class FittedTable:
     def _lines(self, width: int) -> Iterator[Text]:
         for cells, style in zip(self.rows, self.styles, strict=True):
             head = Text.from_markup("  ".join(cell for cell in cells[: self.heads] if cell), style="bold")
-            yield _unbroken(head)
+            yield _render_unbroken_line(head)
             figures = zip(self.columns[self.heads :], cells[self.heads :], strict=True)
             known = ((name, cell) for name, cell in figures if cell not in ("", DASH))
             shown = (cell if name in self.words else f"{name} {cell}" for name, cell in known)
             told = (Text.from_markup(text, style=style) for text in shown)
-            yield from (_unbroken(line) for line in _joined(told, width))
+            yield from (_render_unbroken_line(line) for line in _render_figures_joined(told, width))
 
 
 def _cell_width(cell: object) -> int:
     return Text.from_markup(str(cell)).cell_len
 
 
-def _joined(figures: Iterable[Text], width: int) -> Iterator[Text]:
+def _render_figures_joined(figures: Iterable[Text], width: int) -> Iterator[Text]:
     """As many figures on a line as fit, two blanks in."""
     line = Text("  ")
     for figure in figures:
@@ -87,7 +87,7 @@ def _joined(figures: Iterable[Text], width: int) -> Iterator[Text]:
         yield line
 
 
-def _unbroken(line: Text) -> Text:
+def _render_unbroken_line(line: Text) -> Text:
     """A line that is cut nowhere: what is longer than the terminal goes on below."""
     line.no_wrap, line.overflow = False, "fold"
     return line

@@ -26,20 +26,20 @@ def wrapped_lines(text: Text, width: int) -> Iterator[Text]:
         if cell_len(line.plain) <= width:
             yield line
         else:
-            yield from _broken(line, width)
+            yield from _wrapped_lines(line, width)
 
 
-def _broken(line: Text, width: int) -> Iterator[Text]:
-    start, hang = 0, _hanging(line.plain, width)
-    for begin, end in _units(line.plain):
+def _wrapped_lines(line: Text, width: int) -> Iterator[Text]:
+    start, hang = 0, _wrapped_indent(line.plain, width)
+    for begin, end in _unbreakable_units(line.plain):
         used = hang if start else 0
         if line.plain[start:begin].strip() and used + cell_len(line.plain[start:end]) > width:
-            yield _part(line, start, begin, hang, width)
+            yield _wrapped_part(line, start, begin, hang, width)
             start = begin
-    yield _part(line, start, len(line.plain), hang, width)
+    yield _wrapped_part(line, start, len(line.plain), hang, width)
 
 
-def _part(line: Text, start: int, end: int, hang: int, width: int) -> Text:
+def _wrapped_part(line: Text, start: int, end: int, hang: int, width: int) -> Text:
     """What is too long begins further to the left."""
     begin = start or len(line.plain) - len(line.plain.lstrip())
     part = line[begin:end]
@@ -48,7 +48,7 @@ def _part(line: Text, start: int, end: int, hang: int, width: int) -> Text:
     return Text(" " * indent).append_text(part)
 
 
-def _hanging(line: str, width: int) -> int:
+def _wrapped_indent(line: str, width: int) -> int:
     """Where later lines begin: below the text after the name, else two blanks in."""
     for names, widest in zip(_NAMES, _WIDEST_NAMES, strict=True):
         match = names.match(line)
@@ -58,7 +58,7 @@ def _hanging(line: str, width: int) -> int:
     return leading if 0 < leading <= 2 * width // 3 else _LATER
 
 
-def _units(line: str) -> Iterator[tuple[int, int]]:
+def _unbreakable_units(line: str) -> Iterator[tuple[int, int]]:
     """Where what must not be broken begins and ends."""
     commands = [(match.start() + (match[0][0] == " "), match.end()) for match in _COMMAND.finditer(line)]
     for match in _UNIT.finditer(line):
