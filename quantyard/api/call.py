@@ -41,14 +41,14 @@ def api_request(command: str, settings: Mapping[str, Any], **given: str | os.Pat
         BadRequest: a value is not valid.
     """
     taken, function = api_settings(command), f"{_FUNCTIONS.get(command, command)}()"
-    values = {name: _text(function, BY_NAME[name], value) for name, value in given.items()}
+    values = {name: _api_value_as_text(function, BY_NAME[name], value) for name, value in given.items()}
     for key, value in settings.items():
         if key not in taken or taken[key].name in given:
             close = difflib.get_close_matches(key, taken, n=1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{function} has no argument {key!r}.{meant}")
         if value is not None:
-            values[taken[key].name] = _text(function, taken[key], value)
+            values[taken[key].name] = _api_value_as_text(function, taken[key], value)
     environment = {name: text for name, text in os.environ.items() if name not in BY_NAME or name in _OF_THE_MACHINE}
     hidden = {name: values.pop(name) for name in tuple(values) if BY_NAME[name].secret or BY_NAME[name].private}
     names = [setting.name for setting in taken.values()]
@@ -65,7 +65,7 @@ def api_settings(command: str) -> dict[str, Setting]:
     return {setting.name.lower(): setting for setting in SETTINGS if setting.name in names}
 
 
-def _text(function: str, setting: Setting, value: object) -> str:
+def _api_value_as_text(function: str, setting: Setting, value: object) -> str:
     """The value as text, as a user would type it."""
     if isinstance(value, tuple | list):
         items = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]

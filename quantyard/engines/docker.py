@@ -181,19 +181,19 @@ class StageContainers:
         return env
 
     def _mounts(self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact]) -> list[Mount]:
-        mounts = [_bind(space.in_dir, "/in"), _bind(space.out_dir, "/out", read_only=False)]
+        mounts = [_bind_mount(space.in_dir, "/in"), _bind_mount(space.out_dir, "/out", read_only=False)]
         for name, artifact in inputs.items():
             (space.in_dir / name).mkdir(exist_ok=True)  # /in is read-only, so Docker cannot make the mount point
             if artifact.whole_folder:
-                mounts.append(_bind(artifact.folder, f"/in/{name}"))
+                mounts.append(_bind_mount(artifact.folder, f"/in/{name}"))
                 continue
             for entry in artifact.files:
                 mount_point = space.in_dir / name / entry.path
                 mount_point.parent.mkdir(parents=True, exist_ok=True)
                 mount_point.touch()
-                mounts.append(_bind(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
+                mounts.append(_bind_mount(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
         if spec.row.network and self._environment.ca_bundle:
-            mounts.append(_bind(self._environment.ca_bundle, _CA_IN_CONTAINER))
+            mounts.append(_bind_mount(self._environment.ca_bundle, _CA_IN_CONTAINER))
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
@@ -202,7 +202,7 @@ class StageContainers:
             return "none"
         proxies = (url for name, url in (self._environment.proxies or {}).items() if name.upper() != "NO_PROXY")
         urls = [getattr(spec.request, "endpoint", None) or "", *proxies]
-        return "host" if any(_is_loopback(url) for url in urls) else "bridge"
+        return "host" if any(_is_loopback_proxy(url) for url in urls) else "bridge"
 
     def _follow(self, spec: StageSpec, container: Any, listener: StageListener) -> dict[str, Any]:
         """Start the container and read its output until it ends. Returns its final state."""
@@ -214,14 +214,14 @@ class StageContainers:
             container.start()
             timer.start()
             with suppress(OSError):  # the container has ended already; its exit code says why
-                _socket(connection).sendall(engine_secrets_line(spec, self._environment))
+                _container_socket(connection).sendall(engine_secrets_line(spec, self._environment))
             started = time.monotonic()
-            for stream, line in _lines(connection):
+            for stream, line in _container_log_lines(connection):
                 (listener.on_stdout if stream == _STDOUT else listener.on_stderr)(line)
             return self._wait(container, spec, time.monotonic() - started)
         finally:
             timer.cancel()
-            _close(connection)
+            _close_container_connection(connection)
 
     def _wait(self, container: Any, spec: StageSpec, ran_s: float) -> dict[str, Any]:
         try:
@@ -255,31 +255,31 @@ def _text_in(container: Any, path: str) -> str | None:
         return None
 
 
-def _bind(source: Path, target: str, read_only: bool = True) -> Mount:
+def _bind_mount(source: Path, target: str, read_only: bool = True) -> Mount:
     return Mount(target=target, source=str(source), type="bind", read_only=read_only)
 
 
-def _is_loopback(url: str) -> bool:
+def _is_loopback_proxy(url: str) -> bool:
     host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
-def _socket(connection: Any) -> Any:
+def _container_socket(connection: Any) -> Any:
     # Over a Unix socket the SDK returns a SocketIO, which hides the socket that settimeout and sendall need.
     return connection if isinstance(connection, sockets.socket) else connection._sock  # noqa: SLF001
 
 
-def _close(connection: Any) -> None:
+def _close_container_connection(connection: Any) -> None:
     """Close the response, then its socket: in the other order Python 3.13 reports an error."""
     if response := getattr(connection, "_response", None):
         response.close()
     connection.close()
 
 
-def _lines(connection: Any) -> Iterator[tuple[int, str]]:
+def _container_log_lines(connection: Any) -> Iterator[tuple[int, str]]:
     """Lines of the attached container, each with the number of its stream."""
     streams: dict[int, OutputLines] = {}
-    _socket(connection).settimeout(None)  # a stage may be silent for hours
+    _container_socket(connection).settimeout(None)  # a stage may be silent for hours
     for stream, block in frames_iter(connection, tty=False):
         yield from ((stream, line) for line in streams.setdefault(stream, OutputLines()).feed(block))
     for stream, lines in streams.items():

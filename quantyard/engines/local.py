@@ -108,14 +108,14 @@ class LocalEngine:
             _send_secrets(process, engine_secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
-            _stop(process)
+            _stop_stage_process(process)
             self._running.discard(process)
         return read_engine_result(spec, space.out_dir, exit_code, listener.tail)
 
     def stop(self) -> None:
         """Stop the processes of all running stages."""
         for process in tuple(self._running):
-            _stop(process)
+            _stop_stage_process(process)
 
     def _link_inputs(self, space: Workspace, inputs: Mapping[str, Artifact]) -> None:
         for name, artifact in inputs.items():
@@ -153,7 +153,7 @@ class LocalEngine:
             _StreamReader(process, process.stdout, listener.on_stdout),
             _StreamReader(process, process.stderr, listener.on_stderr),
         )
-        timer = threading.Timer(spec.row.timeout_s, _stop, [process])
+        timer = threading.Timer(spec.row.timeout_s, _stop_stage_process, [process])
         timer.daemon = True
         for thread in (*readers, timer):
             thread.start()
@@ -162,7 +162,7 @@ class LocalEngine:
             exit_code = process.wait()
         finally:
             timer.cancel()
-            _stop(process)
+            _stop_stage_process(process)
             for reader in readers:
                 reader.stop()
         if error := next((reader.error for reader in readers if reader.error is not None), None):
@@ -199,7 +199,7 @@ class _StreamReader(threading.Thread):
             self._read_lines()
         except BaseException as error:
             self.error = error
-            _stop(self._process)
+            _stop_stage_process(self._process)
 
     def stop(self) -> None:
         """After the process has ended, read the rest; do not wait for other processes that hold the stream open."""
@@ -219,7 +219,7 @@ class _StreamReader(threading.Thread):
             self._on_line(line)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop_stage_process(process: subprocess.Popen[bytes]) -> None:
     """Stop the stage and the tools that it started, first with SIGTERM, then with SIGKILL."""
     if process.poll() is None:
         with suppress(ProcessLookupError):

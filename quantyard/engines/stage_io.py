@@ -45,7 +45,7 @@ class StageListener:
         if line.startswith("{") and len(line) <= _MAX_PROGRESS_CHARS:
             if self._is_flood():
                 return
-            if (progress := _progress(line)) is not None and progress.stage == self._stage:
+            if (progress := _stage_progress(line)) is not None and progress.stage == self._stage:
                 self._on_progress(progress)
                 return
         self.on_stderr(line)
@@ -63,7 +63,7 @@ class StageListener:
         return self._heard > _MOST_PER_S
 
 
-def _progress(line: str) -> Progress | None:
+def _stage_progress(line: str) -> Progress | None:
     try:
         return Progress.model_validate_json(line, strict=True)
     except ValidationError:
@@ -80,14 +80,14 @@ def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str
         EngineError: the stage was killed.
     """
     if words := crash_words(exit_code, tail):
-        return _crashed(spec, words, tail)
+        return _crashed_stage_result(spec, words, tail)
     if exit_code != ExitCode.DONE and exit_code not in _ENDED:
-        raise _killed(spec.label, exit_code, tail)
+        raise _killed_stage_error(spec.label, exit_code, tail)
     try:
         with SafeFolder.opened(out_dir) as out:
             is_there = RESULT in out.names()
             text = out.read(RESULT, MAX_RESULT_BYTES) if is_there else b""
-        result = parse_stage_result(text) if is_there else _without(spec, out_dir, exit_code, tail)
+        result = parse_stage_result(text) if is_there else _result_of_silent_stage(spec, out_dir, exit_code, tail)
     except UnsafeFile as error:
         raise ResultRefused(spec.label, str(error), tail) from error
     except ValueError as error:
@@ -100,18 +100,18 @@ def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str
     return result
 
 
-def _without(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
+def _result_of_silent_stage(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:
     """A result made from the exit code, for a stage that wrote none; on a full disk it cannot."""
     if exit_code == ExitCode.DONE:
         raise ValueError("it is missing, although the process succeeded")
     said = "its last output may say why" if tail else "it printed nothing"
     error = StageError(kind="no-result", message=f"It ended without a result; {said}.", detail=tail)
     if exit_code == ExitCode.RESOURCES:
-        error = _exhausted(out_dir, tail)
+        error = _stage_out_of_resources(out_dir, tail)
     return StageResult(stage=spec.row.name, exit_code=ExitCode(exit_code), error=error)
 
 
-def _exhausted(out_dir: Path, tail: str) -> StageError:
+def _stage_out_of_resources(out_dir: Path, tail: str) -> StageError:
     hint = "Free some space, then type the same command again."
     disk = os.statvfs(out_dir)
     free_bytes = disk.f_bavail * disk.f_frsize
@@ -128,7 +128,7 @@ def engine_timeout_error(spec: StageSpec) -> EngineError:
     return EngineError(message, "Try a smaller model or a faster machine.")
 
 
-def _crashed(spec: StageSpec, words: str, tail: str) -> StageResult:
+def _crashed_stage_result(spec: StageSpec, words: str, tail: str) -> StageResult:
     """The result of a stage whose process ended itself by a signal."""
     message = f"llama.cpp {words}."
     hint = "Choose another model, or another version of llama.cpp: LLAMA_CPP_TAG=full-bNNNN"
@@ -136,7 +136,7 @@ def _crashed(spec: StageSpec, words: str, tail: str) -> StageResult:
     return StageResult(stage=spec.row.name, exit_code=ExitCode.UNSUPPORTED_MODEL, error=error)
 
 
-def _killed(label: str, exit_code: int, tail: str) -> EngineError:
+def _killed_stage_error(label: str, exit_code: int, tail: str) -> EngineError:
     if exit_code in (-signal.SIGILL, 128 + signal.SIGILL):
         message = f"{label} used an instruction that this CPU does not have (SIGILL)."
         return EngineError(message, "llama.cpp was built for another CPU. Check this machine: make doctor", tail)

@@ -225,7 +225,7 @@ class ManifestRecords:
         """
         manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
         known = [step for step in steps if self.engine.identity(step.row.image)]
-        others = [step for step in known if _key(manifest, step.label) != specs[step.label].key]
+        others = [step for step in known if _manifest_stage_key(manifest, step.label) != specs[step.label].key]
         for step in others:
             found = finished[step.label]
             made_at = datetime.fromtimestamp(found.artifact.folder.stat().st_mtime, UTC)
@@ -262,7 +262,7 @@ def _imatrix_name(manifest: Manifest, model: str, quant: str, sha256: str) -> st
     return name if name not in {other.file for other in others} else f"{model}.imatrix-{sha256[:12]}.gguf"
 
 
-def _key(manifest: Manifest, label: str) -> str:
+def _manifest_stage_key(manifest: Manifest, label: str) -> str:
     return manifest.stages[label].key if label in manifest.stages else ""
 
 

@@ -42,8 +42,8 @@ def shared_baseline_run(
         sizes: bytes of each step's model, by label; the baseline's under "".
         memory_bytes: the memory for the run.
     """
-    alike = [step for step in (first, *others) if _alike(_request(first), step.request)]
-    quants = [step for step in alike if _request(step).baseline_file is not None]
+    alike = [step for step in (first, *others) if _is_baseline_shared(_divergence_request(first), step.request)]
+    quants = [step for step in alike if _divergence_request(step).baseline_file is not None]
     chosen: list[Step] = []
     left_bytes = memory_bytes * _WEIGHTS_SHARE - sizes.get("", 0)
     for step in quants:
@@ -53,39 +53,41 @@ def shared_baseline_run(
         chosen.append(step)
     baselines = [step for step in alike if _is_baseline_of(step, quants)]
     members = (*baselines, *chosen)
-    return SharedRun(_combined(baselines, chosen), members) if len(members) > 1 and first in members else None
+    return SharedRun(_combined_step(baselines, chosen), members) if len(members) > 1 and first in members else None
 
 
-def _alike(one: DivergenceRequest, other: object) -> bool:
+def _is_baseline_shared(one: DivergenceRequest, other: object) -> bool:
     return isinstance(other, DivergenceRequest) and (one.settings, one.runtime) == (other.settings, other.runtime)
 
 
-def _request(step: Step) -> DivergenceRequest:
+def _divergence_request(step: Step) -> DivergenceRequest:
     assert isinstance(step.request, DivergenceRequest)
     return step.request
 
 
 def _is_baseline_of(step: Step, quants: Sequence[Step]) -> bool:
     """Whether the step measures the model that the others are compared with."""
-    request = _request(step)
+    request = _divergence_request(step)
     return request.baseline_file is None and any(
-        quant.inputs.get("baseline") == step.inputs["model"] and _request(quant).baseline_file == request.model_file
+        quant.inputs.get("baseline") == step.inputs["model"]
+        and _divergence_request(quant).baseline_file == request.model_file
         for quant in quants
     )
 
 
-def _combined(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
+def _combined_step(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     first, *others = quants
-    members = tuple(DivergenceMember(label=_request(s).label, model_file=_request(s).model_file) for s in others)
-    request = _request(first).model_copy(
-        update={"others": members, "baseline_label": _request(baselines[0]).label if baselines else ""}
+    asked = [_divergence_request(step) for step in others]
+    members = tuple(DivergenceMember(label=one.label, model_file=one.model_file) for one in asked)
+    request = _divergence_request(first).model_copy(
+        update={"others": members, "baseline_label": _divergence_request(baselines[0]).label if baselines else ""}
     )
-    inputs = dict(first.inputs) | {f"model-{_request(step).label}": step.inputs["model"] for step in others}
-    label = _name_of([_request(step).label for step in (*baselines, *quants)])
+    inputs = dict(first.inputs) | {f"model-{_divergence_request(step).label}": step.inputs["model"] for step in others}
+    label = _combined_label([_divergence_request(step).label for step in (*baselines, *quants)])
     return replace(first, label=f"divergence {label}", request=request, inputs=inputs, quant="")
 
 
-def _name_of(labels: Sequence[str]) -> str:
+def _combined_label(labels: Sequence[str]) -> str:
     """All labels, or the first ones and the number of others, since a folder gets this name."""
     if len(labels) <= _MOST_NAMED:
         return ", ".join(labels)
@@ -94,7 +96,7 @@ def _name_of(labels: Sequence[str]) -> str:
 
 def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
     """The file of this step in a shared run, and the result that the step would have had alone."""
-    label = _request(step).label
+    label = _divergence_request(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
     facts = stage_facts_by_file(result)
     output = made.model_copy(update={"path": "divergence.json"})

@@ -68,7 +68,7 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
     """The line of a finished stage, such as `[convert] 271 MB in 10.2 s`, and one for each finding."""
     verified = VerifyFacts.read(result.facts) if result.stage == "verify" else None
     findings = _FINDINGS.get(result.stage)
-    did = (", ".join(findings(result)) if findings else "") or _made(result)
+    did = (", ".join(findings(result)) if findings else "") or _files_made_line(result)
     if verified is not None and verified.probes is not None and verified.chats is not None:
         did += f" ({verified.probes} probes, {verified.chats} conversations)"
     notes = ConvertFacts.read(result.facts).notes if result.stage == "convert" else []
@@ -80,7 +80,7 @@ def stage_end_lines(label: str, result: StageResult) -> list[str]:
     return [f"[{label}] {did} in {format_elapsed(result.duration_s)}", *found]
 
 
-def _made(result: StageResult) -> str:
+def _files_made_line(result: StageResult) -> str:
     """The size of the files that were made; of a stage that writes what others only read, that it is done."""
     size_bytes = sum(f.size_bytes for f in result.outputs)
     return format_bytes(size_bytes) if size_bytes and result.stage not in _UNSIZED else "passed"
@@ -89,7 +89,7 @@ def _made(result: StageResult) -> str:
 # ---- what a measuring stage found, in a few words ----------------------------------------------------
 
 
-def _evaluated(result: StageResult) -> Iterator[str]:
+def _evaluate_lines(result: StageResult) -> Iterator[str]:
     """The number of questions, and the first metric of the first tasks, such as `arc_easy acc 47.5 %`."""
     facts = EvaluateFacts.read(result.facts)
     if facts.n_questions:
@@ -104,22 +104,22 @@ def _evaluated(result: StageResult) -> Iterator[str]:
         yield f"{more} more task{'s' * (more != 1)} in the report"
 
 
-def _diverged(result: StageResult) -> Iterator[str]:
+def _divergence_lines(result: StageResult) -> Iterator[str]:
     """The divergence of one file, or of each file of a shared run."""
     if not (by_file := stage_facts_by_file(result)):
-        yield from _divergence(DivergenceFacts.read(result.facts))
+        yield from _one_divergence_lines(DivergenceFacts.read(result.facts))
     for label, facts in by_file.items():
-        yield f"{label} {' '.join(_divergence(DivergenceFacts.read(facts)))}"
+        yield f"{label} {' '.join(_one_divergence_lines(DivergenceFacts.read(facts)))}"
 
 
-def _divergence(facts: DivergenceFacts) -> Iterator[str]:
+def _one_divergence_lines(facts: DivergenceFacts) -> Iterator[str]:
     if facts.perplexity is not None:
         yield f"PPL {format_perplexity(facts.perplexity)}"
     if facts.mean_kld is not None:
         yield f"mean KLD {format_kld(facts.mean_kld)}"
 
 
-def _similar(result: StageResult) -> Iterator[str]:
+def _similarity_lines(result: StageResult) -> Iterator[str]:
     """Such as `mean cosine 0.9997, Kendall τ 0.9911`."""
     facts = SimilarityFacts.read(result.facts)
     if facts.mean_cosine is not None:
@@ -128,7 +128,7 @@ def _similar(result: StageResult) -> Iterator[str]:
         yield f"Kendall τ {format_cosine(facts.kendall_tau)}"
 
 
-def _timed(result: StageResult) -> Iterator[str]:
+def _speed_lines(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
         yield f"prompt {format_speed(facts.prompt_tokens_per_s)}"
@@ -136,14 +136,14 @@ def _timed(result: StageResult) -> Iterator[str]:
         yield f"generated {format_speed(facts.generated_tokens_per_s)}"
 
 
-def _compared(result: StageResult) -> Iterator[str]:
+def _report_lines(result: StageResult) -> Iterator[str]:
     """Such as `Q4_K_M: 3 same + 1 worse`."""
     for label, file in ReportFacts.read(result.facts).files.items():
         if file.verdicts:
             yield f"{label}: " + " + ".join(f"{n} {verdict}" for verdict, n in file.verdicts.items())
 
 
-def _twinned(result: StageResult) -> Iterator[str]:
+def _twin_lines(result: StageResult) -> Iterator[str]:
     """Such as `proved, max |Δ logit| 0.000023`; the whole sentence is in the manifest and on the card."""
     facts = TwinFacts.read(result.facts)
     yield _TWINS[facts.status]
@@ -151,7 +151,7 @@ def _twinned(result: StageResult) -> Iterator[str]:
         yield f"max |Δ {facts.compared}| {format_difference(facts.max_delta)}"
 
 
-def _real(result: StageResult) -> Iterator[str]:
+def _parity_lines(result: StageResult) -> Iterator[str]:
     """Such as `mean KLD 0.000070 from Transformers`, or that it was not compared."""
     facts = TwinFacts.read(result.facts)
     if facts.mean_kld is None:
@@ -160,7 +160,7 @@ def _real(result: StageResult) -> Iterator[str]:
         yield f"mean KLD {format_difference(facts.mean_kld)} from Transformers"
 
 
-def _served(result: StageResult) -> Iterator[str]:
+def _contract_lines(result: StageResult) -> Iterator[str]:
     """Such as `none of 31 checks failed`, or `2 of 31 checks failed: streaming, tools`."""
     facts = ContractFacts.read(result.facts)
     of = f" of {facts.n_checks}" if facts.n_checks else ""
@@ -170,10 +170,10 @@ def _served(result: StageResult) -> Iterator[str]:
         yield f"none of {facts.n_checks} checks failed" if facts.n_checks else "passed"
 
 
-def _projected(result: StageResult) -> Iterator[str]:
+def _projector_lines(result: StageResult) -> Iterator[str]:
     """Such as `vision, 854 MB, Q8_0 too`."""
     yield " and ".join(ProjectorFacts.read(result.facts).media)
-    yield _made(result)
+    yield _files_made_line(result)
     if any("Q8_0" in file.path for file in result.outputs):
         yield "Q8_0 too"
 
@@ -184,7 +184,7 @@ _TWINS: Final = {
     "unproved": "not comparable with Transformers",
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
-    "twin": _twinned, "parity": _real, "projector": _projected,
-    "evaluate": _evaluated, "divergence": _diverged, "speed": _timed, "report": _compared,
-    "contract": _served, "similarity": _similar,
+    "twin": _twin_lines, "parity": _parity_lines, "projector": _projector_lines,
+    "evaluate": _evaluate_lines, "divergence": _divergence_lines, "speed": _speed_lines, "report": _report_lines,
+    "contract": _contract_lines, "similarity": _similarity_lines,
 }  # fmt: skip

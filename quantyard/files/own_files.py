@@ -67,7 +67,7 @@ def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
         BadSource: a folder cannot be read, or leads out, or there are too many files.
     """
     found: list[FileEntry] = []
-    for entry in _walk(folder, every=every):
+    for entry in _walk_own_files(folder, every=every):
         name = os.path.relpath(entry.path, folder)
         if not path_format_fault(name):
             found.append(FileEntry(path=name, size_bytes=_size_of(entry)))
@@ -77,7 +77,7 @@ def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
     return tuple(sorted(found, key=lambda file: file.path))
 
 
-def _walk(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
+def _walk_own_files(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
     waiting = [str(folder)]
     while waiting:
         try:
@@ -123,7 +123,7 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
         why = getattr(error, "strerror", None) or "its links form a loop"
         what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
         raise BadSource(f"{path} {what}: {why}.", "Put the file in its place, or remove the link.") from error
-    if not any(real.is_relative_to(root) for root in _homes(folder)):
+    if not any(real.is_relative_to(root) for root in _own_file_folders(folder)):
         raise _leads_out(path, real)
     if not stat.S_ISREG(status.st_mode):
         kind = next((word for test, word in _KINDS if test(status.st_mode)), "something else")
@@ -139,10 +139,10 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
 
 def leads_out_of_folder(folder: Path, path: Path) -> bool:
     """Whether an existing path lies outside both this folder and the Hub cache that the folder belongs to."""
-    return not any(path.resolve().is_relative_to(home) for home in _homes(folder))
+    return not any(path.resolve().is_relative_to(home) for home in _own_file_folders(folder))
 
 
-def _homes(folder: Path) -> tuple[Path, ...]:
+def _own_file_folders(folder: Path) -> tuple[Path, ...]:
     """The folders where files of this folder may lie: itself, and the blobs if it is a snapshot in the Hub's cache."""
     real = folder.resolve()
     snapshots = (place for place in (real, *real.parents) if place.parent.name == "snapshots")

@@ -66,7 +66,7 @@ class SafeFolder:
         Raises:
             Unsafe: it is not a folder.
         """
-        with _closing(_open(str(path), _FOLDER, None, path.name)) as descriptor:
+        with _closing_descriptor(_open_safe_file(str(path), _FOLDER, None, path.name)) as descriptor:
             yield cls(descriptor)
 
     @contextmanager
@@ -76,7 +76,10 @@ class SafeFolder:
         Raises:
             Unsafe: it is not a folder, or lies below a link.
         """
-        with self._parent(path) as (parent, name), _closing(_open(name, _FOLDER, parent, path)) as descriptor:
+        with (
+            self._parent(path) as (parent, name),
+            _closing_descriptor(_open_safe_file(name, _FOLDER, parent, path)) as descriptor,
+        ):
             yield SafeFolder(descriptor)
 
     @contextmanager
@@ -87,9 +90,9 @@ class SafeFolder:
             Unsafe: it is not a regular file, or lies below a link.
         """
         with self._parent(path) as (parent, name):
-            _check_file(_stat(name, parent, path), path)
-            descriptor = _open(name, _FILE, parent, path)
-        with _closing(descriptor):
+            _check_file(_stat_safe_file(name, parent, path), path)
+            descriptor = _open_safe_file(name, _FILE, parent, path)
+        with _closing_descriptor(descriptor):
             _check_file(os.fstat(descriptor), path)
             yield descriptor
 
@@ -112,7 +115,7 @@ class SafeFolder:
             Unsafe: it does not exist, or lies below a link.
         """
         with self._parent(path) as (parent, name):
-            return _stat(name, parent, path)
+            return _stat_safe_file(name, parent, path)
 
     def walk(self) -> Iterator[FoundFile]:
         """Everything below it, each folder before its contents.
@@ -162,7 +165,7 @@ class SafeFolder:
             os.mkdir(name, 0o755, dir_fd=parent)
 
     def _names(self, path: str) -> list[str]:
-        with suppress(UnsafeFile, OSError), self.folder(path) if path else _self(self) as folder:
+        with suppress(UnsafeFile, OSError), self.folder(path) if path else _safe_folder_itself(self) as folder:
             return folder.names()
         return []
 
@@ -172,7 +175,7 @@ class SafeFolder:
         descriptor = os.dup(self.descriptor)
         try:
             for depth, part in enumerate(above, 1):
-                inner = _open(part, _FOLDER, descriptor, "/".join(above[:depth]))
+                inner = _open_safe_file(part, _FOLDER, descriptor, "/".join(above[:depth]))
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor, name
@@ -235,18 +238,18 @@ def remove_tree(path: Path) -> None:
         with suppress(PermissionError):
             path.chmod(0o700)
         with SafeFolder.opened(path) as top:
-            _empty(top.descriptor)
+            _empty_folder(top.descriptor)
         path.rmdir()
 
 
-def _empty(top: int) -> None:
+def _empty_folder(top: int) -> None:
     raised = 0
     while names := SafeFolder(top).names():
         for name in names:
             if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=top)
                 continue
-            with _closing(_open_any(name, top)) as inner:
+            with _closing_descriptor(_open_any(name, top)) as inner:
                 for below in SafeFolder(inner).names():
                     if stat.S_ISDIR(os.stat(below, dir_fd=inner, follow_symlinks=False).st_mode):
                         os.chmod(below, 0o700, dir_fd=inner)  # a folder that cannot be written cannot be moved either
@@ -274,38 +277,38 @@ def _open_any(name: str, parent: int) -> int:
 
 def _check_file(found: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise UnsafeFile(f"{path} is {_kind(found.st_mode)}, not a file")
+        raise UnsafeFile(f"{path} is {_file_kind(found.st_mode)}, not a file")
 
 
-def _stat(name: str, parent: int, path: str) -> os.stat_result:
+def _stat_safe_file(name: str, parent: int, path: str) -> os.stat_result:
     try:
         return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except (OSError, ValueError) as error:
         raise UnsafeFile(f"{path} is not there") from error
 
 
-def _open(name: str, flags: int, parent: int | None, path: str) -> int:
+def _open_safe_file(name: str, flags: int, parent: int | None, path: str) -> int:
     try:
         return os.open(name, flags, dir_fd=parent)
     except (OSError, ValueError) as error:
-        raise UnsafeFile(f"{path} {_reason(name, parent, error)}") from error
+        raise UnsafeFile(f"{path} {_unsafe_file_reason(name, parent, error)}") from error
 
 
-def _reason(name: str, parent: int | None, error: Exception) -> str:
+def _unsafe_file_reason(name: str, parent: int | None, error: Exception) -> str:
     """Why it could not be opened: the kind of file found instead, else the system's message."""
     with suppress(OSError, ValueError):
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
         if isinstance(error, NotADirectoryError) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            return f"is {_kind(mode)}"
+            return f"is {_file_kind(mode)}"
     return "is not there" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
 
 
-def _kind(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "something else")
 
 
 @contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+def _closing_descriptor(descriptor: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
@@ -313,5 +316,5 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 @contextmanager
-def _self(folder: SafeFolder) -> Iterator[SafeFolder]:
+def _safe_folder_itself(folder: SafeFolder) -> Iterator[SafeFolder]:
     yield folder

@@ -77,7 +77,7 @@ def forecast_benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: S
     Raises:
         StageFailed, EngineError: a stage failed.
     """
-    plan = forecast_benchmark_plan(trial, _model(trial, bench, reporter), bench)
+    plan = forecast_benchmark_plan(trial, _benchmark_model(trial, bench, reporter), bench)
     runner, book = PlanRunner(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
     runner.run(reporter)
     learn_forecast_times(book, plan, runner.taken, forecast_conditions(runner), synthetic=True)
@@ -89,7 +89,7 @@ def _as_real(sample: TimingSample) -> TimingSample:
     return sample.model_copy(update={"amount": sample.amount * _TOKENS}) if sample.kind == "evaluate" else sample
 
 
-def _model(trial: TimingTrial, bench: TimingBench, reporter: StepReporter) -> Source:
+def _benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: StepReporter) -> Source:
     """The random model, as a local folder."""
     digest = stage_request_digest(trial.model)
     source = Source(ModelId("random", trial.name, digest), "huggingface", f"{trial.name} random model", ())
@@ -112,7 +112,7 @@ def forecast_benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBen
         endpoint=None,
     )  # allow_mismatch: the tokenizer of a random model is never used
     plan = _with_and_without(make_build_plan(source, options), bench.threads)
-    plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _measuring(bench))
+    plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _benchmark_measure_options(bench))
     left_out = {f"verify {quant.name}" for quant in parse_quants(trial.made)}
     left_out |= set() if trial.reported else {REPORT}
     return replace(plan, steps=tuple(step for step in plan.steps if step.label not in left_out))
@@ -130,7 +130,7 @@ def _with_and_without(plan: BuildPlan, threads: int) -> BuildPlan:
     return replace(given, steps=tuple(steps))
 
 
-def _measuring(bench: TimingBench) -> MeasureOptions:
+def _benchmark_measure_options(bench: TimingBench) -> MeasureOptions:
     from quantyard.plan.suites import find_suite  # imported late: no build should wait for a YAML parser
 
     suite = find_suite(SUITE).suite.model_copy(update={"divergence": _DIVERGENCE, "speed": _SPEED})

@@ -80,10 +80,10 @@ def forecast_cost(
         files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
         stage_memory_bytes=_stage_memory(plan, left), time=time or Forecast(),
     )
-    return cost if cost.fits else replace(cost, fitting=_fitting(plan, finished, cost))
+    return cost if cost.fits else replace(cost, fitting=_advice_to_fit_cost(plan, finished, cost))
 
 
-def _fitting(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
+def _advice_to_fit_cost(plan: BuildPlan, finished: Collection[str], cost: Cost) -> tuple[str, ...]:
     sizes = forecast_disk_bytes(plan, finished)
     needed_by_all_bytes = cost.disk_needed_bytes - sum(sizes.values())
     return forecast_fitting_files(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)

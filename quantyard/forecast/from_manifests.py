@@ -55,11 +55,11 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
         n_params = _n_params(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
-    for members in _runs(records):
+    for members in _timed_runs(records):
         for record in members:
             try:
-                if n_params and not _overlapped(record, records):
-                    yield from _sample(record, members, n_params)
+                if n_params and not _is_timing_overlapped(record, records):
+                    yield from _timing_samples_of_record(record, members, n_params)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
@@ -69,7 +69,7 @@ def _n_params(manifest: Record) -> int:
     return next((n for n in counted if n is not None), sum(manifest["source"]["dtypes"].values()))
 
 
-def _runs(records: Mapping[str, Record]) -> list[list[Record]]:
+def _timed_runs(records: Mapping[str, Record]) -> list[list[Record]]:
     """The records, grouped by run: the divergences of a shared run all have the same share of its time."""
     def run_of(record: Record) -> tuple[str, float]:
         return str(record["request"]["stage"]), float(record["duration_s"])
@@ -77,21 +77,21 @@ def _runs(records: Mapping[str, Record]) -> list[list[Record]]:
     return [list(group) for _, group in groupby(sorted(records.values(), key=run_of), run_of)]
 
 
-def _overlapped(record: Record, records: Mapping[str, Record]) -> bool:
+def _is_timing_overlapped(record: Record, records: Mapping[str, Record]) -> bool:
     """Whether another stage ran during a tenth of its time or more."""
     if record["request"]["stage"] == "divergence":
         return False
-    began, ended = _interval(record)
-    others = [_interval(other) for other in records.values() if other is not record]
+    began, ended = _timed_interval(record)
+    others = [_timed_interval(other) for other in records.values() if other is not record]
     return any(min(ended, end) - max(began, begin) > 0.1 * (ended - began) for begin, end in others)
 
 
-def _interval(record: Record) -> tuple[float, float]:
+def _timed_interval(record: Record) -> tuple[float, float]:
     ended = datetime.fromisoformat(record["finished_at"]).timestamp()
     return ended - float(record["duration_s"]), ended
 
 
-def _sample(record: Record, members: Sequence[Record], n_params: int) -> Iterator[TimingSample]:
+def _timing_samples_of_record(record: Record, members: Sequence[Record], n_params: int) -> Iterator[TimingSample]:
     request, engine = record["request"], str(record["ran_by"]["engine"])
     together = len(members) if request["stage"] == "divergence" else 1
     alone = all(member["request"].get("baseline_file") for member in members)

@@ -25,7 +25,7 @@ class _Record(BaseModel):
     )
 
 
-def _formerly(name: str) -> Any:
+def _formerly_named_field(name: str) -> Any:
     """A field that books of version 0.1.0 have under another name."""
     return Field(validation_alias=name)
 
@@ -42,13 +42,13 @@ class TimingSample(_Record):
     engine: str
     threads: int
     cpu: str
-    concurrent: Annotated[bool, _formerly("beside")]
+    concurrent: Annotated[bool, _formerly_named_field("beside")]
     at: str  # UTC, ISO 8601
-    dominant_type: Annotated[str, _formerly("mostly")] = ""  # see `StageWork`
+    dominant_type: Annotated[str, _formerly_named_field("mostly")] = ""  # see `StageWork`
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
-    synthetic: Annotated[bool, _formerly("stand_in")] = False  # of the random model of `make rates`
+    synthetic: Annotated[bool, _formerly_named_field("stand_in")] = False  # of the random model of `make rates`
 
     @property
     def work(self) -> StageWork:
@@ -103,14 +103,14 @@ class ForecastBook(BaseModel):
         seen = {s.limits: s.asked for s in self.all_samples if s.kind == "evaluate" and s.variant == variant}
         if limits in seen:
             return seen[limits]
-        wanted, every = _total(limits), max((n for known, n in seen.items() if None in known), default=0)
+        wanted, every = _sum_of_task_limits(limits), max((n for known, n in seen.items() if None in known), default=0)
         if wanted is None:
             return every
-        times = max((n / total for known, n in seen.items() if (total := _total(known))), default=1.0)
+        times = max((n / total for known, n in seen.items() if (total := _sum_of_task_limits(known))), default=1.0)
         return round(min(wanted * max(1.0, times), every or math.inf))
 
 
-def _total(limits: Limits) -> int | None:
+def _sum_of_task_limits(limits: Limits) -> int | None:
     """The sum of the limits; None where a task has no limit."""
     given = [limit for limit in limits if limit is not None]
     return sum(given) if len(given) == len(limits) else None

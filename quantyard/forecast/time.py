@@ -83,9 +83,11 @@ def forecast_times(
     """The time of each step that is not finished."""
     samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
     left = [step for step in plan.steps if step.label not in finished]
-    works, concurrent = forecast_works(plan, left, book), _concurrent(left, where.concurrency)
+    works, concurrent = forecast_works(plan, left, book), _concurrent_steps(left, where.concurrency)
     found = {
-        step.label: _expect(samples, works[step.label], where.engine, _threads(step), step.label in concurrent)
+        step.label: _expected_step_time(
+            samples, works[step.label], where.engine, _forecast_threads(step), step.label in concurrent
+        )
         for step in left
     }
     known = {label: time for label, time in found.items() if time is not None}
@@ -109,13 +111,13 @@ def forecast_works(
     works = {}
     for step in steps:
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
-        n_questions = (asked or {}).get(step.label) or _n_questions(request, book)
+        n_questions = (asked or {}).get(step.label) or _forecast_n_questions(request, book)
         work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
         works[step.label] = work and replace(work, dominant_type=_dominant_type(plan, work.family))
     return works
 
 
-def _n_questions(request: Request, book: ForecastBook) -> int:
+def _forecast_n_questions(request: Request, book: ForecastBook) -> int:
     return book.n_questions(*forecast_questions(request)) if request["stage"] == "evaluate" else 0
 
 
@@ -130,11 +132,11 @@ def _dominant_type(plan: BuildPlan, family: str) -> str:
         return ""
 
 
-def _threads(step: Step) -> int:
+def _forecast_threads(step: Step) -> int:
     return forecast_threads(step.request.model_dump(mode="json"))
 
 
-def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
+def _concurrent_steps(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
     """The labels of the steps that will run at the same time: those of small files, if there are several."""
     small = [s for s in steps if s.row.name in CONCURRENT_STAGES and concurrency.allows(1, s.size_bytes, s.size_bytes)]
     files = {step.quant for step in small}
@@ -144,7 +146,7 @@ def _concurrent(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
 Test = Callable[[TimingSample], bool]
 
 
-def _expect(
+def _expected_step_time(
     samples: Iterable[TimingSample], work: StageWork | None, engine: str, threads: int, concurrent: bool
 ) -> StepTime | None:
     if work is None or not work.amount:
@@ -152,19 +154,19 @@ def _expect(
     alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
     start = _measured_start([s for s in alike if s.engine == engine], concurrent)
     fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
-    for rough, test in _tests(work, engine, threads, concurrent):
+    for rough, test in _timing_sample_tests(work, engine, threads, concurrent):
         near = [sample for sample in alike if test(sample)]
         near = ([s for s in near if not s.synthetic] or near)[-_RECENT:]
         if near:
             at, slope = forecast_start_and_slope(
-                [_run(s, concurrent) for s in near], fixed_s, is_measured=start is not None
+                [_whole_run_of_sample(s, concurrent) for s in near], fixed_s, is_measured=start is not None
             )
             share = at / work.n_together + slope * work.amount
             return StepTime(share, rough or any(s.synthetic for s in near))
     return None
 
 
-def _tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
+def _timing_sample_tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
     """Which samples an estimate is made from, and whether it is rough: the first test that a sample passes is used."""
     def here(s: TimingSample) -> bool:
         return (s.engine, s.threads) == (engine, threads)
@@ -195,12 +197,12 @@ def _tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iter
 def _measured_start(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
-    each = ([_run(s, concurrent) for s in samples if s.family == family] for family in families)
+    each = ([_whole_run_of_sample(s, concurrent) for s in samples if s.family == family] for family in families)
     starts = [found[0] for points in each if (found := forecast_least_squares(points))]
     return median(starts) if starts else None
 
 
-def _run(sample: TimingSample, concurrent: bool) -> tuple[float, float]:
+def _whole_run_of_sample(sample: TimingSample, concurrent: bool) -> tuple[float, float]:
     """Work and seconds of the whole run that the sample is part of, converted to running concurrently or alone."""
     factor = 1.0 if sample.concurrent == concurrent else _CONCURRENT_SHARE if concurrent else 1 / _CONCURRENT_SHARE
     return sample.amount * sample.n_together, sample.seconds * sample.n_together * factor
@@ -259,7 +261,7 @@ def learn_forecast_times(
     for step in (step for step in plan.steps if step.label in ran):
         work = forecast_works(plan, joined if step in joined else [step], book, asked)[step.label]
         if work is not None and work.amount > 0:
-            book.samples.append(_sample(work, ran[step.label], _threads(step), where, at, synthetic))
+            book.samples.append(_timing_sample(work, ran[step.label], _forecast_threads(step), where, at, synthetic))
     if compared is not None:
         book.runs.append(RunRecord(
             at=at, n_stages=len(compared.errors), planned_s=compared.planned_s, taken_s=compared.taken_s,
@@ -267,7 +269,7 @@ def learn_forecast_times(
         ))  # fmt: skip
 
 
-def _sample(
+def _timing_sample(
     work: StageWork, taken: Taken, threads: int, where: ForecastConditions, at: str, synthetic: bool
 ) -> TimingSample:
     return TimingSample(

@@ -56,14 +56,14 @@ def forecast_work(
     """
     kind = str(request["stage"])
     if kind == "evaluate":
-        return _evaluate(request, n_params, n_questions)
+        return _evaluate_work(request, n_params, n_questions)
     if kind == "divergence":
-        return _divergence(request, n_params, n_together, with_baseline)
+        return _divergence_work(request, n_params, n_together, with_baseline)
     rule = _RULES.get(kind)
     return rule(request, n_params) if rule else None
 
 
-def _divergence(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
+def _divergence_work(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
     """Decoded tokens: the model's own, and its share of the baseline's, which reads the chunks alone."""
     settings = request["settings"]
     if n_together == 1:
@@ -75,7 +75,7 @@ def _divergence(request: Request, n_params: int, n_together: int, with_baseline:
     return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 
-def _evaluate(request: Request, n_params: int, n_questions: int) -> StageWork:
+def _evaluate_work(request: Request, n_params: int, n_questions: int) -> StageWork:
     """Questions; 0 where their number is not known."""
     variant, limits = forecast_questions(request)
     amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
@@ -90,42 +90,42 @@ def forecast_questions(request: Request) -> tuple[str, Limits]:
     return variant, tuple(task["limit"] for task in tasks)
 
 
-def _speed(request: Request, n_params: int) -> StageWork:
+def _speed_work(request: Request, n_params: int) -> StageWork:
     settings = request["settings"]
     read = (settings["repeats"] + 1) * settings["prompt_tokens"]
     written = settings["repeats"] * settings["generated_tokens"] + _WARM_UP_TOKENS
     return StageWork("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
 
 
-def _calibrate(request: Request, n_params: int) -> StageWork | None:
+def _calibrate_work(request: Request, n_params: int) -> StageWork | None:
     if request["n_chunks"]:
         return StageWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
     return None if request["text_files"] else StageWork("calibrate", n_params * _OWN_TEXT_TOKENS)
 
 
-def _quantize(request: Request, n_params: int) -> StageWork:
+def _quantize_work(request: Request, n_params: int) -> StageWork:
     given = "+imatrix" if request.get("imatrix_file") else ""
     return StageWork("quantize", n_params, "", request["quant"] + given)
 
 
-def _fetch(request: Request, _n_params: int) -> StageWork:
+def _fetch_work(request: Request, _n_params: int) -> StageWork:
     return StageWork("fetch", sum(file["size_bytes"] for file in request["files"]))
 
 
-def _datasets(request: Request, _n_params: int) -> StageWork:
+def _datasets_work(request: Request, _n_params: int) -> StageWork:
     return StageWork("datasets", 1, json_digest(list(request["tasks"]))[:12])
 
 
-def _weights(request: Request, n_params: int) -> StageWork:
+def _weights_work(request: Request, n_params: int) -> StageWork:
     return StageWork(request["stage"], n_params)
 
 
 # To add a stage: add a row. The time of other stages is "not known yet".
 _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
-    "fetch": _fetch, "twin": lambda _request, _n_params: StageWork("twin", 1), "parity": _weights, "convert": _weights,
-    "projector": _weights,
-    "calibrate": _calibrate, "quantize": _quantize, "verify": _weights,
-    "dequantize": _weights, "split": _weights, "datasets": _datasets, "speed": _speed,
+    "fetch": _fetch_work, "twin": lambda _request, _n_params: StageWork("twin", 1),
+    "parity": _weights_work, "convert": _weights_work, "projector": _weights_work,
+    "calibrate": _calibrate_work, "quantize": _quantize_work, "verify": _weights_work,
+    "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
     "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
 }  # fmt: skip

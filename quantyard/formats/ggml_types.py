@@ -50,7 +50,7 @@ class TensorType:
         return 8 * self.type_size_bytes / self.block_size
 
 
-def _f16(*offsets_bytes: int) -> tuple[BlockScale, ...]:
+def _f16_block_scales(*offsets_bytes: int) -> tuple[BlockScale, ...]:
     return tuple(BlockScale("f16", offset) for offset in offsets_bytes)
 
 
@@ -59,27 +59,27 @@ def _f16(*offsets_bytes: int) -> tuple[BlockScale, ...]:
 # tests/unit/test_ggml_types.py compares the rows with the gguf package. Numbers left out were removed from GGUF.
 TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
     TensorType(0, "F32", 1, 4, (BlockScale("f32", 0),)),
-    TensorType(1, "F16", 1, 2, _f16(0)),
-    TensorType(2, "Q4_0", 32, 18, _f16(0)),
-    TensorType(3, "Q4_1", 32, 20, _f16(0, 2)),
-    TensorType(6, "Q5_0", 32, 22, _f16(0)),
-    TensorType(7, "Q5_1", 32, 24, _f16(0, 2)),
-    TensorType(8, "Q8_0", 32, 34, _f16(0)),
-    TensorType(9, "Q8_1", 32, 36, _f16(0, 2)),
-    TensorType(10, "Q2_K", 256, 84, _f16(80, 82)),
-    TensorType(11, "Q3_K", 256, 110, _f16(108)),
-    TensorType(12, "Q4_K", 256, 144, _f16(0, 2)),
-    TensorType(13, "Q5_K", 256, 176, _f16(0, 2)),
-    TensorType(14, "Q6_K", 256, 210, _f16(208)),
+    TensorType(1, "F16", 1, 2, _f16_block_scales(0)),
+    TensorType(2, "Q4_0", 32, 18, _f16_block_scales(0)),
+    TensorType(3, "Q4_1", 32, 20, _f16_block_scales(0, 2)),
+    TensorType(6, "Q5_0", 32, 22, _f16_block_scales(0)),
+    TensorType(7, "Q5_1", 32, 24, _f16_block_scales(0, 2)),
+    TensorType(8, "Q8_0", 32, 34, _f16_block_scales(0)),
+    TensorType(9, "Q8_1", 32, 36, _f16_block_scales(0, 2)),
+    TensorType(10, "Q2_K", 256, 84, _f16_block_scales(80, 82)),
+    TensorType(11, "Q3_K", 256, 110, _f16_block_scales(108)),
+    TensorType(12, "Q4_K", 256, 144, _f16_block_scales(0, 2)),
+    TensorType(13, "Q5_K", 256, 176, _f16_block_scales(0, 2)),
+    TensorType(14, "Q6_K", 256, 210, _f16_block_scales(208)),
     TensorType(15, "Q8_K", 256, 292, (BlockScale("f32", 0),)),
-    TensorType(16, "IQ2_XXS", 256, 66, _f16(0)),
-    TensorType(17, "IQ2_XS", 256, 74, _f16(0)),
-    TensorType(18, "IQ3_XXS", 256, 98, _f16(0)),
-    TensorType(19, "IQ1_S", 256, 50, _f16(0)),
-    TensorType(20, "IQ4_NL", 32, 18, _f16(0)),
-    TensorType(21, "IQ3_S", 256, 110, _f16(0)),
-    TensorType(22, "IQ2_S", 256, 82, _f16(0)),
-    TensorType(23, "IQ4_XS", 256, 136, _f16(0)),
+    TensorType(16, "IQ2_XXS", 256, 66, _f16_block_scales(0)),
+    TensorType(17, "IQ2_XS", 256, 74, _f16_block_scales(0)),
+    TensorType(18, "IQ3_XXS", 256, 98, _f16_block_scales(0)),
+    TensorType(19, "IQ1_S", 256, 50, _f16_block_scales(0)),
+    TensorType(20, "IQ4_NL", 32, 18, _f16_block_scales(0)),
+    TensorType(21, "IQ3_S", 256, 110, _f16_block_scales(0)),
+    TensorType(22, "IQ2_S", 256, 82, _f16_block_scales(0)),
+    TensorType(23, "IQ4_XS", 256, 136, _f16_block_scales(0)),
     TensorType(24, "I8", 1, 1),
     TensorType(25, "I16", 1, 2),
     TensorType(26, "I32", 1, 4),
@@ -87,12 +87,12 @@ TENSOR_TYPES: Final[tuple[TensorType, ...]] = (
     TensorType(28, "F64", 1, 8, (BlockScale("f64", 0),)),
     TensorType(29, "IQ1_M", 256, 56, (BlockScale("iq1_m", 48),)),
     TensorType(30, "BF16", 1, 2, (BlockScale("bf16", 0),)),
-    TensorType(34, "TQ1_0", 256, 54, _f16(52)),
-    TensorType(35, "TQ2_0", 256, 66, _f16(64)),
+    TensorType(34, "TQ1_0", 256, 54, _f16_block_scales(52)),
+    TensorType(35, "TQ2_0", 256, 66, _f16_block_scales(64)),
     TensorType(39, "MXFP4", 32, 17, (BlockScale("e8m0", 0),)),
     TensorType(40, "NVFP4", 64, 36, tuple(BlockScale("ue4m3", offset) for offset in range(4))),
-    TensorType(41, "Q1_0", 128, 18, _f16(0)),
-    TensorType(42, "Q2_0", 64, 18, _f16(0)),
+    TensorType(41, "Q1_0", 128, 18, _f16_block_scales(0)),
+    TensorType(42, "Q2_0", 64, 18, _f16_block_scales(0)),
 )
 
 TYPE_BY_ID: Final[dict[int, TensorType]] = {row.id: row for row in TENSOR_TYPES}

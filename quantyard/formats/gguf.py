@@ -71,7 +71,7 @@ class TensorInfo:
     @property
     def n_params(self) -> int:
         """How many weights it holds."""
-        return _product(self.shape)
+        return _gguf_shape_product(self.shape)
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
         n_tensors = cursor.items("tensors", _MIN_TENSOR_BYTES)
         n_keys = cursor.items("metadata keys", _MIN_KEY_BYTES)
         metadata = _read_metadata(cursor, n_keys)
-        alignment = _alignment(cursor, metadata)
+        alignment = _gguf_alignment(cursor, metadata)
         tensors = _read_tensors(cursor, n_tensors)
-        data_offset = _padded(cursor.position, alignment)
-        placed = _place(cursor, tensors, data_offset, alignment)
+        data_offset = _padded_gguf_offset(cursor.position, alignment)
+        placed = _place_gguf_tensors(cursor, tensors, data_offset, alignment)
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
 
 
@@ -299,7 +299,7 @@ def _read_metadata(cursor: GgufCursor, n_keys: int) -> dict[str, MetadataValue]:
     return metadata
 
 
-def _alignment(cursor: GgufCursor, metadata: dict[str, MetadataValue]) -> int:
+def _gguf_alignment(cursor: GgufCursor, metadata: dict[str, MetadataValue]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT_BYTES)
     if not isinstance(value, int) or isinstance(value, bool):
         raise cursor.error(f"has an alignment that is not an integer: {value!r}")
@@ -325,12 +325,12 @@ def _read_tensor(cursor: GgufCursor) -> TensorInfo:
         raise cursor.error(f"gives the tensor {name!r} {n_dims} dimensions; at most {MAX_DIMS} are possible")
     shape = tuple(cursor.u64() for _ in range(n_dims)) or (1,)  # the converter writes a scalar with no dimension
     type_id = cursor.u32()
-    size_bytes = _size_bytes(cursor, name, shape, type_id)
+    size_bytes = _gguf_tensor_size(cursor, name, shape, type_id)
     return TensorInfo(name, shape, type_id, cursor.u64(), size_bytes, cursor.path)
 
 
-def _size_bytes(cursor: GgufCursor, name: str, shape: tuple[int, ...], type_id: int) -> int:
-    if 0 in shape or _product(shape) > _INT64_MAX:
+def _gguf_tensor_size(cursor: GgufCursor, name: str, shape: tuple[int, ...], type_id: int) -> int:
+    if 0 in shape or _gguf_shape_product(shape) > _INT64_MAX:
         raise cursor.error(f"gives the tensor {name!r} the impossible shape {shape}")
     row = TYPE_BY_ID.get(type_id)
     if row is None:
@@ -338,10 +338,12 @@ def _size_bytes(cursor: GgufCursor, name: str, shape: tuple[int, ...], type_id: 
     if shape[0] % row.block_size:
         what = f"rows of {shape[0]} weights, not whole blocks of {row.block_size}"
         raise cursor.error(f"gives the {row.name} tensor {name!r} {what}")
-    return _product(shape) // row.block_size * row.type_size_bytes
+    return _gguf_shape_product(shape) // row.block_size * row.type_size_bytes
 
 
-def _place(cursor: GgufCursor, tensors: list[TensorInfo], data_offset: int, alignment: int) -> tuple[TensorInfo, ...]:
+def _place_gguf_tensors(
+    cursor: GgufCursor, tensors: list[TensorInfo], data_offset: int, alignment: int
+) -> tuple[TensorInfo, ...]:
     placed = tuple(replace(tensor, offset=data_offset + tensor.offset) for tensor in tensors)
     for tensor in placed:
         if (tensor.offset - data_offset) % alignment:
@@ -385,11 +387,11 @@ def _check_shards(headers: list[GgufHeader]) -> None:
         raise GgufError(f"{headers[0].paths[0].name} announces {expected} tensors; its shards hold {len(names)}")
 
 
-def _padded(offset: int, alignment: int) -> int:
+def _padded_gguf_offset(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def _product(shape: tuple[int, ...]) -> int:
+def _gguf_shape_product(shape: tuple[int, ...]) -> int:
     total = 1
     for length in shape:
         total *= length

@@ -49,12 +49,12 @@ def layers_of_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str
     """Layer → its parts."""
     found: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        module, part = _split(name)
+        module, part = _split_layer_name(name)
         found[module][part] = tensor
     return found
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_layer_name(name: str) -> tuple[str, str]:
     module, dot, last = name.rpartition(".")
     if dot and last in _PARTS:
         return module, last
@@ -91,18 +91,20 @@ def _gptq_shape(parts: Parts) -> tuple[int, ...]:
 
 
 @cache
-def _packed(bits: int) -> LayerForm:
+def _packed_layer_form(bits: int) -> LayerForm:
     """compressed-tensors of 32-bit words. How many bits a weight has, config.json says; the length of a row that does
     not fill its words is data, not a header.
     """
-    return LayerForm("compressed-tensors", _of(bits), lambda parts: _unpacked(parts["weight_packed"].shape, 32 // bits))
+    return LayerForm(
+        "compressed-tensors", _layer_bits(bits), lambda parts: _unpacked_shape(parts["weight_packed"].shape, 32 // bits)
+    )
 
 
-def _unpacked(shape: tuple[int, ...], per_word: int) -> tuple[int, ...]:
+def _unpacked_shape(shape: tuple[int, ...], per_word: int) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] * per_word)
 
 
-def _twice(part: str) -> Callable[[Parts], tuple[int, ...]]:
+def _two_per_byte(part: str) -> Callable[[Parts], tuple[int, ...]]:
     """Two weights to a byte."""
     return lambda parts: (*parts[part].shape[:-1], 2 * parts[part].shape[-1])
 
@@ -117,7 +119,7 @@ def _bitnet_shape(parts: Parts) -> tuple[int, ...]:
     return (4 * rows, *inner)
 
 
-def _of(bits: float) -> Callable[[Parts], float]:
+def _layer_bits(bits: float) -> Callable[[Parts], float]:
     return lambda _: bits
 
 
@@ -126,24 +128,25 @@ def _as_stored(parts: Parts) -> tuple[int, ...]:
 
 
 _GPTQ: Final = LayerForm("GPTQ", gptq_bits, _gptq_shape)
-_AWQ: Final = LayerForm("AWQ", _of(4), _as_stored)
-_INT8: Final = LayerForm("compressed-tensors INT8", _of(8), _as_stored)
-_FP8: Final = LayerForm("FP8", _of(8), _as_stored)
-_MXFP4: Final = LayerForm("MXFP4", _of(4), _block_shape, "MXFP4")
-_MXFP4_PACKED: Final = LayerForm("compressed-tensors MXFP4", _of(4), _twice("weight_packed"), "MXFP4")
-_NVFP4_PACKED: Final = LayerForm("compressed-tensors NVFP4", _of(4), _twice("weight_packed"), "NVFP4")
-_NVFP4: Final = LayerForm("NVFP4", _of(4), _twice("weight"), "NVFP4")
-_BITNET: Final = LayerForm("BitNet", _of(2), _bitnet_shape)
-_BNB4: Final = LayerForm("bitsandbytes", _of(4), _as_stored)
-_BNB8: Final = LayerForm("bitsandbytes", _of(8), _as_stored)
-_MLX: Final = LayerForm("MLX", _of(0), _as_stored)
-UNKNOWN: Final = LayerForm("packed integers", _of(0), _as_stored)
+_AWQ: Final = LayerForm("AWQ", _layer_bits(4), _as_stored)
+_INT8: Final = LayerForm("compressed-tensors INT8", _layer_bits(8), _as_stored)
+_FP8: Final = LayerForm("FP8", _layer_bits(8), _as_stored)
+_MXFP4: Final = LayerForm("MXFP4", _layer_bits(4), _block_shape, "MXFP4")
+_MXFP4_PACKED: Final = LayerForm("compressed-tensors MXFP4", _layer_bits(4), _two_per_byte("weight_packed"), "MXFP4")
+_NVFP4_PACKED: Final = LayerForm("compressed-tensors NVFP4", _layer_bits(4), _two_per_byte("weight_packed"), "NVFP4")
+_NVFP4: Final = LayerForm("NVFP4", _layer_bits(4), _two_per_byte("weight"), "NVFP4")
+_BITNET: Final = LayerForm("BitNet", _layer_bits(2), _bitnet_shape)
+_BNB4: Final = LayerForm("bitsandbytes", _layer_bits(4), _as_stored)
+_BNB8: Final = LayerForm("bitsandbytes", _layer_bits(8), _as_stored)
+_MLX: Final = LayerForm("MLX", _layer_bits(0), _as_stored)
+UNKNOWN: Final = LayerForm("packed integers", _layer_bits(0), _as_stored)
 # Parts that only one form has. To recognise one more: add a row, and to `_PARTS` its words.
 _BY_PART: Final[Mapping[str, LayerForm]] = {
-    "W_q": LayerForm("HQQ", _of(0), _as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
-    "torchao_qdata": LayerForm("torchao", _of(0), _as_stored), "codebooks": LayerForm("AQLM", _of(2), _as_stored),
-    "Qidxs": LayerForm("QuIP#", _of(2), _as_stored), "trellis": LayerForm("EXL3", _of(0), _as_stored),
-    "q_weight": LayerForm("EXL2", _of(0), _as_stored),
+    "W_q": LayerForm("HQQ", _layer_bits(0), _as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
+    "torchao_qdata": LayerForm("torchao", _layer_bits(0), _as_stored),
+    "codebooks": LayerForm("AQLM", _layer_bits(2), _as_stored),
+    "Qidxs": LayerForm("QuIP#", _layer_bits(2), _as_stored), "trellis": LayerForm("EXL3", _layer_bits(0), _as_stored),
+    "q_weight": LayerForm("EXL2", _layer_bits(0), _as_stored),
 }  # fmt: skip
 
 
@@ -164,7 +167,7 @@ def quantized_layer_form(parts: Parts, said_bits: int) -> LayerForm | None:
 def _packed_kind(parts: Parts, said_bits: int) -> LayerForm:
     if "weight_global_scale" in parts:
         return _NVFP4_PACKED
-    return _MXFP4_PACKED if parts["weight_scale"].dtype in ("U8", "F8_E8M0") else _packed(said_bits)
+    return _MXFP4_PACKED if parts["weight_scale"].dtype in ("U8", "F8_E8M0") else _packed_layer_form(said_bits)
 
 
 def _kind_of_weight(weight: StoredTensor, parts: Parts) -> LayerForm | None:

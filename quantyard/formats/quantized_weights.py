@@ -84,8 +84,8 @@ def find_quantization(config: Config, tensors: Mapping[str, StoredTensor] | None
             modules[kind][name] = parts
     if not kinds:
         return None
-    scheme = " and ".join(dict.fromkeys(_named(kind.scheme, said) for kind, _ in kinds.most_common(2)))
-    problems = (_problem(kind, config, said, modules[kind], tensors) for kind in kinds)
+    scheme = " and ".join(dict.fromkeys(_named_quantization(kind.scheme, said) for kind, _ in kinds.most_common(2)))
+    problems = (_unreadable_layer_form(kind, config, said, modules[kind], tensors) for kind in kinds)
     main = kinds.most_common(1)[0][0]
     bits = main.bits(next(iter(modules[main].values())))
     return WeightQuantization(scheme, bits, next((p for p in problems if p), ""), main.kept)
@@ -173,13 +173,13 @@ def _packed_bits(said: Config) -> int:
     return bits if isinstance(bits, int) and bits in range(1, 17) else 4
 
 
-def _method(said: Config) -> str:
+def _quantization_method(said: Config) -> str:
     return str(said.get("quant_method") or "").lower()
 
 
-def _named(scheme: str, said: Config) -> str:
+def _named_quantization(scheme: str, said: Config) -> str:
     """The scheme, with the tool that config.json names where it is another."""
-    name = _METHODS.get(_method(said), "")
+    name = _METHODS.get(_quantization_method(said), "")
     if scheme == UNKNOWN.scheme:
         return name or scheme
     tool = {"FP8": ("ModelOpt", "compressed-tensors", "FP8 (FBGEMM)"), "NVFP4": ("ModelOpt",), "GPTQ": ("AutoRound",)}
@@ -188,14 +188,14 @@ def _named(scheme: str, said: Config) -> str:
 
 def _by_config(config: Config, said: Config) -> WeightQuantization:
     """Where no headers are known."""
-    method = _method(said)
+    method = _quantization_method(said)
     bits = said.get("bits", 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") or "fp8" in method else 0)
     problem = "" if method in _CONVERTED or _is_gpt_oss(config) else _cannot_read(_METHODS.get(method, method))
     kept = "MXFP4" if method == "mxfp4" else ""
-    return WeightQuantization(_METHODS.get(method, method or "quantized"), _number(bits), problem, kept)
+    return WeightQuantization(_METHODS.get(method, method or "quantized"), _plausible_bits(bits), problem, kept)
 
 
-def _number(value: object) -> float:
+def _plausible_bits(value: object) -> float:
     return float(value) if isinstance(value, int | float) and 0 < value <= 16 else 0
 
 
@@ -203,11 +203,11 @@ def _cannot_read(scheme: str) -> str:
     return f"llama.cpp's converter cannot read {scheme or 'this form'}"
 
 
-def _problem(
+def _unreadable_layer_form(
     kind: LayerForm, config: Config, said: Config, modules: Mapping[str, Parts], tensors: Mapping[str, StoredTensor]
 ) -> str:
     """Why the converter cannot undo this form, a clause; "" where it can."""
-    method = _method(said)
+    method = _quantization_method(said)
     match kind.scheme:
         case "GPTQ":
             return _gptq_problem(method, modules)
@@ -218,21 +218,21 @@ def _problem(
         case "MXFP4":
             return "" if _is_gpt_oss(config) else _cannot_read("MXFP4 weights of this architecture")
         case "compressed-tensors MXFP4":
-            return "" if _is(config, "Kimi") else _cannot_read("MXFP4 weights of this architecture")
+            return "" if _is_architecture(config, "Kimi") else _cannot_read("MXFP4 weights of this architecture")
         case "NVFP4" | "compressed-tensors NVFP4":
             return "" if method in ("modelopt", "compressed-tensors") else _NO_NAME
         case "BitNet":
             return "" if method == "bitnet" else _NO_NAME
-    return _cannot_read(f"{_named(kind.scheme, said)} weights")
+    return _cannot_read(f"{_named_quantization(kind.scheme, said)} weights")
 
 
-def _is(config: Config, start: str) -> bool:
+def _is_architecture(config: Config, start: str) -> bool:
     names = config.get("architectures")
     return isinstance(names, list) and any(str(name).startswith(start) for name in names)
 
 
 def _is_gpt_oss(config: Config) -> bool:
-    return _is(config, "GptOss")
+    return _is_architecture(config, "GptOss")
 
 
 def _gptq_problem(method: str, modules: Mapping[str, Parts]) -> str:
@@ -250,7 +250,7 @@ def _fp8_problem(
     scaled = {part for parts in modules.values() for part in parts if "scale" in part}
     if not scaled:
         return ""  # numbers as they are: the converter widens them
-    if _is(config, "DeepseekV4"):
+    if _is_architecture(config, "DeepseekV4"):
         return ""
     if method == "compressed-tensors":
         return _compressed_problem(said, tensors)

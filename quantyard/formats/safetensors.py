@@ -80,7 +80,7 @@ def read_safetensors_folder(folder: Path, names: Sequence[str] | None = None) ->
     """
     here = set(names if names is not None else (p.name for p in folder.iterdir() if p.is_file()))
     index_name = safetensors_index_name(here)
-    index = _read_index(folder / index_name) if index_name else {}
+    index = _read_safetensors_index(folder / index_name) if index_name else {}
     wanted = sorted(set(index.values()) or {name for name in here if name.endswith(".safetensors")})
     if not wanted:
         raise SafetensorsError(f"{folder.name} holds no *.safetensors file")
@@ -107,7 +107,7 @@ def read_safetensors_file(path: Path) -> SafetensorsFile:
     size = path.stat().st_size
     header, data_start = _read_json_header(path, size)
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry, data_start) for name, entry in header.items()}
+    tensors = {name: _safetensors_tensor(path, name, entry, data_start) for name, entry in header.items()}
     _check_coverage(path, tensors, data_start, size)
     return SafetensorsFile(path, tensors, size)
 
@@ -156,7 +156,7 @@ def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
     return value
 
 
-def _tensor(path: Path, name: str, entry: object, data_start: int) -> SafetensorsTensor:
+def _safetensors_tensor(path: Path, name: str, entry: object, data_start: int) -> SafetensorsTensor:
     problem = f"{path.name} describes its tensor {shown_name(name)} wrongly"
     if not isinstance(entry, dict):
         raise SafetensorsError(f"{problem}: {entry!r:.80} is not a JSON object")
@@ -197,7 +197,7 @@ def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_star
         raise SafetensorsError(f"{path.name} is too long: {size} bytes, {end} expected")
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def _read_safetensors_index(path: Path) -> dict[str, str]:
     """The index's tensor → file map."""
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise SafetensorsError(f"{path.name} is larger than {MAX_INDEX_BYTES} bytes")

@@ -32,7 +32,7 @@ def missing_sentencepiece_file(names: Collection[str], architecture: str, tokeni
     """
     if not needs_sentencepiece_check(names, architecture):
         return ""
-    kind = _kind(tokenizer)
+    kind = _sentencepiece_kind(tokenizer)
     if kind == "Unigram":
         return "spiece.model" if architecture.startswith(_READ_UNIGRAM) else ""
     return "tokenizer.model" if kind == "BPE" else ""
@@ -62,7 +62,7 @@ def parse_tokenizer_beginning(head: bytes) -> Any:
     return found if isinstance(model, dict) and "type" in model else None  # without it, what follows would tell
 
 
-def _kind(tokenizer: Any) -> str | None:
+def _sentencepiece_kind(tokenizer: Any) -> str | None:
     """BPE or Unigram; None where it is not a SentencePiece tokenizer."""
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
     if not isinstance(model, dict) or not _marks_spaces(tokenizer):

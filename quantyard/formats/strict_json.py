@@ -35,7 +35,10 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_value
     try:
         text = data.decode()
         hooks: dict[str, Any] = {
-            "object_pairs_hook": _once, "parse_constant": _constant, "parse_int": _integer, "parse_float": _number,
+            "object_pairs_hook": _unique_json_keys,
+            "parse_constant": _refuse_json_constant,
+            "parse_int": _json_integer,
+            "parse_float": _json_number,
         }
         value = json.loads(text, **hooks)
     except RecursionError as error:  # brackets nested thousands deep
@@ -48,11 +51,11 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_value
         raise JsonProblem(f"it is not JSON: {error}") from error
     _check_depth(value, max_depth)
     if "\\u" in text:  # valid UTF-8 can hold a surrogate only as an escape
-        _check_texts(value)
+        _check_json_texts(value)
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_json_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -61,17 +64,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(name: str) -> NoReturn:
+def _refuse_json_constant(name: str) -> NoReturn:
     raise JsonProblem(f"it holds {name}, which is not a number")
 
 
-def _integer(digits: str) -> int:
+def _json_integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise JsonProblem(f"it holds an integer of {len(digits):,} digits")
     return int(digits)
 
 
-def _number(text: str) -> float:
+def _json_number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise JsonProblem(f"it holds {text[:40]}, which is not a finite number")
@@ -82,13 +85,13 @@ def _check_depth(value: Any, max_depth: int) -> None:
     """Level by level, without recursion."""
     level = [value]
     for _ in range(max_depth + 1):
-        level = [inner for each in level for inner in _inside(each) if isinstance(inner, dict | list)]
+        level = [inner for each in level for inner in _json_values_inside(each) if isinstance(inner, dict | list)]
         if not level:
             return
     raise JsonProblem(f"it is nested too deeply: more than {max_depth} levels")
 
 
-def _check_texts(value: Any) -> None:
+def _check_json_texts(value: Any) -> None:
     level = [value]
     while level:
         texts = [each for each in level if isinstance(each, str)] + [k for d in level if isinstance(d, dict) for k in d]
@@ -97,10 +100,10 @@ def _check_texts(value: Any) -> None:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise JsonProblem(f"it holds half a character (a surrogate): {shown_name(text)}") from error
-        level = [inner for each in level for inner in _inside(each)]
+        level = [inner for each in level for inner in _json_values_inside(each)]
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def _json_values_inside(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         return iter(value.values())
     return iter(value if isinstance(value, list) else ())

@@ -65,7 +65,7 @@ def load_strict_yaml(
         loader.on_function = on_function
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise YamlProblem(_words(error)) from error
+        raise YamlProblem(_yaml_problem_words(error)) from error
     except RecursionError as error:
         raise YamlProblem("it is nested too deep") from error
     except (ValueError, OverflowError, AttributeError, TypeError, LookupError) as error:
@@ -79,23 +79,23 @@ def yaml_front_matter(text: str, max_characters: int) -> str | None:
     return "\n".join(lines[1 : ends[1]]) if len(ends) > 1 and ends[0] == 0 else None
 
 
-def _words(error: yaml.YAMLError) -> str:
+def _yaml_problem_words(error: yaml.YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     text = str(problem or error).splitlines()[0]
     return f"line {mark.line + 1}: {text}" if mark else text
 
 
-def _refused(what: str, mark: Any) -> ConstructorError:
+def _refused_yaml(what: str, mark: Any) -> ConstructorError:
     return ConstructorError(None, None, what, mark)
 
 
 def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
     """Refuse aliases and tags: a tag turns a value into something other than it appears."""
     if isinstance(event, yaml.AliasEvent):
-        raise _refused(f"the alias *{event.anchor}: write the value out", event.start_mark)
+        raise _refused_yaml(f"the alias *{event.anchor}: write the value out", event.start_mark)
     tag = getattr(event, "tag", None)
     if tag not in (None, "!") and not (tag == _FUNCTION_TAG and on_function and isinstance(event, yaml.ScalarEvent)):
-        raise _refused(f"the tag {tag}: leave it out", event.start_mark)
+        raise _refused_yaml(f"the tag {tag}: leave it out", event.start_mark)
 
 
 def _refuse_keys(node: Any) -> None:
@@ -104,9 +104,9 @@ def _refuse_keys(node: Any) -> None:
     for key, _ in node.value:
         is_text = isinstance(key, yaml.ScalarNode) and key.tag == _TEXT_TAG
         if not is_text or (key.value == _MERGE and key.style is None):
-            raise _refused("a key that is not a text: put it in quotes", key.start_mark)
+            raise _refused_yaml("a key that is not a text: put it in quotes", key.start_mark)
         if key.value in seen:
-            raise _refused(f"the key {key.value!r} is repeated", key.start_mark)
+            raise _refused_yaml(f"the key {key.value!r} is repeated", key.start_mark)
         seen.add(key.value)
 
 
@@ -121,9 +121,9 @@ class _Plain:
         _refuse_event(event, self.on_function)
         self.nodes, self.depth = self.nodes + 1, self.depth + 1
         if self.nodes > MAX_NODES:
-            raise _refused(f"more than {MAX_NODES:,} values", event.start_mark)
+            raise _refused_yaml(f"more than {MAX_NODES:,} values", event.start_mark)
         if self.depth > MAX_DEPTH:
-            raise _refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+            raise _refused_yaml(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         node = super().compose_node(parent, index)  # type: ignore[misc]
         self.depth -= 1
         return node
@@ -145,14 +145,14 @@ class _Typed(_Plain, yaml.SafeLoader):  # type: ignore[misc]  # a library withou
         """A whole number of 64 bits."""
         value = int(self.construct_yaml_int(node)) if len(node.value) <= _MAX_DIGITS else _MAX_INTEGER
         if abs(value) >= _MAX_INTEGER:
-            raise _refused("a number with too many digits", node.start_mark)
+            raise _refused_yaml("a number with too many digits", node.start_mark)
         return value
 
     def construct_finite(self, node: Any) -> float:
         """A number with a point."""
         value = float(self.construct_yaml_float(node))
         if not math.isfinite(value):
-            raise _refused(f"{node.value[:_MAX_DIGITS]} is not a finite number", node.start_mark)
+            raise _refused_yaml(f"{node.value[:_MAX_DIGITS]} is not a finite number", node.start_mark)
         return value
 
 

@@ -38,7 +38,7 @@ class _Reader:
             raise YamlProblem(f"{(above or (path,))[0].name} includes more than {_MAX_FILES} files")
         own = self._own(path)
         merged: dict[str, Any] = {}
-        for name in _names(own.pop("include", None), path.name):
+        for name in _task_yaml_names(own.pop("include", None), path.name):
             included = self.read(self._inside(path, name), (*above, path.resolve()))
             included.pop("task_list", None)  # as lm-eval has it
             merged |= included
@@ -64,7 +64,7 @@ class _Reader:
         return included
 
 
-def _names(value: Any, where: str) -> list[str]:
+def _task_yaml_names(value: Any, where: str) -> list[str]:
     names = value if isinstance(value, list) else [] if value is None else [value]
     for name in names:
         if not isinstance(name, str):

@@ -76,7 +76,7 @@ def check_tensor_pattern(pattern: str) -> None:
     Raises:
         PatternProblem: it is malformed.
     """
-    _matcher(pattern, 1)
+    _pattern_matcher(pattern, 1)
 
 
 def resolve_tensor_patterns(
@@ -94,7 +94,9 @@ def resolve_tensor_patterns(
         PatternProblem: a pattern that no tensor has, or two that contradict each other.
     """
     known = {tensor.name: tensor for tensor in tensors if may_change_tensor_type(tensor)}
-    found = {name: types[pattern] for name, pattern in _deciding(_layered(known), types).items()}
+    found = {
+        name: types[pattern] for name, pattern in _deciding_patterns(_tensor_layers_and_kinds(known), types).items()
+    }
     single = {f"{OUTPUT}.weight": output, f"{EMBEDDING}.weight": embedding}
     if output and embedding is None and f"{OUTPUT}.weight" not in known:
         single[f"{EMBEDDING}.weight"] = output
@@ -102,38 +104,40 @@ def resolve_tensor_patterns(
     return {name: tensor_type_for_row(kind, known[name].shape[0]) for name, kind in found.items()}
 
 
-def _layered(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
+def _tensor_layers_and_kinds(known: Mapping[str, TensorInfo]) -> dict[str, tuple[int, str]]:
     """Layer and kind of the tensors that patterns can name."""
     places = ((name, tensor_name_parts(name)) for name in known)
     return {name: (layer, kind) for name, (layer, kind) in places if layer is not None}
 
 
-def _deciding(places: Mapping[str, tuple[int, str]], types: Mapping[str, str]) -> dict[str, str]:
+def _deciding_patterns(places: Mapping[str, tuple[int, str]], types: Mapping[str, str]) -> dict[str, str]:
     """For each tensor that a pattern names, the pattern that decides. Sets of tensors are the bits of an integer, so
     that a recipe of hundreds of patterns, perhaps from somebody's release, takes a second, not minutes.
     """
     n_layers = 1 + max((layer for layer, _ in places.values()), default=0)
-    named = {pattern: _named(pattern, places, n_layers) for pattern in types}
+    named = {pattern: _tensors_of_pattern(pattern, places, n_layers) for pattern in types}
     found, known = {}, dict[tuple[str, ...], str | None]()
     for number, name in enumerate(places):
         by = tuple(pattern for pattern, bits in named.items() if bits >> number & 1)
         if by and by not in known:
             known[by] = _most_specific(by, named, types)
         if by:
-            found[name] = known[by] or _refuse_unclear(name, by, types)
+            found[name] = known[by] or _refuse_unclear_patterns(name, by, types)
     return found
 
 
-def _named(pattern: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> int:
-    layers, kind = _matcher(pattern, n_layers)
+def _tensors_of_pattern(pattern: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> int:
+    layers, kind = _pattern_matcher(pattern, n_layers)
     kinds = {k for k in {k for _, k in places.values()} if fnmatchcase(k, kind)}
     bits = sum(1 << number for number, (i, k) in enumerate(places.values()) if i in layers and k in kinds)
     if not bits:
-        raise PatternProblem(f"{pattern!r} matches no tensor of this model.", _meant(kind, places, n_layers))
+        raise PatternProblem(
+            f"{pattern!r} matches no tensor of this model.", _meant_tensor_kind(kind, places, n_layers)
+        )
     return bits
 
 
-def _meant(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> str:
+def _meant_tensor_kind(kind: str, places: Mapping[str, tuple[int, str]], n_layers: int) -> str:
     kinds = sorted({k for _, k in places.values()})
     near = difflib.get_close_matches(kind, kinds, n=3, cutoff=0.6)
     if kind in kinds:
@@ -153,14 +157,14 @@ def _most_specific(patterns: Sequence[str], named: Mapping[str, int], types: Map
     return None
 
 
-def _refuse_unclear(name: str, patterns: Sequence[str], types: Mapping[str, str]) -> NoReturn:
+def _refuse_unclear_patterns(name: str, patterns: Sequence[str], types: Mapping[str, str]) -> NoReturn:
     one, other = patterns[0], next(p for p in patterns if types[p] != types[patterns[0]])
     message = f"The tensor {name} is named by {one!r} ({types[one]}) and {other!r} ({types[other]})"
     hint = "Let the two name different tensors, or let one name only tensors that the other names too."
     raise PatternProblem(f"{message}, and neither is more specific.", hint)
 
 
-def _matcher(pattern: str, n_layers: int) -> tuple[set[int], str]:
+def _pattern_matcher(pattern: str, n_layers: int) -> tuple[set[int], str]:
     """The layers and the kind (with * and ?) of a pattern."""
     match = _PATTERN.fullmatch(pattern)
     if match is None or match["kind"].startswith("blk."):
@@ -169,11 +173,13 @@ def _matcher(pattern: str, n_layers: int) -> tuple[set[int], str]:
         field = "token_embedding" if match["kind"] == EMBEDDING else "output"
         raise PatternProblem(f"{pattern!r} is not a tensor of the layers.", f"It has a field of its own: {field}: Q6_K")
     layers = match["layers"] or "*"
-    parts = [range(n_layers)] if layers == "*" else [_range(part, pattern, n_layers) for part in layers.split(",")]
+    parts = (
+        [range(n_layers)] if layers == "*" else [_pattern_range(part, pattern, n_layers) for part in layers.split(",")]
+    )
     return set().union(*parts), match["kind"]
 
 
-def _range(part: str, pattern: str, n_layers: int) -> range:
+def _pattern_range(part: str, pattern: str, n_layers: int) -> range:
     match = _LAYERS.fullmatch(part)
     if match is None:
         raise PatternProblem(f"{part!r} in {pattern!r} is not a range of layers.", _EXAMPLE)

@@ -30,12 +30,12 @@ _HIDDEN: Final = "***"
 
 def printable(text: str) -> str:
     """Text of several lines: its line ends and tabs stay. Made so twice, it is the same."""
-    return _LINES.sub(_escape, text)
+    return _LINES.sub(_escape_unprintable, text)
 
 
 def printable_line(value: object) -> str:
     """What has to stay on its line: line ends and tabs are escaped too."""
-    return _ONE_LINE.sub(_escape, str(value))
+    return _ONE_LINE.sub(_escape_unprintable, str(value))
 
 
 def printable_words(text: str) -> str:
@@ -58,7 +58,7 @@ def url_has_user_info(url: str) -> bool:
     return bool(_USER_INFO.search(url) or _BARE_USER_INFO.match(url))
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape_unprintable(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 

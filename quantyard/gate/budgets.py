@@ -37,7 +37,7 @@ class BadBudgets(BadRequest):
     kind = "bad-budgets"
 
 
-def _size(value: Any) -> Any:
+def _budget_size(value: Any) -> Any:
     if isinstance(value, str) and not _SIZE.fullmatch(value.strip()):  # ByteSize alone takes "5,000" for 5 bytes
         raise ValueError("write it like 5GB, 4GiB, or in bytes")
     return value
@@ -64,7 +64,7 @@ class GateBudget(Frozen):
     max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_per_task)] = None
     min_generated_tokens_per_s: _Above0 | None = None
     min_prompt_tokens_per_s: _Above0 | None = None
-    max_size: Annotated[ByteSize, BeforeValidator(_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
+    max_size: Annotated[ByteSize, BeforeValidator(_budget_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
     min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the API test's answers
     # Length of text up to which llama.cpp computes what Transformers does. Named once: all files share the formula.
     min_same_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -86,7 +86,7 @@ class GateBudgets:
 
     def of(self, quant: str) -> GateBudget:
         """The budget of this quant."""
-        layers = [self.defaults, *(self.quants[key] for key in sorted(self._keys(quant), key=_specificity))]
+        layers = [self.defaults, *(self.quants[key] for key in sorted(self._keys(quant), key=_budget_key_specificity))]
         given = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
         return GateBudget.model_construct(**given)
 
@@ -102,21 +102,23 @@ def load_gate_budgets(path: Path | None) -> GateBudgets:
         BadBudgets: the file does not exist or is not valid.
     """
     file = path or DEFAULT
-    data = _read(file)
+    data = _read_budget_file(file)
     try:
         content = load_strict_yaml(data)
     except YamlProblem as error:
         raise BadBudgets(f"{file.name} cannot be used: {error}.", _HELP) from error
-    found = _checked(content, file.name)
+    found = _checked_budget_file(content, file.name)
     if not any(_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
         raise BadBudgets(f"{file.name} sets no budget, so every file would pass.", _HELP)
     name = path.name if path else "default"
-    return GateBudgets(name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical(found.quants, file.name))
+    return GateBudgets(
+        name, hashlib.sha256(data).hexdigest(), found.defaults, _canonical_budgets(found.quants, file.name)
+    )
 
 
 def most_specific_gate_budget(name: str, patterns: Iterable[str]) -> str | None:
     """The pattern with the most letters among those that match a name; the last one if several have equally many."""
-    return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_specificity, default=None)
+    return max((p for p in reversed([*patterns]) if fnmatchcase(name, p)), key=_budget_key_specificity, default=None)
 
 
 def is_gate_budget_pattern(text: str) -> bool:
@@ -124,7 +126,7 @@ def is_gate_budget_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
-def _specificity(key: str) -> tuple[bool, bool, int]:
+def _budget_key_specificity(key: str) -> tuple[bool, bool, int]:
     """Sorts families before patterns, patterns by their number of letters, and names last."""
     return key not in FAMILIES, not is_gate_budget_pattern(key), len(re.sub(r"\[[^]]*\]|[*?]", "", key))
 
@@ -132,7 +134,7 @@ def _specificity(key: str) -> tuple[bool, bool, int]:
 # ---- reading -----------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> bytes:
+def _read_budget_file(path: Path) -> bytes:
     if not path.is_file():
         raise BadBudgets(f"{path} does not exist.", "Give a file of budgets: GATE=gate.yaml; or leave GATE out.")
     try:
@@ -142,24 +144,24 @@ def _read(path: Path) -> bytes:
         raise BadBudgets(f"{path} cannot be read: {error.strerror}.", f"Type: ls -l {path}") from error
 
 
-def _checked(data: Any, where: str) -> _BudgetFile:
+def _checked_budget_file(data: Any, where: str) -> _BudgetFile:
     if not isinstance(data, dict) or not data:
         raise BadBudgets(f"{where} holds no budgets: write a mapping with the key defaults or quants.", _HELP)
     data = {key: {} if value is None else value for key, value in data.items()}
-    _check_keys(data, _BudgetFile.model_fields, where)
+    _check_budget_keys(data, _BudgetFile.model_fields, where)
     quants = data.get("quants", {})
     places = [("defaults", data.get("defaults", {}))]
     places += [(f"quants: {key}", value) for key, value in quants.items()] if isinstance(quants, dict) else []
     for place, budget in places:
         if isinstance(budget, dict):
-            _check_keys(budget, GateBudget.model_fields, f"{where}: {place}")
+            _check_budget_keys(budget, GateBudget.model_fields, f"{where}: {place}")
     try:  # as JSON: strict mode then refuses text and booleans in place of numbers
         return _BudgetFile.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise _bad_value(error, where) from error
 
 
-def _check_keys(data: dict[str, Any], allowed: Iterable[str], where: str) -> None:
+def _check_budget_keys(data: dict[str, Any], allowed: Iterable[str], where: str) -> None:
     for key in data:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
@@ -178,18 +180,18 @@ def _sets_something(budget: GateBudget) -> bool:
     return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - {"confidence"})
 
 
-def _canonical(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudget]:
+def _canonical_budgets(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudget]:
     """With names as llama-quantize spells them. A name or pattern that matches no quant is refused."""
     found: dict[str, GateBudget] = {}
     for key, budget in quants.items():
-        name = _key(key, where)
+        name = _canonical_budget_key(key, where)
         if name in found:
             raise BadBudgets(f"{where}: quants repeats {name}, once as {key!r}.", "Write one of the two.")
         found[name] = budget
     return found
 
 
-def _key(key: str, where: str) -> str:
+def _canonical_budget_key(key: str, where: str) -> str:
     if key.lower() in FAMILIES:
         return key.lower()
     if is_gate_budget_pattern(key):

@@ -31,7 +31,7 @@ def gate_judged(
     """"mean KLD 0.0464 (0.0446 to 0.0483) is above 0.04"."""
     side = ("within" if outcome == "passed" else "above") if budget.startswith("max_") else (
         "at least" if outcome == "passed" else "below")  # fmt: skip
-    what = f"{_name(budget, task)} {_with_interval(budget, found)}"
+    what = f"{_budget_name(budget, task)} {_with_interval(budget, found)}"
     baseline = f", against the baseline {against}, which is quantized itself" if against else ""
     if outcome == "too few questions":
         way = "within" if budget.startswith("max_") else "at least"
@@ -41,12 +41,12 @@ def gate_judged(
 
 def gate_no_number(budget: str, limit: float, task: str) -> str:
     """For a value that is not finite."""
-    return f"{_name(budget, task)} is not finite, so it is not within {metric_budget_limit(budget, limit)}"
+    return f"{_budget_name(budget, task)} is not finite, so it is not within {metric_budget_limit(budget, limit)}"
 
 
 def gate_is_baseline(budget: str) -> str:
     """For the unquantized file itself."""
-    return f"{_name(budget, '')} is 0: this file is the baseline"
+    return f"{_budget_name(budget, '')} is 0: this file is the baseline"
 
 
 def gate_own_baseline(what: str, manifest: Manifest, quant: str) -> str:
@@ -65,9 +65,9 @@ def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, ev
     """For a value that was not measured; the finding names the command that measures it."""
     if evaluated:
         why = f"{what} was not measured: the suite {suite} does not measure it"
-        return f"{why}. Type: {_eval(manifest, quant, 'standard')}"
+        return f"{why}. Type: {_gate_eval(manifest, quant, 'standard')}"
     again = suite if suite in BUILTIN else "…"
-    return f"{what} of this file was not measured with the suite {suite}. Type: {_eval(manifest, quant, again)}"
+    return f"{what} of this file was not measured with the suite {suite}. Type: {_gate_eval(manifest, quant, again)}"
 
 
 def gate_no_schemas(manifest: Manifest, quant: str, *, tested: bool) -> str:
@@ -115,11 +115,11 @@ def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
     )
 
 
-def _eval(manifest: Manifest, quant: str, suite: str) -> str:
+def _gate_eval(manifest: Manifest, quant: str, suite: str) -> str:
     return f"make eval MODEL={gate_model_setting(manifest)} QUANT={quant} SUITE={suite}"
 
 
-def _name(budget: str, task: str) -> str:
+def _budget_name(budget: str, task: str) -> str:
     return f"{NAMES[budget]} on {task}" if task else NAMES[budget]
 
 

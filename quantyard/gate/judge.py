@@ -86,11 +86,15 @@ def judge_gate_budgets(manifest: Manifest, quants: Sequence[str], suite: str, bu
     Raises:
         BadRequest: a quant that is not built.
     """
-    results = [result for quant in dict.fromkeys(quants) for result in _results(_file(manifest, quant, suite, budgets))]
+    results = [
+        result
+        for quant in dict.fromkeys(quants)
+        for result in _judge_budgets_of_file(_file_to_judge(manifest, quant, suite, budgets))
+    ]
     return GateReport(budgets=budgets.name, sha256=budgets.sha256, suite=suite, results=tuple(results))
 
 
-def _file(manifest: Manifest, quant: str, suite: str, budgets: GateBudgets) -> _File:
+def _file_to_judge(manifest: Manifest, quant: str, suite: str, budgets: GateBudgets) -> _File:
     record = manifest.quants.get(quant)
     if record is None:
         built = ", ".join(manifest.quants) or "none"
@@ -102,7 +106,7 @@ def _file(manifest: Manifest, quant: str, suite: str, budgets: GateBudgets) -> _
     return _File(quant, manifest, suite, budgets.of(quant), report, found)
 
 
-def _results(file: _File) -> Iterator[BudgetResult]:
+def _judge_budgets_of_file(file: _File) -> Iterator[BudgetResult]:
     for name, judge_one in _JUDGES.items():
         limit = getattr(file.budget, name)
         if limit is not None:
@@ -116,27 +120,27 @@ def _ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     divergence = file.found.divergence if file.found else None
     ratio = divergence.ln_perplexity_ratio if divergence else None
     if divergence is None or ratio is None:
-        yield _relative(file, name, limit)
+        yield _judge_unmeasured_loss(file, name, limit)
         return
     interval = estimate_interval(ratio, file.budget.confidence)
     distance = abs(math.log1p(limit / 100) - ratio.value)
     tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, distance)
     change = mapped_interval(interval, lambda ln: 100 * math.expm1(ln))
-    yield _within(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    yield _judge_interval(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
-def _mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     divergence = file.found.divergence if file.found else None
     kld = divergence.mean_kld if divergence else None
     if divergence is None or kld is None:
-        yield _relative(file, name, limit)
+        yield _judge_unmeasured_loss(file, name, limit)
         return
     interval = estimate_interval(kld, file.budget.confidence)
     tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, abs(limit - kld.value))
-    yield _within(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    yield _judge_interval(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
-def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
+def _judge_unmeasured_loss(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
     """The result for a file without a measured loss: it is the baseline, or it was not measured.
 
     Only an unquantized baseline has lost nothing; the loss of a quantized baseline is not known.
@@ -146,10 +150,10 @@ def _relative(file: _File, name: str, limit: float, task: str = "") -> BudgetRes
     return file.unmeasured(name, limit, words.NAMES[name], task)
 
 
-def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
+def _judge_accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
     """Judges every task that the suite or the budget names; "not measured" if no task could be judged."""
     judged: set[str] = set()
-    for task, comparison in _tasks(file, limits).items():
+    for task, comparison in _tasks_to_judge(file, limits).items():
         pattern = most_specific_gate_budget(task, limits)
         if pattern is None:
             continue
@@ -158,7 +162,7 @@ def _accuracy(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[B
         yield result
     for pattern in limits:
         if pattern not in judged:
-            yield _relative(file, name, limits[pattern], "" if pattern == "*" else pattern)
+            yield _judge_unmeasured_loss(file, name, limits[pattern], "" if pattern == "*" else pattern)
 
 
 def _accuracy_of(file: _File, name: str, limit: float, found: Comparison) -> BudgetResult:
@@ -170,10 +174,12 @@ def _accuracy_of(file: _File, name: str, limit: float, found: Comparison) -> Bud
     needed = gate_question_sample_size(
         found, abs(limit - interval.value) / 100, (interval.high - interval.value) / 100, file.z
     )
-    return _within(file, name, limit, interval, words.gate_questions_needed(needed, found.n, file.suite), found.task)
+    return _judge_interval(
+        file, name, limit, interval, words.gate_questions_needed(needed, found.n, file.suite), found.task
+    )
 
 
-def _schema(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_schema_rate(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     contract = file.manifest.contracts.get(file.quant)
     rate = contract.schemas if contract else None
     if rate is None:
@@ -182,19 +188,19 @@ def _schema(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
         return
     interval = wilson_interval(rate.n_valid, rate.n, file.z)
     needed = gate_answer_sample_size(rate.n, interval.value, limit, file.z)
-    yield _within(file, name, limit, interval, words.gate_answers_needed(needed, rate.n))
+    yield _judge_interval(file, name, limit, interval, words.gate_answers_needed(needed, rate.n))
 
 
-def _size(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
-    yield _point(file, name, limit, file.manifest.quants[file.quant].size_bytes)
+def _judge_file_size(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+    yield _judge_point(file, name, limit, file.manifest.quants[file.quant].size_bytes)
 
 
-def _speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     speed = file.found.speed if file.found else None
     if speed is None:
         yield file.unmeasured(name, limit, words.NAMES[name])
         return
-    yield _point(file, name, limit, getattr(speed, name.removeprefix("min_")))
+    yield _judge_point(file, name, limit, getattr(speed, name.removeprefix("min_")))
 
 
 def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
@@ -206,19 +212,19 @@ def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]
     elif twin.status in ("proved", "known"):
         yield file.result(name, limit, "passed", twin.finding.rstrip("."))
     else:
-        yield _point(file, name, limit, twin.right_up_to_tokens or 0)
+        yield _judge_point(file, name, limit, twin.right_up_to_tokens or 0)
 
 
 _Judge = Callable[..., Iterator[BudgetResult]]
 # To add a budget: a row, its name in `metrics/budget_figures.py`, and its field in `budgets.GateBudget`.
 _JUDGES: Final[Mapping[str, _Judge]] = {
     "max_ppl_change": _ppl_change,
-    "max_mean_kld": _mean_kld,
-    "max_accuracy_loss": _accuracy,
-    "min_generated_tokens_per_s": _speed,
-    "min_prompt_tokens_per_s": _speed,
-    "max_size": _size,
-    "min_schema_conformance": _schema,
+    "max_mean_kld": _judge_mean_kld,
+    "max_accuracy_loss": _judge_accuracy,
+    "min_generated_tokens_per_s": _judge_speed,
+    "min_prompt_tokens_per_s": _judge_speed,
+    "max_size": _judge_file_size,
+    "min_schema_conformance": _judge_schema_rate,
     "min_same_tokens": _same_tokens,
 }
 _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss"})
@@ -227,7 +233,7 @@ _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_lo
 # ---- which tasks -------------------------------------------------------------------------------------
 
 
-def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
+def _tasks_to_judge(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
     """One comparison per task: the suite's entries (the tasks of a group that has no score of its own), and the tasks
     that the budget names. Only shares where more is better: a perplexity is not an accuracy.
     """
@@ -249,7 +255,9 @@ def _tasks(file: _File, named: Iterable[str]) -> dict[str, Comparison]:
 # ---- limits ------------------------------------------------------------------------------------------
 
 
-def _within(file: _File, name: str, limit: float, found: Interval | None, needed: str, task: str = "") -> BudgetResult:
+def _judge_interval(
+    file: _File, name: str, limit: float, found: Interval | None, needed: str, task: str = ""
+) -> BudgetResult:
     if found is None:
         return file.result(name, limit, "failed", words.gate_no_number(name, limit, task), task=task)
     over = name.startswith("max_")
@@ -262,7 +270,7 @@ def _within(file: _File, name: str, limit: float, found: Interval | None, needed
     return file.result(name, limit, outcome, finding, task=task, value=found.value, interval=found)
 
 
-def _point(file: _File, name: str, limit: float, value: float) -> BudgetResult:
+def _judge_point(file: _File, name: str, limit: float, value: float) -> BudgetResult:
     inside = value <= limit if name.startswith("max_") else value >= limit
     outcome: Outcome = "passed" if inside else "failed"
     return file.result(name, limit, outcome, words.gate_judged(name, "", value, limit, outcome), value=value)

@@ -23,11 +23,11 @@ def physical_cores() -> int:
     common_cpu_get_num_physical_cores does the same).
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(cpu) for cpu in allowed}
+    cores = {_cpu_siblings(cpu) for cpu in allowed}
     return max(1, len(cores))
 
 
-def _siblings(cpu: int) -> str:
+def _cpu_siblings(cpu: int) -> str:
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings").read_text().strip()
     except OSError:  # no sysfs: every CPU counts

@@ -103,7 +103,7 @@ def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = Non
         _refuse_other_name(info, repo_id, revision)
         if info.disabled:
             raise hub_errors.hub_disabled_error(api, repo_id)
-        repo = _repo(info, repo_id, revision, api.endpoint)
+        repo = _hub_repo(info, repo_id, revision, api.endpoint)
         if repo.gated:
             with_hub_retries(lambda: _try_reading(api, repo))
     except QuantyardError:
@@ -115,7 +115,7 @@ def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = Non
 
 def describe_hub_repo(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
     """The repo as the Hub describes it, also if it was renamed; without checking that its files may be read."""
-    return _repo(with_hub_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+    return _hub_repo(with_hub_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
 
 
 def hub_api(access: HubAccess) -> HfApi:
@@ -172,14 +172,15 @@ def _refuse_other_name(info: ModelInfo, repo_id: str, revision: str | None) -> N
     raise RepoRenamed(f"{repo_id} was renamed to {info.id}.", f"Type: make build MODEL={new}")
 
 
-def _repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) -> HubRepo:
+def _hub_repo(info: ModelInfo, repo_id: str, revision: str | None, endpoint: str) -> HubRepo:
     siblings = info.siblings or []
     if not {s.rfilename for s in siblings} - EMPTY_REPO_FILES or not info.sha:
         message = f"{repo_id} is empty: {', '.join(s.rfilename for s in siblings) or 'no files'}."
         raise RepoEmpty(message, f"See {endpoint}/{repo_id}/tree/{revision or 'main'}; name a repo that holds a model.")
     return HubRepo(
         repo_id=repo_id, revision=revision or "main", commit=hub_commit(info, endpoint),
-        files=_files(siblings, endpoint), gated=bool(info.gated), private=bool(info.private), license=_license(info),
+        files=_hub_file_entries(siblings, endpoint), license=_hub_licence(info),
+        gated=bool(info.gated), private=bool(info.private),
         dtypes=dict(info.safetensors.parameters) if info.safetensors else {}, card=hub_card_of_repo(info),
         base_model=hub_base_model(getattr(info.card_data, "base_model", None)),
     )
@@ -200,7 +201,7 @@ def hub_commit(info: ModelInfo, endpoint: str) -> str:
     return sha
 
 
-def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
+def _hub_file_entries(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
     entries = []
     for file in siblings:
         size = file.lfs.size if file.lfs else file.size
@@ -215,7 +216,7 @@ def _files(siblings: list[RepoSibling], endpoint: str) -> tuple[FileEntry, ...]:
     return tuple(entries)
 
 
-def _license(info: ModelInfo) -> str | None:
+def _hub_licence(info: ModelInfo) -> str | None:
     """The licence from the model card, else from the Hub's tags; for "other", the name of the licence."""
     card = info.card_data
     found = getattr(card, "license", None) if card else None
@@ -257,13 +258,13 @@ def hub_tensor_shapes(
         paths = [f.path for f in files if f.path.endswith(".safetensors")]
         until = time.monotonic() + HEADERS_S
         with ThreadPoolExecutor(HEADER_WORKERS) as pool:
-            found = pool.map(lambda path: _header(api, repo, path, until), paths)
+            found = pool.map(lambda path: _hub_safetensors_header(api, repo, path, until), paths)
             return tuple(tensor for header in found for tensor in header) or None
     except Exception:
         return None
 
 
-def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
+def _hub_safetensors_header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorShape]:
     """The tensors of one safetensors file: 8 bytes of length (little endian), then JSON."""
     if time.monotonic() > until:
         raise TimeoutError(f"{path}: reading headers took more than {HEADERS_S:.0f} s")
@@ -276,10 +277,10 @@ def _header(api: HfApi, repo: HubRepo, path: str, until: float) -> list[TensorSh
         b"" if len(first) >= 8 + length else with_hub_retries(lambda: read_hub_range(api, url, len(first), 8 + length))
     )
     header = load_json((first + rest)[8 : 8 + length], HEADER_LIMIT_BYTES)
-    return [_shape(name, said) for name, said in header.items() if name != "__metadata__"]
+    return [_hub_tensor_shape(name, said) for name, said in header.items() if name != "__metadata__"]
 
 
-def _shape(name: str, said: Mapping[str, Any]) -> TensorShape:
+def _hub_tensor_shape(name: str, said: Mapping[str, Any]) -> TensorShape:
     shape, dtype = said["shape"], said["dtype"]
     if not isinstance(dtype, str) or not all(type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape):
         raise ValueError(f"{name}: an invalid shape or dtype")

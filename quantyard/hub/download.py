@@ -36,13 +36,13 @@ def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
     try:
         repo = hub.describe_hub_repo(api, repo_id, revision)
         folder, files = root / repo_id / repo.commit[:12], {entry.path: entry for entry in repo.files}
-        manifest = _manifest(api, repo, folder, files)
+        manifest = _download_hub_manifest(api, repo, folder, files)
         wanted = [entry.path for record in manifest.quants.values() for entry in record.files]
         projectors = manifest.projector.files if manifest.projector else []
         wanted += [entry.path for entry in (*projectors, *manifest.app_files)]
         for path in dict.fromkeys((_CARD, *wanted, *manifest.imatrices)):
             if path in files:
-                _fetch(api, repo, folder, files[path])
+                _download_hub_file(api, repo, folder, files[path])
     except QuantyardError:
         raise
     except Exception as error:  # the client raises many kinds; all of them concern the Hub
@@ -50,7 +50,7 @@ def download_hub_release(access: HubAccess, name: str, root: Path) -> Path:
     return folder
 
 
-def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileEntry]) -> Manifest:
+def _download_hub_manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileEntry]) -> Manifest:
     title = f"{repo.repo_id}/{_MANIFEST}"
     if _MANIFEST not in files:
         message = f"{repo.repo_id} has no {_MANIFEST}: it was not published by Quantyard."
@@ -58,7 +58,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
     if files[_MANIFEST].size_bytes > MAX_BYTES:
         message = f"{title} is too large for a manifest: {files[_MANIFEST].size_bytes:,} bytes."
         raise BadRequest(message, "Ask its publisher.")
-    _fetch(api, repo, folder, files[_MANIFEST])
+    _download_hub_file(api, repo, folder, files[_MANIFEST])
     try:
         return parse_hub_manifest((folder / _MANIFEST).read_bytes(), title)
     except ValueError as error:
@@ -66,7 +66,7 @@ def _manifest(api: HfApi, repo: HubRepo, folder: Path, files: Mapping[str, FileE
         raise BadRequest(message, "Ask its publisher.") from error
 
 
-def _fetch(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
+def _download_hub_file(api: HfApi, repo: HubRepo, folder: Path, entry: FileEntry) -> None:
     """Fetch one file, checked against the Hub's size and SHA-256, unless it is complete already."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 

@@ -25,17 +25,17 @@ def explain_hub_error(error: Exception, api: HfApi, repo_id: str, revision: str 
     """Our error for one that a call of `api` about `repo_id` raised."""
     if isinstance(error, RevisionNotFoundError):
         return _revision_not_found(api, repo_id, revision or "main")
-    return _error_of(hub_problem_of_error(error, _asked(api, repo_id)))
+    return _error_of(hub_problem_of_error(error, _asked_hub(api, repo_id)))
 
 
 def hub_gated_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The error if the repo's terms are not accepted by the token's user."""
-    return _error_of(hub_problem_of_kind("gated", _asked(api, repo_id)))
+    return _error_of(hub_problem_of_kind("gated", _asked_hub(api, repo_id)))
 
 
 def hub_disabled_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The error if the Hub has disabled the repo."""
-    return _error_of(hub_problem_of_kind("disabled", _asked(api, repo_id)))
+    return _error_of(hub_problem_of_kind("disabled", _asked_hub(api, repo_id)))
 
 
 def hub_bad_answer_error(error: BadAnswer) -> QuantyardError:
@@ -48,7 +48,7 @@ def hub_unreachable_error(error: Exception, endpoint: str) -> QuantyardError:
     return _error_of(hub_problem_of_error(error, AskedHub("the Hub", "", endpoint, has_token=False)))
 
 
-def _asked(api: HfApi, repo_id: str) -> AskedHub:
+def _asked_hub(api: HfApi, repo_id: str) -> AskedHub:
     return AskedHub(repo_id, repo_id, str(api.endpoint), has_token=bool(api.token))
 
 
@@ -57,7 +57,7 @@ def _error_of(found: HubProblem) -> QuantyardError:
 
 
 def _revision_not_found(api: HfApi, repo_id: str, revision: str) -> RevisionNotFound:
-    names = _refs(api, repo_id)
+    names = _hub_refs(api, repo_id)
     near = difflib.get_close_matches(revision, names, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     listed = ", ".join(names[:_REFS_SHOWN]) + (" …" if len(names) > _REFS_SHOWN else "")
@@ -66,7 +66,7 @@ def _revision_not_found(api: HfApi, repo_id: str, revision: str) -> RevisionNotF
     return RevisionNotFound(f"{repo_id} has no branch, tag or commit {revision!r}.{meant}", hint)
 
 
-def _refs(api: HfApi, repo_id: str) -> list[str]:
+def _hub_refs(api: HfApi, repo_id: str) -> list[str]:
     """The branches, then the tags; empty if the query fails."""
     try:
         refs = api.list_repo_refs(repo_id)

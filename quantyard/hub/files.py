@@ -120,18 +120,20 @@ def parse_hub_repo_id(text: str) -> tuple[str, str | None]:
     """
     if "://" in text:
         found = re.match(r"(?:hf://|https?://[^/]*/)([^/\s]+/[^/\s@?#]+)", text.strip())
-        bare = found[1] if found and _is_repo_id(found[1]) else "org/name"
+        bare = found[1] if found and _is_hub_repo_id(found[1]) else "org/name"
         raise BadSource(f"{text!r} is an address, not a model id.", f"Type org/name: make build MODEL={bare}")
     repo_id, at, revision = text.partition("@")
-    if not _is_repo_id(repo_id):
-        raise BadSource(f"{text!r} is not a model id: {_fault(repo_id)}.", "Type org/name: make build MODEL=org/name")
+    if not _is_hub_repo_id(repo_id):
+        raise BadSource(
+            f"{text!r} is not a model id: {_hub_id_fault(repo_id)}.", "Type org/name: make build MODEL=org/name"
+        )
     if at and not is_hub_revision(revision):
         message = f"{text!r} does not name a valid git revision: {revision!r}."
         raise BadSource(message, f"A branch, tag or commit follows the @: make build MODEL={repo_id}@main")
     return repo_id, revision if at else None
 
 
-def _is_repo_id(text: str) -> bool:
+def _is_hub_repo_id(text: str) -> bool:
     parts = text.split("/")
     legal = all(_NAME_PART.fullmatch(p) and "--" not in p and ".." not in p for p in parts)
     return len(parts) == 2 and legal and not text.endswith(".git")
@@ -139,7 +141,7 @@ def _is_repo_id(text: str) -> bool:
 
 def hub_model_url(repo_id: str, commit: str) -> str:
     """The address of a model's page at a commit; "" if it is not a repo of the Hub."""
-    if not _is_repo_id(repo_id):
+    if not _is_hub_repo_id(repo_id):
         return ""
     return f"{HUB_URL}/{repo_id}/tree/{commit}" if _COMMIT.fullmatch(commit) else f"{HUB_URL}/{repo_id}"
 
@@ -150,7 +152,7 @@ def is_hub_revision(text: str) -> bool:
     return clean and _REVISION.fullmatch(text) is not None
 
 
-def _fault(repo_id: str) -> str:
+def _hub_id_fault(repo_id: str) -> str:
     """The reason why this is not a repo id."""
     parts = repo_id.split("/")
     if repo_id.startswith(("/", "./", "../", "~")) or ".." in parts:
@@ -189,23 +191,23 @@ def select_hub_files(
     names = {f.path: f for f in files}
     ggufs = [n for n in names if n.lower().endswith(".gguf") and _may_be_weights(n)]
     if gguf_file:
-        return _gguf(title, names, ggufs, gguf_file)
+        return _hub_gguf_selection(title, names, ggufs, gguf_file)
     weights = [n for n in names if "/" not in n and n.endswith(".safetensors") and _may_be_weights(n)]
     if weights:
-        return _checkpoint(title, names, weights, SAFETENSORS, read)
+        return _hub_checkpoint_selection(title, names, weights, SAFETENSORS, read)
     pickles = [n for n in names if "/" not in n and n.endswith(PICKLE_ENDINGS) and _may_be_weights(n)]
-    if pickles and not ggufs and "config.json" in names and _is_readable(names, pickles, PICKLE):
+    if pickles and not ggufs and "config.json" in names and _are_hub_weights_readable(names, pickles, PICKLE):
         if not allow_pickle:
             shown = shown_names(pickles)
             message = f"The only weights of {title} are pickle files, which can run code when read: {shown}."
             raise NeedsPermission(message, "Allow it for a source you trust: ALLOW_PICKLE=1")
-        return _checkpoint(title, names, pickles, PICKLE, read)
+        return _hub_checkpoint_selection(title, names, pickles, PICKLE, read)
     if ggufs:
-        return _gguf(title, names, ggufs, None)
+        return _hub_gguf_selection(title, names, ggufs, None)
     raise no_model_error(title, names)
 
 
-def _is_readable(names: Iterable[str], weights: list[str], form: WeightFormat) -> bool:
+def _are_hub_weights_readable(names: Iterable[str], weights: list[str], form: WeightFormat) -> bool:
     """Whether the converter finds weights of this format, by an index or by their names."""
     return bool(weight_index_name(names, form)) or any(name.startswith(form.prefix) for name in weights)
 
@@ -214,18 +216,19 @@ def _may_be_weights(path: str) -> bool:
     return not any(fnmatchcase(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in NOT_WEIGHTS)
 
 
-def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
+def _hub_files_matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
     return {n for n in names for p in patterns if n.count("/") == p.count("/") and fnmatchcase(n, p)}
 
 
-def _checkpoint(
+def _hub_checkpoint_selection(
     title: str, names: dict[str, FileEntry], weights: list[str], form: WeightFormat, read: ReadFile | None
 ) -> Selection:
-    if "config.json" not in names or not _is_readable(names, weights, form):
+    if "config.json" not in names or not _are_hub_weights_readable(names, weights, form):
         raise no_model_error(title, names)
     chosen = choose_weight_files(title, names, weights, form, read)
-    wanted = {*chosen.files, *_matching(names, SIDE_FILES), *_matching(names, LEGAL_FILES)} | ({chosen.index} - {""})
-    return Selection("huggingface", _entries(names, wanted), None, chosen.note if chosen.left_out else "")
+    beside = _hub_files_matching(names, SIDE_FILES) | _hub_files_matching(names, LEGAL_FILES)
+    wanted = {*chosen.files} | beside | ({chosen.index} - {""})
+    return Selection("huggingface", _hub_entries_wanted(names, wanted), None, chosen.note if chosen.left_out else "")
 
 
 def _refuse_missing_parts(title: str, shards: list[str]) -> None:
@@ -236,14 +239,14 @@ def _refuse_missing_parts(title: str, shards: list[str]) -> None:
         raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")
 
 
-def _gguf(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str | None) -> Selection:
+def _hub_gguf_selection(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str | None) -> Selection:
     models: dict[str, list[str]] = {}
     for name in sorted(ggufs):
         models.setdefault(_SHARD.sub("", name), []).append(name)
     model, why = _asked_gguf(title, models, asked) if asked else _best_gguf(title, models)
     shards = models[model]
     _refuse_missing_parts(title, shards)
-    files = _entries(names, {*shards, *_matching(names, LEGAL_FILES)})
+    files = _hub_entries_wanted(names, {*shards, *_hub_files_matching(names, LEGAL_FILES)})
     return Selection("gguf", files, shards[0], f"{shards[0]}: {why}")
 
 
@@ -274,5 +277,5 @@ def _refuse_several(title: str, models: list[str]) -> NoReturn:
     raise BadSource(message, f"Choose one: GGUF_FILE={shlex.quote(min(models))}")
 
 
-def _entries(names: dict[str, FileEntry], wanted: set[str]) -> tuple[FileEntry, ...]:
+def _hub_entries_wanted(names: dict[str, FileEntry], wanted: set[str]) -> tuple[FileEntry, ...]:
     return tuple(names[n] for n in sorted(wanted))

@@ -31,12 +31,12 @@ def parse_hub_manifest(data: bytes, name: str) -> Manifest:
         BadRequest: a newer Quantyard wrote it.
     """
     manifest = parse_manifest(data, name)
-    for fault in _faults(manifest):
+    for fault in _foreign_manifest_faults(manifest):
         raise ValueError(fault)
     return manifest
 
 
-def _faults(manifest: Manifest) -> Iterator[str]:
+def _foreign_manifest_faults(manifest: Manifest) -> Iterator[str]:
     yield from _of_source(manifest)
     if len(manifest.quants) > MAX_QUANTS:
         yield f"it names {len(manifest.quants):,} files; at most {MAX_QUANTS} are allowed"
@@ -67,7 +67,7 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
 def _of_names(manifest: Manifest) -> Iterator[str]:
     """Check that each name is a GGUF in the folder itself and is unique, also on file systems that ignore case."""
     owners: dict[str, str] = {}
-    for name, owner in _named(manifest):
+    for name, owner in _foreign_manifest_names(manifest):
         if "/" in name or name.startswith(".") or not name.lower().endswith(_ENDING):
             shown = shown_name(name)
             yield f"{shown} ({owner}) is not a file of a release: not called *{_ENDING}, or hidden, or a path"
@@ -77,7 +77,7 @@ def _of_names(manifest: Manifest) -> Iterator[str]:
             yield f"{shown_name(name)} is the file of {owners[name.casefold()]} and of {owner}"
 
 
-def _named(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _foreign_manifest_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Each name with the owner of the file."""
     for quant, record in manifest.quants.items():
         if not record.parts:

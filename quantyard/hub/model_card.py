@@ -43,19 +43,20 @@ def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
     """The licence and the card in a README's YAML front matter; None and an empty card if it is unusable."""
     data = _front_matter(text)
     asks = any(key.startswith("extra_gated_") for key in data)  # how, only the Hub knows
-    return _licence(data.get("license")), _card({**data, "gated": "auto" if asks else "", "private": False})
+    card = _hub_card({**data, "gated": "auto" if asks else "", "private": False})
+    return _hub_card_licence(data.get("license")), card
 
 
 def hub_card_of_repo(info: ModelInfo) -> SourceCard:
     """The card of a model as the Hub describes it; `gated` comes from the Hub, not from the card."""
     data = {name: getattr(info.card_data, name, None) for name in _FIELDS}
-    return _card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated,
-                  "private": info.private})
+    return _hub_card({**data, "pipeline_tag": info.pipeline_tag or data["pipeline_tag"], "gated": info.gated,
+                      "private": info.private})
 
 
 def hub_base_model(value: Any) -> str:
     """The one model that a card's `base_model` names, as org/name; "" for none and for several."""
-    names = _texts(value, lambda item: _matching(_REPO, item))
+    names = _hub_card_texts(value, lambda item: _hub_match(_REPO, item))
     return names[0] if len(names) == 1 else ""
 
 
@@ -70,39 +71,42 @@ def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> t
     Args:
         path: the file, for the arrays of languages and tags, which the header's reader skips.
     """
-    tags = _strings(metadata.get("general.tags"), path)
+    tags = _gguf_metadata_texts(metadata.get("general.tags"), path)
     data = {
         "license": metadata.get("general.license"),
         "license_name": metadata.get("general.license.name"),
         "license_link": metadata.get("general.license.link"),
-        "language": _strings(metadata.get("general.languages"), path),
+        "language": _gguf_metadata_texts(metadata.get("general.languages"), path),
         "pipeline_tag": next((tag for tag in tags if tag in PIPELINE_TAGS), None),
         "tags": tags,
     }
-    return _licence(data["license"]), _card(data)
+    return _hub_card_licence(data["license"]), _hub_card(data)
 
 
-def _card(data: Mapping[str, Any]) -> SourceCard:
+def _hub_card(data: Mapping[str, Any]) -> SourceCard:
     return SourceCard(
-        license_name=_text(data.get("license_name")),
-        license_link=_matching(_LINK, data.get("license_link"), _MAX_LINK),
-        gated=_gated(data.get("gated")), private=data.get("private") is True,
-        languages=_texts(data.get("language"), lambda item: _matching(_LANGUAGE, "no" if item is False else item)),
-        pipeline_tag=_matching(_TASK, data.get("pipeline_tag")),
-        tags=_texts(data.get("tags"), _text),
+        license_name=_hub_card_text(data.get("license_name")),
+        license_link=_hub_match(_LINK, data.get("license_link"), _MAX_LINK),
+        gated=_hub_card_gated(data.get("gated")),
+        private=data.get("private") is True,
+        languages=_hub_card_texts(
+            data.get("language"), lambda item: _hub_match(_LANGUAGE, "no" if item is False else item)
+        ),
+        pipeline_tag=_hub_match(_TASK, data.get("pipeline_tag")),
+        tags=_hub_card_texts(data.get("tags"), _hub_card_text),
     )
 
 
-def _gated(value: Any) -> Gated:
+def _hub_card_gated(value: Any) -> Gated:
     """Any other true value counts as "auto": the terms must be accepted before a download."""
     if value == "manual":
         return "manual"
     return "auto" if value else ""
 
 
-def _licence(value: Any) -> str | None:
+def _hub_card_licence(value: Any) -> str | None:
     """Several licences are joined: no single one applies, so the user must state one."""
-    return ", ".join(_texts(value, _text)) or None
+    return ", ".join(_hub_card_texts(value, _hub_card_text)) or None
 
 
 # ---- the front matter --------------------------------------------------------------------------------
@@ -129,7 +133,7 @@ def _front_matter(text: str) -> dict[str, Any]:
 # ---- clean values ------------------------------------------------------------------------------------
 
 
-def _text(value: Any, limit: int = _MAX_TEXT) -> str:
+def _hub_card_text(value: Any, limit: int = _MAX_TEXT) -> str:
     """A short text of one line; "" for everything else."""
     if not isinstance(value, str):
         return ""
@@ -137,12 +141,12 @@ def _text(value: Any, limit: int = _MAX_TEXT) -> str:
     return text if len(text) <= limit and text.isprintable() and text not in _ABSENT else ""
 
 
-def _matching(pattern: re.Pattern[str], value: Any, limit: int = _MAX_TEXT) -> str:
-    text = _text(value, limit)
+def _hub_match(pattern: re.Pattern[str], value: Any, limit: int = _MAX_TEXT) -> str:
+    text = _hub_card_text(value, limit)
     return text if pattern.fullmatch(text) else ""
 
 
-def _texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
+def _hub_card_texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
     """One or several texts, without duplicates, in order."""
     items = value if isinstance(value, list | tuple) else [value]
     found = dict.fromkeys(clean(item) for item in items[: 10 * MAX_ITEMS])
@@ -152,7 +156,7 @@ def _texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
 # ---- arrays of a GGUF --------------------------------------------------------------------------------
 
 
-def _strings(value: Any, path: Path | None) -> list[str]:
+def _gguf_metadata_texts(value: Any, path: Path | None) -> list[str]:
     """The texts of an array, given as a list or read from the file; empty if they cannot be read."""
     if isinstance(value, list | tuple):
         return [item for item in value if isinstance(item, str)]
@@ -163,12 +167,12 @@ def _strings(value: Any, path: Path | None) -> list[str]:
     try:
         with path.open("rb") as stream:
             stream.seek(value.offset)
-            return _decoded(stream.read(value.size_bytes), value.length)
+            return _decoded_gguf_strings(stream.read(value.size_bytes), value.length)
     except (OSError, struct.error, UnicodeDecodeError):
         return []
 
 
-def _decoded(data: bytes, n: int) -> list[str]:
+def _decoded_gguf_strings(data: bytes, n: int) -> list[str]:
     """Decode strings: the length in bytes (64 bits, little-endian), then UTF-8."""
     texts, start = [], 0
     for _ in range(n):

@@ -44,14 +44,14 @@ def no_model_error(title: str, names: Collection[str]) -> BadSource:
     return BadSource(message, "Name a repo with *.safetensors and a config.json, or with *.gguf.")
 
 
-def _newest(pattern: re.Pattern[str], found: list[str]) -> str:
+def _newest_checkpoint(pattern: re.Pattern[str], found: list[str]) -> str:
     """The folder of the highest number (checkpoint-1500) or the last name."""
     matches = [match for name in found if (match := pattern.match(name))]
     best = max(matches, key=lambda match: (int(match[1]) if match[1].isdigit() else 0, match[1]))
     return best[0].rstrip("/")
 
 
-def _inside(title: str, folder: str, command: str, setting: str) -> str:
+def _model_inside_folder(title: str, folder: str, command: str, setting: str) -> str:
     if is_path_title(title):
         return f"Name one of its folders: make {command} {setting}={shlex.quote(f'{title}/{folder}')}"
     get = f"hf download {title} --include '{folder}/*' --local-dir {title.rsplit('/', 1)[-1]}"
@@ -71,17 +71,17 @@ _KINDS: Final = (
     _Kind(
         (r"checkpoint-\d+/adapter_config\.json",),
         lambda _title, found: f"is a trainer's folder of adapters: {shown_names(found)}",
-        lambda title, found: _inside(title, _newest(_CHECKPOINT, found), "lora", "ADAPTER"),
+        lambda title, found: _model_inside_folder(title, _newest_checkpoint(_CHECKPOINT, found), "lora", "ADAPTER"),
     ),
     _Kind(
         (r"checkpoint-\d+/(?:model|pytorch_model)[^/]*\.(?:safetensors|bin)",),
         lambda _title, found: f"is a trainer's folder, and its models are one level below: {shown_names(found)}",
-        lambda title, found: _inside(title, _newest(_CHECKPOINT, found), "build", "MODEL"),
+        lambda title, found: _model_inside_folder(title, _newest_checkpoint(_CHECKPOINT, found), "build", "MODEL"),
     ),
     _Kind(
         (r"snapshots/[0-9a-f]{40}/.+",),
         lambda _title, _found: "is a repo of the Hub's cache, and its models are below, one for each revision",
-        lambda title, found: _inside(title, _newest(_SNAPSHOT, found), "build", "MODEL"),
+        lambda title, found: _model_inside_folder(title, _newest_checkpoint(_SNAPSHOT, found), "build", "MODEL"),
     ),
     _Kind(
         (r"(?:.*/)?(?:zero_to_fp32\.py|[^/]*_optim_states\.pt|mp_rank_\d+_model_states\.pt)",),

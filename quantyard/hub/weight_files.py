@@ -65,7 +65,7 @@ class _Set:
 
     @property
     def missing(self) -> list[int]:
-        numbers = {int(match["number"]) for name in self.files if (match := _shard(name))}
+        numbers = {int(match["number"]) for name in self.files if (match := _weight_shard(name))}
         first = 0 if 0 in numbers else 1  # some count from zero
         return sorted(set(range(first, self.n_shards + first)) - numbers)
 
@@ -88,11 +88,11 @@ def choose_weight_files(
     index = weight_index_name(names, form)
     if not index or read is None:
         chosen = _by_names(title, weights, form)
-        return WeightFiles(chosen.files, index if chosen.n_shards else "", _others(weights, chosen.files))
+        return WeightFiles(chosen.files, index if chosen.n_shards else "", _weights_not_chosen(weights, chosen.files))
     named = _named_by(title, index, form, read)
     if missing := sorted(named - set(names)):
-        raise _incomplete(title, index, named, missing, [name for name in weights if name not in named])
-    return WeightFiles(tuple(sorted(named)), index, _others(weights, named))
+        raise _incomplete_weight_index(title, index, named, missing, [name for name in weights if name not in named])
+    return WeightFiles(tuple(sorted(named)), index, _weights_not_chosen(weights, named))
 
 
 def weight_index_name(names: Iterable[str], form: WeightFormat) -> str:
@@ -117,9 +117,11 @@ def is_path_title(title: str) -> bool:
     return title.startswith(("/", ".", "~"))
 
 
-def _incomplete(title: str, index: str, named: set[str], missing: list[str], others: list[str]) -> BadSource:
+def _incomplete_weight_index(
+    title: str, index: str, named: set[str], missing: list[str], others: list[str]
+) -> BadSource:
     """The error for an index that names missing files: it is of another save, or the download is not complete."""
-    whole = [each for each in _sets(others) if not each.missing]
+    whole = [each for each in _weight_file_sets(others) if not each.missing]
     if len(missing) == len(named) and whole:
         there = shown_names(whole[0].files)
         message = f"{index} of {title} is stale: it names {shown_names(missing)}, but the folder holds {there}."
@@ -132,7 +134,7 @@ def _incomplete(title: str, index: str, named: set[str], missing: list[str], oth
 
 def _by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
     """The only copy of the model, or the one with the plain name."""
-    readable = _sets([name for name in weights if name.startswith(form.prefix)])
+    readable = _weight_file_sets([name for name in weights if name.startswith(form.prefix)])
     plain = [each for each in readable if each.stem in (form.prefix, form.prefix + form.ending)]
     single = [each for each in plain if not each.n_shards]  # shards without an index cannot be loaded by Transformers
     best = single or plain or readable
@@ -152,19 +154,19 @@ def _refuse_missing(title: str, shards: _Set) -> None:
         raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")
 
 
-def _sets(names: Iterable[str]) -> list[_Set]:
+def _weight_file_sets(names: Iterable[str]) -> list[_Set]:
     """The names, grouped into copies of the model."""
     found: dict[tuple[str, int], list[str]] = {}
     for name in sorted(names):
-        match = _shard(name)
+        match = _weight_shard(name)
         key = (match["stem"], int(match["count"])) if match else (name.rsplit(".", 1)[0], 0)
         found.setdefault(key, []).append(name)
     return [_Set(stem, tuple(files), count) for (stem, count), files in found.items()]
 
 
-def _shard(name: str) -> re.Match[str] | None:
+def _weight_shard(name: str) -> re.Match[str] | None:
     return _SHARD.match(name.rsplit(".", 1)[0])
 
 
-def _others(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
+def _weights_not_chosen(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(weights) - set(chosen)))
