@@ -37,12 +37,12 @@ def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = 
     text = model_text_config(config)
     if text.get("model_type") in _NO_KV_CACHE:
         return 0
-    attention = _attention(text)
+    attention = _attention_cache_layer(text)
     uneven = any(key in text for key in _UNEVEN_KEYS) or any(isinstance(text.get(key), list) for key in KV_HEADS)
     if attention is None or uneven:
         return None
     window = model_config_number(text, "sliding_window", "attention_chunk_size") or 0
-    layers = tuple(layer for kind in _layer_kinds(text) if (layer := _layer(kind, attention, window)))
+    layers = tuple(layer for kind in _layer_kinds(text) if (layer := _cache_layer_of_kind(kind, attention, window)))
     return kv_bytes(ModelLayers(layers, window), ContextUse(context_tokens), cache_type)
 
 
@@ -63,7 +63,7 @@ def serve_memory_bytes(file_size: int, kv: int | None, config: Config) -> int:
     return file_size + (kv or 0) + activations + 250 * (model_config_number(text, *VOCAB) or 0) + _PROCESS_BYTES
 
 
-def _attention(text: Config) -> Layer | None:
+def _attention_cache_layer(text: Config) -> Layer | None:
     """The elements that an attention layer caches per token; for latent attention, the latent and the rotary part."""
     latent = model_config_number(text, "kv_lora_rank")
     if latent:
@@ -89,7 +89,7 @@ def _layer_kinds(text: Config) -> list[str]:
     return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n_layers(text))]
 
 
-def _layer(kind: str, attention: Layer, window: int) -> Layer | None:
+def _cache_layer_of_kind(kind: str, attention: Layer, window: int) -> Layer | None:
     """None for a layer without a KV cache: linear attention, mamba, convolution."""
     if kind in ("full_attention", "attention"):
         return attention

@@ -46,7 +46,7 @@ class ContextUse:
     @property
     def cells(self) -> int:
         """The tokens in each cache."""
-        return _padded(_padded(self.tokens, CELL_STEP) // self.streams, CELL_STEP)
+        return _padded_cells(_padded_cells(self.tokens, CELL_STEP) // self.streams, CELL_STEP)
 
     @property
     def batch(self) -> int:
@@ -57,7 +57,7 @@ class ContextUse:
         """The tokens in the cache of a layer with a sliding window."""
         if self.whole_windows:
             return self.cells
-        return _padded(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
+        return _padded_cells(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
 
 
 def context_cache_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
@@ -79,7 +79,7 @@ def recurrent_state_bytes(model: ModelLayers, use: ContextUse) -> int:
     """Bytes of the recurrent states: the same at every context."""
     recurrent = sum(layer.recurrent for layer in model.layers)
     rows = max(1, use.sequences)
-    each = sum(_padded(rows * n * _STATE_BYTES, _ALIGNMENT_BYTES) for n in (model.r_state, model.s_state))
+    each = sum(_padded_cells(rows * n * _STATE_BYTES, _ALIGNMENT_BYTES) for n in (model.r_state, model.s_state))
     return recurrent * each
 
 
@@ -103,5 +103,5 @@ def can_quantize_kv_cache(model: ModelLayers) -> bool:
     return all(layer.in_blocks for layer in model.layers) and any(layer.k for layer in model.layers)
 
 
-def _padded(n: int, step: int) -> int:
+def _padded_cells(n: int, step: int) -> int:
     return -(-n // step) * step

@@ -63,11 +63,11 @@ def best_file(files: Sequence[File]) -> BestFile[File] | None:
     """The file to take of these, and the next one; None if there is none."""
     if not files:
         return None
-    best, equal = _take(files)
+    best, equal = _take_of_tied_files(files)
     rest = [c for c in files if c not in (best, *equal)] or [c for c in files if c is not best]
     beaten = pareto_beaten_by(c.entry for c in files)
     front = [c for c in rest if not beaten[c.entry.label]]
-    return BestFile(best, equal, _take(front or rest)[0] if rest else None, len(files))
+    return BestFile(best, equal, _take_of_tied_files(front or rest)[0] if rest else None, len(files))
 
 
 def is_quality_tie(one: Choosable, other: Choosable) -> bool:
@@ -89,7 +89,7 @@ def best_of_report(report: EvalReport, labels: Iterable[str]) -> BestFile[Report
     return best_file([file for file in found if file.label != report.baseline] or found)
 
 
-def _take(files: Sequence[File]) -> tuple[File, tuple[File, ...]]:
+def _take_of_tied_files(files: Sequence[File]) -> tuple[File, tuple[File, ...]]:
     """The smallest file that ties with the best, and the larger files that are better within the interval."""
     top = min(files, key=lambda c: (c.quality.value, c.size_bytes))
     ties = [c for c in files if c is top or is_quality_tie(c, top)]

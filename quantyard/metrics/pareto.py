@@ -41,7 +41,7 @@ class ParetoEntry:
 
 def pareto_beats(one: ParetoEntry, other: ParetoEntry) -> bool:
     """Whether `one` is at least as small, as good and as fast as `other`, and better in one of the three."""
-    mine, theirs = _costs(one), _costs(other)
+    mine, theirs = _pareto_costs(one), _pareto_costs(other)
     return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
 
 
@@ -59,7 +59,7 @@ def pareto_fast_alone(entries: Sequence[ParetoEntry]) -> tuple[str, ...]:
     return tuple(label for label, others in slow.items() if others and not whole[label])
 
 
-def _costs(entry: ParetoEntry) -> tuple[float, float, float]:
+def _pareto_costs(entry: ParetoEntry) -> tuple[float, float, float]:
     """The values to compare; lower is better."""
     return entry.size_bytes, entry.loss, -(entry.tokens_per_s or 0.0)
 
@@ -88,7 +88,7 @@ def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Es
     baseline, None if it was not measured.
     """
     if metric in ("cosine distance", "rank distance"):
-        return _distance(report, found, metric)
+        return _pareto_distance(report, found, metric)
     divergence = found.divergence
     if divergence is None:
         return None
@@ -97,7 +97,7 @@ def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Es
     return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
 
 
-def _distance(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
+def _pareto_distance(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
     similar = found.similarity
     if similar is None:
         return None
@@ -112,12 +112,13 @@ def pareto_entries(report: EvalReport) -> tuple[ParetoEntry, ...]:
     metric = pareto_metric(report)
     qualities = ((m, pareto_quality(report, m, metric)) for m in report.measurements)
     return tuple(
-        ParetoEntry(m.file.label, m.file.size_bytes, quality.value, _speed(m), pareto_shown(quality.value, metric))
+        ParetoEntry(m.file.label, m.file.size_bytes, quality.value, _pareto_speed(m),
+                    pareto_shown(quality.value, metric))
         for m, quality in qualities if quality and m.file.size_bytes and m.file.label != report.baseline
     )  # fmt: skip
 
 
-def _speed(m: Measurement) -> float | None:
+def _pareto_speed(m: Measurement) -> float | None:
     return m.speed.generated_tokens_per_s if m.speed else None
 
 
@@ -137,14 +138,14 @@ def pareto_standings(entries: Sequence[ParetoEntry], metric: str) -> dict[str, s
     said = {}
     for label, others in pareto_beaten_by(entries).items():
         if len(others) == 1:
-            said[label] = f"beaten by {others[0]}: {_against(by_label[others[0]], by_label[label], metric)}"
+            said[label] = f"beaten by {others[0]}: {_pareto_comparison(by_label[others[0]], by_label[label], metric)}"
         elif others:
             winners = f"{', '.join(others[:-1])} and {others[-1]}"
             said[label] = f"beaten by {winners}: at least as small, as accurate and as fast"
     return said | dict.fromkeys(pareto_fast_alone(entries), "on the front for its speed alone")
 
 
-def _against(winner: ParetoEntry, loser: ParetoEntry, metric: str) -> str:
+def _pareto_comparison(winner: ParetoEntry, loser: ParetoEntry, metric: str) -> str:
     smaller = 1 - winner.size_bytes / loser.size_bytes
     parts = [f"{format_rough_percent(smaller)} smaller" if smaller else "as large"]
     parts.append(f"{metric} {winner.shown} against {loser.shown}")

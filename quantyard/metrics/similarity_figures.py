@@ -25,7 +25,7 @@ class SimilarityFigure:
         return DASH if value is None else self.show(value)
 
 
-def _of(name: str) -> Callable[[Similarity], float | None]:
+def _similarity_of(name: str) -> Callable[[Similarity], float | None]:
     def value(found: Similarity) -> float | None:
         measured: Estimate | float | None = getattr(found, name)
         return measured.value if isinstance(measured, Estimate) else measured
@@ -35,14 +35,15 @@ def _of(name: str) -> Callable[[Similarity], float | None]:
 
 # To add a figure: its field in `protocol.measurements.Similarity`, and a row.
 SIMILARITY_FIGURES: Final = (
-    SimilarityFigure("mean cosine", "of a text's embedding and the baseline's", _of("mean_cosine")),
-    SimilarityFigure("p1 cosine", "one text in a hundred is further from the baseline", _of("p1_cosine")),
-    SimilarityFigure("least cosine", "of the text that is furthest from the baseline", _of("least_cosine")),
-    SimilarityFigure("Kendall τ", "agreement of two rankings of the documents; 1: the same order", _of("kendall_tau")),
-    SimilarityFigure("same first document", "share of queries", _of("top1_agreement"), format_percent),
-    SimilarityFigure("same best 10", "share of the ten best documents that both rankings have", _of("overlap"),
-                     format_percent),
-    SimilarityFigure("nDCG@10", "of the ranking itself, by which documents answer the query", _of("ndcg")),
+    SimilarityFigure("mean cosine", "of a text's embedding and the baseline's", _similarity_of("mean_cosine")),
+    SimilarityFigure("p1 cosine", "one text in a hundred is further from the baseline", _similarity_of("p1_cosine")),
+    SimilarityFigure("least cosine", "of the text that is furthest from the baseline", _similarity_of("least_cosine")),
+    SimilarityFigure("Kendall τ", "agreement of two rankings of the documents; 1: the same order",
+                     _similarity_of("kendall_tau")),
+    SimilarityFigure("same first document", "share of queries", _similarity_of("top1_agreement"), format_percent),
+    SimilarityFigure("same best 10", "share of the ten best documents that both rankings have",
+                     _similarity_of("overlap"), format_percent),
+    SimilarityFigure("nDCG@10", "of the ranking itself, by which documents answer the query", _similarity_of("ndcg")),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def pace_sentence(found: Speed | None, baseline: Speed | None, label: str) -> st
         return ""
     if min(found.settings.repeats, baseline.settings.repeats) < _LEAST_RUNS:
         return ""
-    (low, high), (base_low, base_high) = _ends(found), _ends(baseline)
+    (low, high), (base_low, base_high) = _speed_range(found), _speed_range(baseline)
     if base_low <= 0 or (low <= base_high and base_low <= high):
         return f"Generates as fast as {label}, within the spread of the runs."
     slowest, fastest = (format_digits(x, 2) for x in (low / base_high, high / base_low))
@@ -24,7 +24,7 @@ def pace_sentence(found: Speed | None, baseline: Speed | None, label: str) -> st
     return f"Generated {times} times as many tokens per second as {label} in these runs."
 
 
-def _ends(found: Speed) -> tuple[float, float]:
+def _speed_range(found: Speed) -> tuple[float, float]:
     """The slowest and the fastest run, by the spread around the median."""
     half = found.generated_tokens_per_s * found.generated_spread / 2
     return found.generated_tokens_per_s - half, found.generated_tokens_per_s + half

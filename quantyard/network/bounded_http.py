@@ -195,14 +195,14 @@ class _Guard(httpx2.BaseTransport):
 
     def _bounded(self, request: httpx2.Request) -> httpx2.Response:
         watch = _Watch(http_request_host(request), BOUNDS)
-        with _watched(watch):
+        with _watched_connection(watch):
             response = self._inner.handle_request(request)
             try:
                 headers = self._headers(request, response)
                 reading = request.extensions.get(READING)
                 if response.is_success and reading is None and self._border.is_file(request):
-                    return _answer(response, headers, _File(response, watch))
-                content = _whole(request, response, reading or Reading(), watch)
+                    return _bounded_response(response, headers, _File(response, watch))
+                content = _bounded_body(request, response, reading or Reading(), watch)
             except httpx2.DecodingError as error:
                 response.close()
                 raise BadAnswer(http_request_host(request), f"sends what cannot be unpacked ({error})") from error
@@ -212,7 +212,7 @@ class _Guard(httpx2.BaseTransport):
             response.close()
         if reading is None and request.method != "HEAD":
             content = self._border.content(request, response.status_code, content)
-        return _answer(response, headers, httpx2.ByteStream(content))
+        return _bounded_response(response, headers, httpx2.ByteStream(content))
 
     def _headers(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Headers:
         headers, host = httpx2.Headers(response.headers), http_request_host(request)
@@ -244,13 +244,15 @@ def _plain_waits(headers: httpx2.Headers) -> None:
             headers.pop(name)
 
 
-def _answer(response: httpx2.Response, headers: httpx2.Headers, stream: httpx2.SyncByteStream) -> httpx2.Response:
+def _bounded_response(
+    response: httpx2.Response, headers: httpx2.Headers, stream: httpx2.SyncByteStream
+) -> httpx2.Response:
     """The response with these headers and body, without the host's reason phrase."""
     kept = {key: value for key, value in response.extensions.items() if key != "reason_phrase"}
     return httpx2.Response(response.status_code, headers=headers, stream=stream, extensions=kept)
 
 
-def _whole(request: httpx2.Request, response: httpx2.Response, reading: Reading, watch: _Watch) -> bytes:
+def _bounded_body(request: httpx2.Request, response: httpx2.Response, reading: Reading, watch: _Watch) -> bytes:
     """The body of an answer: all of it, or only the beginning that the caller wants."""
     limit = BOUNDS.answer_bytes if reading.limit_bytes is None else reading.limit_bytes
     is_cut = reading.is_cut
@@ -355,7 +357,7 @@ _WATCHED = _Watched()
 
 
 @contextmanager
-def _watched(watch: _Watch) -> Iterator[None]:
+def _watched_connection(watch: _Watch) -> Iterator[None]:
     before, _WATCHED.watch = _WATCHED.watch, watch
     try:
         yield

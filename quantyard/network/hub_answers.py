@@ -222,24 +222,24 @@ class _Form:
     type: TypeAdapter[Any]
 
 
-def _form(methods: str, path: str, type_: Any) -> _Form:
+def _hub_answer_form(methods: str, path: str, type_: Any) -> _Form:
     return _Form(methods, re.compile(f".*{path}"), TypeAdapter(type_))
 
 
 _REPO = r"/api/models/[^/]+(?:/[^/]+)?"
 # To check one more kind of answer: add a row; the first that fits is taken.
 _FORMS: Final = (
-    _form("GET", f"{_REPO}/refs", HubRefs),
-    _form("POST", f"{_REPO}/paths-info/[^/]+", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
-    _form("GET", f"{_REPO}/tree/[^/]+(?:/.*)?", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
-    _form("POST", f"{_REPO}/preupload/[^/]+", HubPreuploads),
-    _form("POST", f"{_REPO}/commit/[^/]+", HubCommitted),
-    _form("GET", f"{_REPO}/discussions", HubDiscussions),
-    _form("GET", f"{_REPO}/revision/[^/]+", HubModel),
-    _form("GET", f"{_REPO}", HubModel),
-    _form("GET", "/api/whoami-v2", HubWhoAmI),
-    _form("POST", "/api/repos/create", HubCreated),
-    _form("POST", r"\.git/info/lfs/objects/batch", HubBatch),
+    _hub_answer_form("GET", f"{_REPO}/refs", HubRefs),
+    _hub_answer_form("POST", f"{_REPO}/paths-info/[^/]+", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
+    _hub_answer_form("GET", f"{_REPO}/tree/[^/]+(?:/.*)?", Annotated[list[_PathInfo], Field(max_length=MAX_FILES)]),
+    _hub_answer_form("POST", f"{_REPO}/preupload/[^/]+", HubPreuploads),
+    _hub_answer_form("POST", f"{_REPO}/commit/[^/]+", HubCommitted),
+    _hub_answer_form("GET", f"{_REPO}/discussions", HubDiscussions),
+    _hub_answer_form("GET", f"{_REPO}/revision/[^/]+", HubModel),
+    _hub_answer_form("GET", f"{_REPO}", HubModel),
+    _hub_answer_form("GET", "/api/whoami-v2", HubWhoAmI),
+    _hub_answer_form("POST", "/api/repos/create", HubCreated),
+    _hub_answer_form("POST", r"\.git/info/lfs/objects/batch", HubBatch),
 )
 
 

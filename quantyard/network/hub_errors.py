@@ -63,19 +63,19 @@ _BEARER: Final = re.compile(r"Bearer [^'\"]*")
 _CHECK: Final = "Check the network, HF_ENDPOINT and HTTPS_PROXY."
 
 
-def _gated(asked: AskedHub) -> Words:
+def _hub_repo_gated(asked: AskedHub) -> Words:
     if asked.has_token:
         hint = f"The token in HF_TOKEN has no access yet: accept the terms at {asked.page} with its account, then wait."
     else:
         hint = f"Accept its terms at {asked.page}, then set HF_TOKEN to a token of that account."
-    return f"{_start(asked)} is gated: its owner wants the terms accepted first.", hint
+    return f"{_hub_subject(asked)} is gated: its owner wants the terms accepted first.", hint
 
 
 def _repo_not_found(asked: AskedHub) -> Words:
     if asked.has_token:
-        fact = f"The Hub finds no {_name(asked)} for the token in HF_TOKEN: it is missing, or private to others."
+        fact = f"The Hub finds no {_hub_name(asked)} for the token in HF_TOKEN: it is missing, or private to others."
         return fact, f"Check the name at {asked.page}, and the token's read access to it."
-    fact = f"The Hub finds no {_name(asked)} without a token: it is missing, or private."
+    fact = f"The Hub finds no {_hub_name(asked)} without a token: it is missing, or private."
     return fact, f"Check the name at {asked.page}; if it is private, set HF_TOKEN."
 
 
@@ -92,15 +92,17 @@ def _rate_limited(asked: AskedHub) -> Words:
 
 # Answers of the Hub about the repo or file asked for. To add one: its kind, and its message.
 _ANSWERS: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
-    "gated": _gated,
+    "gated": _hub_repo_gated,
     "disabled": lambda asked: (f"The Hub has disabled {asked.what}.", f"See {asked.page} for the reason; use another."),
     "revision-not-found": lambda asked: (
-        f"{_start(asked)} has no revision {asked.revision or 'of this name'}.", f"See {asked.page}/commits/main"
+        f"{_hub_subject(asked)} has no revision {asked.revision or 'of this name'}.", f"See {asked.page}/commits/main"
     ),
-    "file-not-found": lambda asked: (f"{_start(asked)} lacks a file that it lists.", f"See {asked.page}/tree/main"),
+    "file-not-found": lambda asked: (
+        f"{_hub_subject(asked)} lacks a file that it lists.", f"See {asked.page}/tree/main"
+    ),
     "bad-token": _bad_token,
     "repo-not-found": _repo_not_found,
-    "forbidden": lambda asked: (f"The Hub forbids reading {asked.what} (answer 403).", _access(asked)),
+    "forbidden": lambda asked: (f"The Hub forbids reading {asked.what} (answer 403).", _hub_access_hint(asked)),
     "rate-limited": _rate_limited,
 }  # fmt: skip
 # Problems on the way to the Hub, and answers that do not come from a Hub.
@@ -133,7 +135,7 @@ def hub_problem_of_kind(kind: str, asked: AskedHub) -> HubProblem:
 def hub_problem_of_error(error: BaseException, asked: AskedHub) -> HubProblem:
     """The problem behind an error of a request for `asked`."""
     refused = next((cause for cause in stage_error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
-    return _refused(refused, asked) if refused else _on_the_way(error, asked)
+    return _hub_request_refused(refused, asked) if refused else _on_the_way(error, asked)
 
 
 def hub_bad_answer_problem(error: BadAnswer) -> HubProblem:
@@ -144,7 +146,7 @@ def hub_bad_answer_problem(error: BadAnswer) -> HubProblem:
     return HubProblem("bad-answer", f"{error}.", hint)
 
 
-def _refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
+def _hub_request_refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
     status, words = error.response.status_code, error.server_message or ""
     if isinstance(error, GatedRepoError):  # before RepositoryNotFoundError, its base class
         return hub_problem_of_kind("gated", asked)
@@ -154,7 +156,7 @@ def _refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
         return hub_problem_of_kind("revision-not-found", asked)
     if isinstance(error, RemoteEntryNotFoundError):
         found = hub_problem_of_kind("file-not-found", asked)
-        return HubProblem(found.kind, f"{_start(asked)} lacks {error.response.url.path}.", found.hint)
+        return HubProblem(found.kind, f"{_hub_subject(asked)} lacks {error.response.url.path}.", found.hint)
     if "Invalid credentials" in words:
         return hub_problem_of_kind("bad-token", asked)
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
@@ -175,11 +177,11 @@ def _on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
     if damaged := next((cause for cause in chain if isinstance(cause, WrongContent | EndedEarly)), None):
         message = f"{asked.endpoint} sends another file than it lists: {damaged}."
         return HubProblem("damaged-file", message, f"Check HF_ENDPOINT and HTTPS_PROXY. {asked.again}")
-    kind = _kind_of(chain)
-    return HubProblem(kind, *_ON_THE_WAY[kind](asked), detail=_innermost(chain))
+    kind = _hub_error_kind(chain)
+    return HubProblem(kind, *_ON_THE_WAY[kind](asked), detail=_innermost_hub_error(chain))
 
 
-def _kind_of(chain: list[BaseException]) -> str:
+def _hub_error_kind(chain: list[BaseException]) -> str:
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in chain)
 
@@ -200,19 +202,19 @@ def _kind_of(chain: list[BaseException]) -> str:
     return "not-a-hub" if has(KeyError, TypeError, json.JSONDecodeError) else "no-request"
 
 
-def _innermost(chain: list[BaseException]) -> str:
+def _innermost_hub_error(chain: list[BaseException]) -> str:
     """The message of the first cause, on one line, with its type; without a token, which an illegal header shows."""
     words = _BEARER.sub("Bearer (the token)", " ".join(str(chain[-1]).split()))
     return f"{type(chain[-1]).__name__}: {words}".removesuffix(": ")
 
 
-def _access(asked: AskedHub) -> str:
+def _hub_access_hint(asked: AskedHub) -> str:
     return "Check what the token in HF_TOKEN may read." if asked.has_token else "Set HF_TOKEN to one that may read it."
 
 
-def _start(asked: AskedHub) -> str:
+def _hub_subject(asked: AskedHub) -> str:
     return asked.what[:1].upper() + asked.what[1:] if asked.what.startswith("the ") else asked.what
 
 
-def _name(asked: AskedHub) -> str:
+def _hub_name(asked: AskedHub) -> str:
     return asked.what.removeprefix("the ")

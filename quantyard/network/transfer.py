@@ -159,7 +159,7 @@ def download_file(url: str, entry: FileEntry, path: Path, line: DownloadLine) ->
     part = _Part(path, entry, line.meter)
     try:
         with part.stream:
-            _fill(part, url, line)
+            _download_part(part, url, line)
             return part.check()
     except WrongContent:
         line.meter.dropped(part.size)
@@ -167,11 +167,11 @@ def download_file(url: str, entry: FileEntry, path: Path, line: DownloadLine) ->
         raise
 
 
-def _fill(part: _Part, url: str, line: DownloadLine) -> None:
+def _download_part(part: _Part, url: str, line: DownloadLine) -> None:
     failed, worth = 0, part.size + WORTH_BYTES
     while part.size < part.entry.size_bytes:
         try:
-            _receive(part, url, line)
+            _receive_part(part, url, line)
         except (httpx2.TransportError, HfHubHTTPError, EndedEarly) as error:
             if part.size >= worth:
                 failed, worth = 0, part.size + WORTH_BYTES
@@ -184,7 +184,7 @@ def _fill(part: _Part, url: str, line: DownloadLine) -> None:
                 raise DownloadStopped from error
 
 
-def _receive(part: _Part, url: str, line: DownloadLine) -> None:
+def _receive_part(part: _Part, url: str, line: DownloadLine) -> None:
     """Make one request and write what it brings."""
     end = min(part.size + PIECE_BYTES, part.entry.size_bytes)
     headers = {**line.headers, "Accept-Encoding": "identity"}
@@ -194,7 +194,7 @@ def _receive(part: _Part, url: str, line: DownloadLine) -> None:
         if response.status_code == 416:  # the part on disk cannot belong to that file
             part.restart()
         hf_raise_for_status(response)
-        if part.size and not _continues(response, part.size):
+        if part.size and not _does_response_continue_part(response, part.size):
             part.restart()
             if response.status_code == 206:
                 raise EndedEarly("the answer has another range than requested")
@@ -206,7 +206,7 @@ def _receive(part: _Part, url: str, line: DownloadLine) -> None:
         raise EndedEarly(f"the body ended at {part.size:,} of {part.entry.size_bytes:,} bytes")
 
 
-def _continues(response: httpx2.Response, size_bytes: int) -> bool:
+def _does_response_continue_part(response: httpx2.Response, size_bytes: int) -> bool:
     given = response.headers.get("Content-Range", "")
     return response.status_code == 206 and given.startswith(f"bytes {size_bytes}-")
 

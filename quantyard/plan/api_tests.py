@@ -20,11 +20,11 @@ def contract_step_label(quant: str) -> str:
 def add_contract_steps(plan: BuildPlan, threads: int) -> BuildPlan:
     """The plan with an API test for each of its files."""
     projector = next((step for step in plan.steps if step.label == PROJECTOR), None)
-    steps = [_contract(target, projector, threads) for target in plan.targets]
+    steps = [_contract_step(target, projector, threads) for target in plan.targets]
     return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
 
 
-def _contract(target: Target, projector: Step | None, threads: int) -> Step:
+def _contract_step(target: Target, projector: Step | None, threads: int) -> Step:
     name, inputs = target.quant.name, {"model": target.file.origin}
     request = ContractRequest(label=name, model_file=target.file.path, threads=threads)
     if projector is not None:

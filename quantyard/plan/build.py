@@ -56,21 +56,21 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
     if not options.imatrix:
         _refuse_without_imatrix(options.quants)
     steps: list[Step] = []
-    origin = _origin(source, options, steps)
+    origin = _build_origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
     base = ModelFile(StepOutput("convert"), "model.gguf")
     if source.kind == "gguf":
         base = ModelFile(origin, source.gguf_file or "")
     if source.kind == "huggingface":
-        steps += _twin(origin, options)
+        steps += _twin_steps(origin, options)
         request = ConvertRequest(name=source.model.name, outtype=outtype, allow_pickle=options.allow_pickle)
         size_bytes = source.converted_size_bytes(outtype)
         steps.append(Step("convert", STAGES["convert"], request, {"source": origin}, size_bytes))
     if source.kind == "huggingface" and options.parity == "full":
-        steps.append(_parity(origin, base, options))
+        steps.append(_parity_step(origin, base, options))
     if options.projector and not options.projector.left_out:
-        steps.append(_projector(source, origin, base, options.projector, options))
-    targets = [_target(source, options, quant, outtype, base, steps) for quant in options.quants]
+        steps.append(_projector_step(source, origin, base, options.projector, options))
+    targets = [_quant_target(source, options, quant, outtype, base, steps) for quant in options.quants]
     return BuildPlan(
         source, tuple(steps), base, tuple(targets), outtype, reason, projector=options.projector
     )
@@ -84,7 +84,7 @@ def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
         raise BadRequest(message, hint)
 
 
-def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
+def _build_origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
     if source.local is not None:
         return ExternalInput(source.local)
     request = FetchRequest(
@@ -95,7 +95,7 @@ def _origin(source: Source, options: BuildOptions, steps: list[Step]) -> Origin:
     return StepOutput("fetch")
 
 
-def _twin(origin: Origin, options: BuildOptions) -> list[Step]:
+def _twin_steps(origin: Origin, options: BuildOptions) -> list[Step]:
     """The comparison with Transformers, before the hours that a conversion may take."""
     if options.parity == "off":
         return []
@@ -103,14 +103,14 @@ def _twin(origin: Origin, options: BuildOptions) -> list[Step]:
     return [Step("twin", STAGES["twin"], request, {"source": origin}, 0)]
 
 
-def _projector(source: Source, origin: Origin, base: ModelFile, found: Projector, options: BuildOptions) -> Step:
+def _projector_step(source: Source, origin: Origin, base: ModelFile, found: Projector, options: BuildOptions) -> Step:
     """What reads pictures or sound, for the converted text model."""
     request = ProjectorRequest(name=source.model.name, model_file=base.path, allow_pickle=options.allow_pickle)
     inputs = {"source": origin, "model": base.origin}
     return Step(PROJECTOR, STAGES["projector"], request, inputs, found.size_bytes + found.size_bytes // 2)
 
 
-def _parity(origin: Origin, base: ModelFile, options: BuildOptions) -> Step:
+def _parity_step(origin: Origin, base: ModelFile, options: BuildOptions) -> Step:
     """The comparison of the model itself, once it is converted."""
     request = ParityRequest(
         model_file=base.path, allow_twin_mismatch=options.allow_twin_mismatch, threads=options.threads
@@ -118,7 +118,7 @@ def _parity(origin: Origin, base: ModelFile, options: BuildOptions) -> Step:
     return Step("parity", STAGES["parity"], request, {"source": origin, "model": base.origin}, 0)
 
 
-def _target(
+def _quant_target(
     source: Source, options: BuildOptions, quant: Quant, outtype: OutType,
     base: ModelFile, steps: list[Step],
 ) -> Target:
@@ -133,7 +133,7 @@ def _target(
         label = f"quantize {quant.name}"
         steps.append(Step(label, STAGES["quantize"], request, {"source": base.origin}, size_bytes, quant.name))
         made = ModelFile(StepOutput(label), "model.gguf")
-    steps.append(_verify(source, options, quant, made, base))
+    steps.append(_verify_step(source, options, quant, made, base))
     return Target(quant, made, steps[-1].label, size_bytes)
 
 
@@ -148,7 +148,7 @@ def plan_recipe_fields(quant: Quant) -> dict[str, Any]:
     }
 
 
-def _verify(source: Source, options: BuildOptions, quant: Quant, made: ModelFile, base: ModelFile) -> Step:
+def _verify_step(source: Source, options: BuildOptions, quant: Quant, made: ModelFile, base: ModelFile) -> Step:
     inputs = {"model": made.origin, "source": base.origin}
     has_reference = source.kind == "huggingface"
     if has_reference:

@@ -41,7 +41,7 @@ def plan_calibration(
     if imatrix == "none":
         return None
     if imatrix != "auto":
-        return Calibration(matrix=_matrix(typed_file_path(imatrix).absolute(), hashes), threads=threads)
+        return Calibration(matrix=_users_imatrix_artifact(typed_file_path(imatrix).absolute(), hashes), threads=threads)
     paths = [typed_file_path(str(path)).absolute() for path in text_files]
     check_planned_calibration(paths, evaluation)
     artifact = _text_artifact(paths, hashes) if paths else None
@@ -59,7 +59,7 @@ def check_matrix_exists(path: Path) -> None:
         raise BadRequest(f"IMATRIX={path} is not a file.", "Type: IMATRIX=auto, IMATRIX=none, or a file that exists.")
 
 
-def _matrix(path: Path, hashes: HashCache) -> Artifact:
+def _users_imatrix_artifact(path: Path, hashes: HashCache) -> Artifact:
     """The matrix as an artifact. Whether it fits the model is checked by the stage `quantize`, which has the model."""
     check_matrix_exists(path)
     try:
@@ -69,7 +69,7 @@ def _matrix(path: Path, hashes: HashCache) -> Artifact:
         raise BadRequest(f"IMATRIX={path} is not an importance matrix in GGUF format: {error}.", hint) from error
     if kind != "imatrix":
         raise BadRequest(f"IMATRIX={path} is a GGUF, but not an importance matrix.", "Type: IMATRIX=auto to make one.")
-    return _artifact(path.parent, [path], hashes)
+    return _calibration_artifact(path.parent, [path], hashes)
 
 
 def check_planned_calibration(paths: Sequence[Path], evaluation: Iterable[Path]) -> None:
@@ -78,7 +78,7 @@ def check_planned_calibration(paths: Sequence[Path], evaluation: Iterable[Path])
     Raises:
         BadRequest: a file is missing, binary, empty or tiny, or shares eight words in a row with the evaluation.
     """
-    texts = {path: _read(path) for path in paths} or {OUR_TEXT: ""}
+    texts = {path: _read_calibration_text(path) for path in paths} or {OUR_TEXT: ""}
     if paths and sum(len(text.encode()) for text in texts.values()) < _LEAST_BYTES:
         size = sum(path.stat().st_size for path in paths)
         message = f"CALIBRATION has {size:,} bytes of text, and two chunks need {_LEAST_BYTES:,} tokens."
@@ -91,7 +91,7 @@ def check_planned_calibration(paths: Sequence[Path], evaluation: Iterable[Path])
         raise BadRequest(message, "Remove that passage: a file calibrated on its questions would score too well.")
 
 
-def _read(path: Path) -> str:
+def _read_calibration_text(path: Path) -> str:
     try:
         data = read_named_file(path, _MOST_BYTES)
     except OSError as error:
@@ -116,10 +116,10 @@ def _bad_file(path: Path, what: str) -> BadRequest:
 
 def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
     folder = Path(os.path.commonpath([path.parent for path in paths]))
-    return _artifact(folder, paths, hashes)
+    return _calibration_artifact(folder, paths, hashes)
 
 
-def _artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
+def _calibration_artifact(folder: Path, paths: Sequence[Path], hashes: HashCache) -> Artifact:
     for path in paths:
         if fault := path_format_fault(path.relative_to(folder).as_posix()):
             raise BadRequest(f"{shown_name(str(path))} cannot be given to a stage: {fault}.", "Rename it.")

@@ -38,9 +38,9 @@ class TextOverlap:
 
 def plan_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> TextOverlap | None:
     """The first eight words in a row that a text shares with a file of the evaluation; None: they share none."""
-    known = {hash(gram) for text in texts for gram in _grams([text])}
+    known = {hash(gram) for text in texts for gram in _contamination_grams([text])}
     for path in evaluation:
-        for gram in _grams(_texts_of(path)):
+        for gram in _contamination_grams(_texts_of(path)):
             if hash(gram) in known:
                 return TextOverlap(" ".join(gram), path)
     return None
@@ -60,7 +60,7 @@ def plan_contaminating_files(artifacts: Path, *places: Path) -> list[Path]:
     return [path for path in found if path.suffix in (*_PLAIN, *_JSON) and path.is_file()]
 
 
-def _grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+def _contamination_grams(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Every eight words in a row within one text."""
     for text in texts:
         last: deque[str] = deque(maxlen=WORDS)
@@ -74,18 +74,18 @@ def plan_contaminating_texts(lines: Iterable[str]) -> Iterator[str]:
     """Every string value of the JSON on these lines; a line that is not JSON counts as text."""
     for line in lines:
         try:
-            yield from _strings(json.loads(line))
+            yield from _strings_of_json(json.loads(line))
         except ValueError:
             yield line
 
 
-def _strings(value: JsonValue) -> Iterator[str]:
+def _strings_of_json(value: JsonValue) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
-        yield from chain.from_iterable(map(_strings, value))
+        yield from chain.from_iterable(map(_strings_of_json, value))
     elif isinstance(value, dict):
-        yield from chain.from_iterable(map(_strings, value.values()))
+        yield from chain.from_iterable(map(_strings_of_json, value.values()))
 
 
 def _texts_of(path: Path) -> Iterator[str]:
@@ -96,10 +96,10 @@ def _texts_of(path: Path) -> Iterator[str]:
         elif path.suffix == ".json":
             yield from plan_contaminating_texts([stream.read()])
         else:
-            yield from _blocks(stream)
+            yield from _overlapping_text_blocks(stream)
 
 
-def _blocks(stream: TextIO) -> Iterator[str]:
+def _overlapping_text_blocks(stream: TextIO) -> Iterator[str]:
     """The text in overlapping blocks, so that every eight words in a row are in one block."""
     kept = ""
     while block := stream.read(_BLOCK_CHARACTERS):

@@ -112,9 +112,9 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     options = replace(options, suite=own)
     if plan.source.has_chat_template is False:  # a base model's questions are plain text
         options = replace(options, suite=options.suite.model_copy(update={"apply_chat_template": False}))
-    baseline, file = _baseline(plan, options)
+    baseline, file = _evaluation_baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
-    datasets = _datasets(options)
+    datasets = _datasets_steps(options)
     measuring = _measuring_steps(options, baseline, files)
     labels = tuple(files)
     request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
@@ -195,7 +195,7 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
         raise NotScored(message, instead)
 
 
-def _baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
+def _evaluation_baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
     if options.baseline is not None:
         return options.baseline.name, next(t.file for t in plan.targets if t.quant == options.baseline)
     name = plan_unquantized_type(plan) or _trained_quant(plan.source)
@@ -232,7 +232,7 @@ def _gguf_type(source: Source) -> str:
     return next(named, TYPE_UNKNOWN)
 
 
-def _datasets(options: MeasureOptions) -> tuple[Step, ...]:
+def _datasets_steps(options: MeasureOptions) -> tuple[Step, ...]:
     """The step that fetches data sets; () if the suite does not need any, or DATASETS gives them."""
     suite = options.suite
     if not suite.needs_network or options.datasets or not suite.tasks:
@@ -251,16 +251,16 @@ def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]
 
 def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, ModelFile]) -> list[Step]:
     if options.suite.similarity is not None:
-        return [_similarity(options, label, file, files[baseline]) for label, file in files.items()]
-    steps = [_evaluate(options, label, file) for label, file in files.items()]
+        return [_similarity_step(options, label, file, files[baseline]) for label, file in files.items()]
+    steps = [_evaluate_step(options, label, file) for label, file in files.items()]
     if options.suite.divergence is not None:
-        steps += [_divergence(options, label, file, files[baseline]) for label, file in files.items()]
+        steps += [_divergence_step(options, label, file, files[baseline]) for label, file in files.items()]
     if options.suite.speed is not None:
-        steps += [_speed(options, label, file) for label, file in files.items()]
+        steps += [_speed_step(options, label, file) for label, file in files.items()]
     return steps
 
 
-def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+def _evaluate_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     suite = options.suite
     request = EvaluateRequest(
         label=label, model_file=file.path, tasks=suite.tasks, include_path=suite.include_path,
@@ -270,12 +270,12 @@ def _evaluate(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, suite.include_path)
     if options.datasets is not None:
         inputs["datasets"] = ExternalInput(options.datasets)
-    elif _datasets(options):
+    elif _datasets_steps(options):
         inputs["datasets"] = StepOutput("datasets")
     return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0, label)
 
 
-def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+def _divergence_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
     """Perplexity of one file, and its divergence from the baseline if it is another file."""
     settings = options.suite.divergence
     assert settings is not None
@@ -287,7 +287,7 @@ def _divergence(options: MeasureOptions, label: str, file: ModelFile, baseline: 
     return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
 
 
-def _similarity(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+def _similarity_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
     """Embeddings or scores of one file, and how close they are to those of the baseline if it is another file."""
     settings = options.suite.similarity
     assert settings is not None
@@ -305,7 +305,7 @@ def _beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[dict[str, Or
     return {"model": file.origin, "baseline": baseline.origin}, baseline.path
 
 
-def _speed(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+def _speed_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
     settings = options.suite.speed
     assert settings is not None
     request = SpeedRequest(label=label, model_file=file.path, settings=settings, runtime=options.runtime)

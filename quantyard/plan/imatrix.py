@@ -67,7 +67,7 @@ def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterabl
     Quants that a matrix cannot change stay as they are.
     """
     chosen = {name for name in quants if _uses_imatrix(plan, name)}
-    changed = [_given(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
+    changed = [_step_given_imatrix(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
     at = next((number for number, step in enumerate(changed) if "imatrix" in step.inputs), None)
     if at is not None and calibration.is_made:
         changed.insert(at, calibrate_step(plan.base, calibration))
@@ -91,20 +91,20 @@ def _quant_of(step: Step) -> str:
     return step.quant if step.row.name == "quantize" else ""
 
 
-def _known(plan: BuildPlan, name: str) -> Quant:
+def _known_quant_of_plan(plan: BuildPlan, name: str) -> Quant:
     """The quant of this name; only the plan knows recipes."""
     return next((target.quant for target in plan.targets if target.quant.name == name), None) or find_quant(name)
 
 
 def _uses_imatrix(plan: BuildPlan, name: str) -> bool:
-    return _known(plan, name).uses_imatrix
+    return _known_quant_of_plan(plan, name).uses_imatrix
 
 
 def _needs_imatrix(plan: BuildPlan, name: str) -> bool:
-    return _known(plan, name).needs_imatrix
+    return _known_quant_of_plan(plan, name).needs_imatrix
 
 
-def _given(step: Step, calibration: Calibration) -> Step:
+def _step_given_imatrix(step: Step, calibration: Calibration) -> Step:
     matrix, name = StepOutput(CALIBRATE), MATRIX
     origin: Origin = matrix
     if calibration.matrix is not None:
@@ -135,7 +135,7 @@ def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan |
     before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "twin", "convert", CALIBRATE)]
     both = [s for s in given.steps if _quant_of(s) in names]
     both += [replace(step, label=plain_step_label("quantize", name)) for name, step in plain.items()]
-    measured = [_divergence(plan, calibration, step) for step in both]
+    measured = [_imatrix_trial_step(plan, calibration, step) for step in both]
     return replace(plan, steps=(*before, *both, *measured), targets=(), measuring=None, contracts=())
 
 
@@ -154,7 +154,7 @@ def plain_step_label(stage: str, quant: str) -> str:
     return f"{stage}-plain {quant}"
 
 
-def _divergence(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
+def _imatrix_trial_step(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
     """The step that measures a file of the trial: the plan's own step if it has one, so that it is reused."""
     quant, is_plain = _quant_of(made), "imatrix" not in made.inputs
     label = f"divergence {quant}"

@@ -28,28 +28,28 @@ def are_planned_tasks_local(folder: Path, names: Iterable[str]) -> bool:
     Raises:
         BadRequest: a YAML file there does not parse, or groups have too many tasks.
     """
-    configs = _configs(folder)
+    configs = _local_task_configs(folder)
     counted: dict[str, int] = {}
     names = tuple(names)
-    if sum(_members(name, configs, counted) for name in names) > _MAX_MEMBERS:
+    if sum(_n_local_tasks(name, configs, counted) for name in names) > _MAX_MEMBERS:
         raise BadRequest(f"The suite's groups have more than {_MAX_MEMBERS:,} tasks.", HELP)
     return all(_is_local(name, configs) for name in names)
 
 
-def _configs(folder: Path) -> Configs:
+def _local_task_configs(folder: Path) -> Configs:
     configs: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*.yaml")):
-        config = _load(path, folder) | {"_folder": path.parent}
+        config = _load_local_task(path, folder) | {"_folder": path.parent}
         group = config.get("group")
         name = group if isinstance(group, str) else config.get("task")
         if isinstance(name, str):
             configs.setdefault(name, config)
-            for tag in _list(config.get("tag")) if name is not group else ():
+            for tag in _local_task_list(config.get("tag")) if name is not group else ():
                 configs.setdefault(tag, {"group": tag, "task": []})["task"].append(name)
     return configs
 
 
-def _load(path: Path, top: Path) -> dict[str, Any]:
+def _load_local_task(path: Path, top: Path) -> dict[str, Any]:
     """One file with what it includes; `!function module.name` is kept as text, never imported."""
     try:
         return read_task_yaml(path, top, lambda name: f"!function {name}")
@@ -57,7 +57,7 @@ def _load(path: Path, top: Path) -> dict[str, Any]:
         raise BadRequest(f"{problem}.", HELP) from problem
 
 
-def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 0) -> int:
+def _n_local_tasks(name: str, configs: Configs, counted: dict[str, int], depth: int = 0) -> int:
     """The number of tasks of a name. Each group is counted once, because nested groups can multiply quickly.
 
     Raises:
@@ -70,8 +70,8 @@ def _members(name: str, configs: Configs, counted: dict[str, int], depth: int = 
         raise BadRequest(f"The group {name!r} is nested deeper than {_MAX_DEPTH} groups.", HELP)
     if name not in counted:
         counted[name] = 1  # in case the group contains itself
-        members = (member for member in _list(config.get("task")) if isinstance(member, str))
-        counted[name] = min(_MAX_MEMBERS + 1, sum(_members(one, configs, counted, depth + 1) for one in members))
+        members = (member for member in _local_task_list(config.get("task")) if isinstance(member, str))
+        counted[name] = min(_MAX_MEMBERS + 1, sum(_n_local_tasks(one, configs, counted, depth + 1) for one in members))
     return counted[name]
 
 
@@ -83,7 +83,7 @@ def _is_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) 
         return _reads_files(config)
     return all(
         _is_local(member, configs, above | {name}) if isinstance(member, str) else _is_local_member(member, configs)
-        for member in _list(config.get("task"))
+        for member in _local_task_list(config.get("task"))
     )
 
 
@@ -106,7 +106,7 @@ def _reads_files(config: Mapping[str, Any]) -> bool:
     return isinstance(path, str) and isinstance(folder, Path) and (folder / path).is_dir()
 
 
-def _list(value: Any) -> list[Any]:
+def _local_task_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -47,13 +47,15 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     adapter = find_source_part(kind, request.adapter, access, hashes)
     wanted = WantedPart("BASE", _BASE_CONFIG, _base_files)
     if request.base:
-        return _plan(adapter, find_source_part(wanted, request.base, access, hashes), request)
-    return _plan(adapter, source_part_on_hub(wanted, _named_base(adapter, access), access), request)
+        return _lora_plan(adapter, find_source_part(wanted, request.base, access, hashes), request)
+    return _lora_plan(adapter, source_part_on_hub(wanted, _named_base(adapter, access), access), request)
 
 
-def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
+def _lora_plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
     steps: list[Step] = []
-    inputs = {name: _origin(name, source, request, steps) for name, source in (("adapter", adapter), ("base", base))}
+    inputs = {
+        name: _lora_origin(name, source, request, steps) for name, source in (("adapter", adapter), ("base", base))
+    }
     asked = LoraRequest(name=adapter.model.name, allow_pickle=request.allow_pickle)
     steps.append(Step(LORA, STAGES[LORA], asked, inputs, _F32_TO_16_BIT * adapter.size_bytes))
     source = replace(adapter, title=f"LoRA adapter {adapter.title}, for {base.title}")
@@ -61,7 +63,7 @@ def _plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
     return BuildPlan(source, tuple(steps), result, (), "f32", "lossless for any adapter, and supported everywhere")
 
 
-def _origin(name: str, source: Source, request: BuildRequest, steps: list[Step]) -> Origin:
+def _lora_origin(name: str, source: Source, request: BuildRequest, steps: list[Step]) -> Origin:
     if source.local is not None:
         return ExternalInput(source.local)
     fetch = FetchRequest(
@@ -78,23 +80,23 @@ def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
         hint = "Name the folder that PEFT's save_pretrained wrote; a whole model is built with make build."
         raise BadSource(f"{title} has no {ADAPTER_CONFIG}, so it is not an adapter in PEFT format.", hint)
     if _WEIGHTS in names:
-        return _matching(files, (ADAPTER_CONFIG, _WEIGHTS, *LEGAL_FILES))
+        return _adapter_files_matching(files, (ADAPTER_CONFIG, _WEIGHTS, *LEGAL_FILES))
     if _PICKLE not in names:
         raise BadSource(f"{title} has no {_WEIGHTS}.", "The upload is not complete: try another revision.")
     if not pickle_allowed:
         message = f"The only weights of {title} are a pickle file, which can run code when read: {_PICKLE}."
         raise NeedsPermission(message, "Allow it for a source you trust: ALLOW_PICKLE=1")
-    return _matching(files, (ADAPTER_CONFIG, _PICKLE, *LEGAL_FILES))
+    return _adapter_files_matching(files, (ADAPTER_CONFIG, _PICKLE, *LEGAL_FILES))
 
 
 def _base_files(title: str, files: Files) -> Files:
     if not any(f.path == _BASE_CONFIG for f in files):
         hint = "Name the model the adapter was trained on, in Hugging Face format: BASE=org/name or a folder."
         raise BadSource(f"{title} has no {_BASE_CONFIG}, so it is not a model in Hugging Face format.", hint)
-    return _matching(files, SIDE_FILES)
+    return _adapter_files_matching(files, SIDE_FILES)
 
 
-def _matching(files: Files, patterns: tuple[str, ...]) -> Files:
+def _adapter_files_matching(files: Files, patterns: tuple[str, ...]) -> Files:
     """The files at the top level that match a pattern."""
     return tuple(f for f in files if "/" not in f.path and any(fnmatchcase(f.path, p) for p in patterns))
 
@@ -114,19 +116,19 @@ def _named_base(adapter: Source, access: HubAccess) -> str:
 
 def _local_config(folder: Path) -> Mapping[str, object]:
     path = folder / ADAPTER_CONFIG
-    return _parsed(str(path), path.stat().st_size, lambda: read_named_file(path, CONFIG_LIMIT_BYTES))
+    return _parsed_adapter_json(str(path), path.stat().st_size, lambda: read_named_file(path, CONFIG_LIMIT_BYTES))
 
 
 def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
     """The adapter's configuration at its commit, from the Hub."""
     entry = next(f for f in adapter.files if f.path == ADAPTER_CONFIG)
-    return _parsed(
+    return _parsed_adapter_json(
         f"{ADAPTER_CONFIG} of {adapter.title}", entry.size_bytes,
         lambda: read_hub_config_file(access, adapter.repo_id, adapter.model.commit, ADAPTER_CONFIG),
     )
 
 
-def _parsed(title: str, size_bytes: int, read: Callable[[], bytes]) -> Mapping[str, object]:
+def _parsed_adapter_json(title: str, size_bytes: int, read: Callable[[], bytes]) -> Mapping[str, object]:
     if size_bytes > CONFIG_LIMIT_BYTES:
         raise BadSource(f"{title} is larger than {CONFIG_LIMIT_BYTES:,} bytes.", "Check that PEFT wrote this file.")
     try:

@@ -17,10 +17,10 @@ from quantyard.sources.projector import projector_note
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
     own = (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan))
-    return (*own, *_narrow_rows(plan), *_matrices(plan))
+    return (*own, *_narrow_rows_notes(plan), *_imatrix_notes(plan))
 
 
-def _narrow_rows(plan: BuildPlan) -> Iterator[str]:
+def _narrow_rows_notes(plan: BuildPlan) -> Iterator[str]:
     """For quants that are not what their names say; of several, what they have in common is said once."""
     found = [one for t in plan.targets if (one := find_narrow_rows(t.quant, plan.source.type_counts))]
     for block in dict.fromkeys(one.block for one in found):
@@ -44,7 +44,7 @@ def _no_twin(plan: BuildPlan) -> Iterator[str]:
         yield "A GGUF has no twin: there is no original to compare its computation with."
 
 
-def _matrices(plan: BuildPlan) -> Iterator[str]:
+def _imatrix_notes(plan: BuildPlan) -> Iterator[str]:
     """Which files are made with an importance matrix: their names do not tell."""
     made = [step for step in plan.steps if step.row.name == "quantize" and step.quant]
     given = [step.quant for step in made if "imatrix" in step.inputs]

@@ -68,14 +68,14 @@ def find_suite(text: str) -> LoadedSuite:
     """
     if text.strip().lower() in BUILTIN:
         path = SUITES_DIR / f"{text.strip().lower()}.yaml"
-        return LoadedSuite(_read(path, SUITES_DIR), None, path)
+        return LoadedSuite(_read_suite(path, SUITES_DIR), None, path)
     path = typed_file_path(text)
     if path.is_dir() or path.suffix not in (".yaml", ".yml"):
-        raise _unknown(text, path)
+        raise _unknown_suite(text, path)
     if not path.is_file():
         hint = f"Give a file that exists, or a built-in suite: {', '.join(BUILTIN)}."
         raise BadSuite(f"The file {text} does not exist.", hint)
-    suite = _read(path, path.parent)
+    suite = _read_suite(path, path.parent)
     return LoadedSuite(suite, _local_files(suite, path.parent), path)
 
 
@@ -102,10 +102,10 @@ def adjusted_suite(
     marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
     marks += [] if seed is None else [f"seed-{seed}"]
     data["name"] = "+".join([suite.name, *marks])
-    changed = _validated(data | ({} if seed is None else {"seed": seed}), "The command line")
+    changed = _validated_suite(data | ({} if seed is None else {"seed": seed}), "The command line")
     if tasks is not None and not chosen:
         raise BadSuite("TASKS is empty.", "Name at least one, or leave TASKS out.")
-    _check_twice(chosen, "The command line")
+    _refuse_repeated_tasks(chosen, "The command line")
     return changed
 
 
@@ -117,7 +117,7 @@ def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
 # ---- Reading ---------------------------------------------------------------------------------------------------
 
 
-def _unknown(text: str, path: Path) -> BadSuite:
+def _unknown_suite(text: str, path: Path) -> BadSuite:
     if path.is_dir() and (inside := sorted(path.glob("*.yaml"))):
         return BadSuite(f"{text} is a folder.", f"Name the file in it: {inside[0]}")
     near = difflib.get_close_matches(text.strip().lower(), BUILTIN, n=1, cutoff=0.5)
@@ -125,16 +125,16 @@ def _unknown(text: str, path: Path) -> BadSuite:
     return BadSuite(f"Unknown suite {text!r}.{advice}", f"Built-in suites: {', '.join(BUILTIN)}; or give a .yaml file.")
 
 
-def _read(path: Path, folder: Path) -> Suite:
+def _read_suite(path: Path, folder: Path) -> Suite:
     """The suite in a file whose paths are relative to `folder`."""
-    data = _mapping(path)
-    _check_keys(data, Suite, path.name)
+    data = _suite_mapping(path)
+    _check_suite_keys(data, Suite, path.name)
     name = path.parent.absolute().name if path.stem == "suite" else path.stem
-    data = {"name": name, **data, "tasks": _tasks(data.get("tasks"), path.name)}
+    data = {"name": name, **data, "tasks": _suite_tasks(data.get("tasks"), path.name)}
     for part, model in _PARTS.items():
-        data[part] = _part(data, part, model, path.name)
-    suite = _validated(data, path.name)
-    _check_twice(suite.tasks, path.name)
+        data[part] = _suite_part(data, part, model, path.name)
+    suite = _validated_suite(data, path.name)
+    _refuse_repeated_tasks(suite.tasks, path.name)
     if not (suite.tasks or suite.divergence or suite.speed):
         raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", HELP)
     if suite.include_path is not None:
@@ -144,7 +144,7 @@ def _read(path: Path, folder: Path) -> Suite:
     return suite.model_copy(update={"needs_network": needs_network})
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _suite_mapping(path: Path) -> dict[str, Any]:
     try:
         data = read_strict_yaml(path)
     except YamlProblem as problem:
@@ -156,18 +156,18 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def _tasks(value: Any, where: str) -> list[Any]:
+def _suite_tasks(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) and value is not None:
         raise BadSuite(f"{where}: tasks is not a list.", "Write one task a line, each after '- '.")
     tasks = [{"task": item} if isinstance(item, str) else item for item in value or []]
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise BadSuite(f"{where}: task {number} is {task!r}, neither a name nor settings with the key task.", HELP)
-        _check_keys(task, TaskEntry, f"{where}: task {number}")
+        _check_suite_keys(task, TaskEntry, f"{where}: task {number}")
     return tasks
 
 
-def _part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -> Any:
+def _suite_part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -> Any:
     """The settings of one part: `false` and null leave it out; `true` or a missing key means the defaults."""
     value = data.get(name, {})
     if value is True:
@@ -175,11 +175,11 @@ def _part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -
     if value is False or value is None:
         return None
     if isinstance(value, dict):
-        _check_keys(value, model, f"{where}: {name}")
+        _check_suite_keys(value, model, f"{where}: {name}")
     return value
 
 
-def _check_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> None:
+def _check_suite_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> None:
     for key in data:
         if key not in model.model_fields:
             near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5)
@@ -187,7 +187,7 @@ def _check_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> Non
             raise BadSuite(f"{where}: unknown key {key!r}.{advice}", f"Allowed are {', '.join(model.model_fields)}.")
 
 
-def _validated(data: dict[str, Any], where: str) -> Suite:
+def _validated_suite(data: dict[str, Any], where: str) -> Suite:
     try:  # from JSON, because strict validation of Python values does not accept a list for a tuple
         return Suite.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
@@ -197,7 +197,7 @@ def _validated(data: dict[str, Any], where: str) -> Suite:
         raise BadSuite(message, HELP) from error
 
 
-def _check_twice(tasks: Iterable[TaskEntry], where: str) -> None:
+def _refuse_repeated_tasks(tasks: Iterable[TaskEntry], where: str) -> None:
     seen: set[str] = set()
     for entry in tasks:
         if entry.task in seen:

@@ -33,7 +33,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
-def _cut(text: object) -> object:
+def _end_of_long_text(text: object) -> object:
     """The end of a text that is too long: the last lines of a tool are the most useful."""
     return f"… {text[-_MAX_TEXT:]}" if isinstance(text, str) and len(text) > _MAX_TEXT + 2 else text
 
@@ -53,7 +53,7 @@ RelativeFolder = Annotated[RelativePath, BeforeValidator(_without_slash)]  # peo
 FileName = Annotated[str, AfterValidator(parse_file_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite_json)]
-Cut = Annotated[str, BeforeValidator(_cut)]
+Cut = Annotated[str, BeforeValidator(_end_of_long_text)]
 _Count = Annotated[int, Field(ge=0, lt=MAX_INT)]
 _Word = Annotated[str, Field(max_length=1000)]
 

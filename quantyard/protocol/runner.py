@@ -143,11 +143,11 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
         stage.files_dir.mkdir(parents=True, exist_ok=True)
         outcome = work(stage, request)
         result = StageResult(
-            stage=stage.name, exit_code=ExitCode.DONE, outputs=_outputs(stage), facts=dict(outcome.facts),
+            stage=stage.name, exit_code=ExitCode.DONE, outputs=_stage_outputs(stage), facts=dict(outcome.facts),
             tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started, cpu=cpu_name(),
         )
     except BaseException as error:
-        result = _failed(stage, error, time.monotonic() - started)
+        result = _failed_stage_result(stage, error, time.monotonic() - started)
     shutil.rmtree(stage.out_dir / "scratch", ignore_errors=True)
     sys.exit(_write_result(stage, result))
 
@@ -176,7 +176,7 @@ def _die_with_stdin() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
+def _stage_outputs(stage: Stage) -> tuple[FileEntry, ...]:
     """The output files, with the hashes that are known already; the store hashes and syncs them."""
     files = sorted(p for p in stage.files_dir.rglob("*") if p.is_file())
     names = [path.relative_to(stage.files_dir).as_posix() for path in files]
@@ -186,7 +186,7 @@ def _outputs(stage: Stage) -> tuple[FileEntry, ...]:
     )
 
 
-def _failed(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
+def _failed_stage_result(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
     if isinstance(error, StageFailure):
         code, what = error.exit_code, error.error
     elif isinstance(error, ValidationError) and (field := _not_finite(error)):

@@ -39,13 +39,13 @@ def is_mismatch_kind(name: str) -> bool:
     return name in KINDS or bool(_SCRIPT_KIND.fullmatch(name))
 
 
-def _kind(name: str) -> str:
+def _text_finding_kind(name: str) -> str:
     if not is_mismatch_kind(name):
         raise ValueError(f"{name[:40]!r} is not a kind of mismatch")
     return name
 
 
-MismatchKind = Annotated[str, Field(max_length=60), AfterValidator(_kind)]
+MismatchKind = Annotated[str, Field(max_length=60), AfterValidator(_text_finding_kind)]
 # record: stands in the manifest; warn: on the terminal and the card too; allowed: would have been refused.
 Outcome = Literal["record", "warn", "refuse", "allowed"]
 

@@ -56,13 +56,15 @@ def release_destination(
     """
     if not publish.repo_id and not publish.oci:
         raise BadRequest("REPO is not given.", "Name it: REPO=me/name-GGUF, or a registry: OCI=registry/name")
-    where = ReleaseDestination(_hub(publish, card), _oci(publish, n_quants), load_gate_budgets(publish.gate))
+    where = ReleaseDestination(
+        _bundle_hub(publish, card), _bundle_oci(publish, n_quants), load_gate_budgets(publish.gate)
+    )
     if not publish.dry_run:
         _check_means(publish, where, access)
     return where
 
 
-def _hub(publish: PublishRequest, card: SourceCard) -> HubTarget | None:
+def _bundle_hub(publish: PublishRequest, card: SourceCard) -> HubTarget | None:
     if not publish.repo_id:
         return None
     target = HubTarget(
@@ -73,7 +75,7 @@ def _hub(publish: PublishRequest, card: SourceCard) -> HubTarget | None:
     return target
 
 
-def _oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
+def _bundle_oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
     reference = parse_oci_reference(publish.oci) if publish.oci else None
     if reference and reference.tag and n_quants > 1:
         message = f"OCI={publish.oci} is one tag, for {n_quants} files."

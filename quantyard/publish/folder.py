@@ -31,7 +31,7 @@ def write_release(folder: Path, files: Iterable[PublishedFile], *, keep: bool = 
     for file in files:
         path = new / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _put(file, path)
+        _put_published_file(file, path)
     if keep:
         _keep_others(target, new)
     shutil.rmtree(old, ignore_errors=True)
@@ -62,7 +62,7 @@ def _model_name(path: Path) -> str:
     return _PART.sub("", path.name).removesuffix(".gguf")
 
 
-def _put(file: PublishedFile, path: Path) -> None:
+def _put_published_file(file: PublishedFile, path: Path) -> None:
     if isinstance(file.content, bytes):
         path.write_bytes(file.content)
         return

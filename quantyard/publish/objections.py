@@ -115,12 +115,12 @@ def named_objections(where: ReleaseDestination, there: HubThere, stems: Mapping[
 
 
 def _old_objections(hub: HubTarget, there: HubThere, ours: Mapping[str, Collection[str]]) -> Iterator[Objection]:
-    if old := [path for quant, names in ours.items() for path in _older(there, quant, names)]:
+    if old := [path for quant, names in ours.items() for path in _older_published_models(there, quant, names)]:
         fact = f"{hub.repo_id} holds older files of the same types, which stay: {shown_names(old)}. Programs that "
-        yield Objection("old-files", f"{fact}choose by the type's name may take them.", _removal(hub, old))
+        yield Objection("old-files", f"{fact}choose by the type's name may take them.", _published_removal(hub, old))
 
 
-def _removal(hub: HubTarget, paths: Sequence[str]) -> str:
+def _published_removal(hub: HubTarget, paths: Sequence[str]) -> str:
     """How to remove files there. Their names are somebody's: a command has those that are safe to type."""
     if not all(map(_PLAIN.fullmatch, paths)):
         return f"Remove them first, in the files of {hub.repo_id}."
@@ -134,7 +134,7 @@ def _is_theirs(there: HubThere, file: PublishedFile) -> bool:
     return there.manifest is None if file.path == MANIFEST else there.known(file.path) == "theirs"
 
 
-def _older(there: HubThere, quant: str, ours: Collection[str]) -> Iterator[str]:
+def _older_published_models(there: HubThere, quant: str, ours: Collection[str]) -> Iterator[str]:
     """Models of this type there under names other than ours: whole beside parts, other parts, another naming."""
     named = re.compile(rf"(?:.*[-._])?{re.escape(quant)}(?:{_SHARD})?\.gguf", re.IGNORECASE)
     for path in sorted(there.files):

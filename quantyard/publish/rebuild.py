@@ -62,7 +62,7 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         message = f"It was built from a local model, {source.title}: MODEL must name its folder."
         raise BadRequest(message, "Type: make verify FILE=… REBUILD=1 MODEL=folder")
     quants = tuple(recorded_quant(subject.manifest, quant) for quant in subject.quants)
-    asked = dict(_requests(subject))
+    asked = dict(_requests_to_rebuild(subject))
     _refuse_permissions(request, asked)
     return replace(
         request,
@@ -71,15 +71,15 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         quants=quants,
         model=f"{source.repo_id}@{source.commit}" if source.repo_id else request.model,
         gguf_file=source.gguf_file,
-        outtype=_outtype(asked.get("convert", {}).get("outtype", "auto")),
-        imatrix="auto" if _used(subject) else "none",
+        outtype=_recorded_outtype(asked.get("convert", {}).get("outtype", "auto")),
+        imatrix="auto" if _imatrix_of_recorded_quants(subject) else "none",
         calibration=(),
         parity="off",  # it makes no file
         parts="all" if subject.projectors else "text",
     )
 
 
-def _requests(subject: CheckedRelease) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
+def _requests_to_rebuild(subject: CheckedRelease) -> Iterator[tuple[str, Mapping[str, JsonValue]]]:
     """The recorded request of each stage that will run again."""
     for label in ("convert", *(f"{stage} {quant}" for quant in subject.quants for stage in ("quantize", "verify"))):
         if record := subject.manifest.stages.get(label):
@@ -99,14 +99,16 @@ def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, 
             f"These files were made with {shown_name(unknown[0])}, which this Quantyard ({__version__}) does not know."
         )
         raise BadRequest(message, "Check them without making them again: leave REBUILD out.")
-    missing = [words for name in PERMISSIONS if name in used and (words := _missing(request, name, used[name]))]
+    missing = [
+        words for name in PERMISSIONS if name in used and (words := _missing_rebuild_setting(request, name, used[name]))
+    ]
     if missing:
         message = f"The manifest says that these files were made with {' '.join(missing)}; only you can allow that."
         what = f"make verify {_subject_words(request)} REBUILD=1 {' '.join(missing)}"
         raise NeedsPermission(message, f"If you trust the source, type: {what}")
 
 
-def _missing(request: BuildRequest, name: str, recorded: JsonValue) -> str:
+def _missing_rebuild_setting(request: BuildRequest, name: str, recorded: JsonValue) -> str:
     """What the user would have to type to permit the same; "" if it is permitted."""
     setting = PERMISSIONS[name]
     if name != "allow_mismatch":
@@ -124,15 +126,15 @@ def _subject_words(request: BuildRequest) -> str:
     return " ".join(words) or "FILE=…"
 
 
-def _outtype(value: JsonValue) -> OutType:
+def _recorded_outtype(value: JsonValue) -> OutType:
     try:
         return _OUTTYPES.validate_python(value, strict=True)
     except ValidationError as error:
-        message = f"The manifest records a conversion to {_said(value)}, which is not a type to convert to."
+        message = f"The manifest records a conversion to {_recorded_text(value)}, which is not a type to convert to."
         raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.") from error
 
 
-def _said(value: object) -> str:
+def _recorded_text(value: object) -> str:
     return shown_name(value if isinstance(value, str) else repr(value)[:_SAID])
 
 
@@ -146,24 +148,26 @@ def rebuild_release_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: 
     Raises:
         BadRequest: one of them is missing, is not the recorded one, or had an invalid name.
     """
-    for number, (quant, name) in enumerate(_used(subject).items()):
+    for number, (quant, name) in enumerate(_imatrix_of_recorded_quants(subject).items()):
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
         recorded = made.request.get("imatrix_file") if made else None
         if not isinstance(recorded, str) or name_format_fault(recorded) or recorded.startswith("."):
-            message = f"The importance matrix of {quant} is recorded as {_said(recorded)}, which is not a file name."
+            message = (
+                f"The importance matrix of {quant} is recorded as {_recorded_text(recorded)}, which is not a file name."
+            )
             raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
-        matrix = _copied(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
+        matrix = _copied_imatrix(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
         plan = plan_with_imatrix(plan, Calibration(matrix=matrix), [quant])
     return plan
 
 
-def _used(subject: CheckedRelease) -> dict[str, str]:
+def _imatrix_of_recorded_quants(subject: CheckedRelease) -> dict[str, str]:
     """Quant → the file of the importance matrix that it was made with."""
     found = {quant: subject.manifest.quants[quant].imatrix for quant in subject.quants}
     return {quant: record.file for quant, record in found.items() if record}
 
 
-def _copied(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
+def _copied_imatrix(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
     path = release / record.file
     if not kind_of_path(path):
         message = f"{path} is missing, and these files were made with that importance matrix."
@@ -212,7 +216,7 @@ def check_rebuild_source(subject: CheckedRelease, model: ModelId) -> None:
         raise BadRequest(message, "Give the exact files that they were built from.")
     convert = subject.manifest.stages.get("convert")
     if convert and convert.request.get("name") != model.name:
-        was = _said(convert.request.get("name"))
+        was = _recorded_text(convert.request.get("name"))
         message = f"MODEL is called {model.name}, but was called {was} when the files were built."
         raise BadRequest(message, "Give the folder that name: the converter writes it into the file.")
 

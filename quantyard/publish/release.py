@@ -92,9 +92,9 @@ def find_release(
         raise BadRequest(f"{', '.join(missing)} is not built.", f"Build, measure and publish: {_AGAIN}")
     there = [quant for quant in also if _is_there(folder, source, manifest.quants.get(quant), hashes)]
     chosen, quants = _with_others(manifest, quants, suite, there)
-    paths = {quant: _unchanged(folder, source, manifest.quants[quant], hashes) for quant in quants}
-    only = _only(manifest, quants, chosen)
-    matrices, projectors = (tuple(found(only, folder, hashes)) for found in (_imatrices, _projectors))
+    paths = {quant: _unchanged_release_file(folder, source, manifest.quants[quant], hashes) for quant in quants}
+    only = _manifest_of_released_quants(manifest, quants, chosen)
+    matrices, projectors = (tuple(found(only, folder, hashes)) for found in (_released_imatrices, _released_projectors))
     return Release(only, folder, chosen, paths, matrices, projectors)
 
 
@@ -112,19 +112,20 @@ def _with_others(
     """The suite, and the quants with those of the others that its evaluation covers; in the manifest's order."""
     every = [*quants, *(quant for quant in others if quant not in quants)]
     try:
-        return _choose_suite(manifest, every, suite), _in_order(manifest, quants, every)
+        return _choose_suite(manifest, every, suite), _release_order(manifest, quants, every)
     except BadRequest:
         chosen = _choose_suite(manifest, quants, suite)
     report = manifest.evaluations[chosen]
-    return chosen, _in_order(manifest, quants, [quant for quant in every if not _problem(manifest, report, [quant])])
+    covered = [quant for quant in every if not _evaluation_gap(manifest, report, [quant])]
+    return chosen, _release_order(manifest, quants, covered)
 
 
-def _in_order(manifest: Manifest, asked: Sequence[str], every: Sequence[str]) -> list[str]:
+def _release_order(manifest: Manifest, asked: Sequence[str], every: Sequence[str]) -> list[str]:
     """As asked; with more than that, as they were built."""
     return list(asked) if len(every) == len(asked) else [quant for quant in manifest.quants if quant in every]
 
 
-def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
+def _unchanged_release_file(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
     """The file's path, after a check that the file has not changed since it was verified."""
     path = (folder if record.made_by or source is None else source) / record.file
     _refuse_changed(path, record.sha256, hashes)
@@ -133,18 +134,18 @@ def _unchanged(folder: Path, source: Path | None, record: QuantRecord, hashes: H
 
 def _is_there(folder: Path, source: Path | None, record: QuantRecord | None, hashes: HashCache) -> bool:
     with suppress(BadRequest):
-        return record is not None and _unchanged(folder, source, record, hashes).is_file()
+        return record is not None and _unchanged_release_file(folder, source, record, hashes).is_file()
     return False
 
 
-def _imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
+def _released_imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
     """Each importance matrix that a file of the release was made with."""
     for name, record in manifest.imatrices.items():
         _refuse_changed(folder / name, record.sha256, hashes)
         yield kept_release_file(name, folder / name, record.sha256)
 
 
-def _projectors(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
+def _released_projectors(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
     """What reads pictures or sound for the files of the release."""
     for entry in manifest.projector.files if manifest.projector else ():
         _refuse_changed(folder / entry.path, str(entry.sha256), hashes)
@@ -161,7 +162,7 @@ def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
 
 def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
     """The evaluation of the suite asked for, or of the one with the most questions; it must cover these very files."""
-    problems = {name: _problem(manifest, report, quants) for name, report in manifest.evaluations.items()}
+    problems = {name: _evaluation_gap(manifest, report, quants) for name, report in manifest.evaluations.items()}
     if asked and asked not in problems:
         others = f"; measured: {', '.join(problems)}" if problems else ""
         raise BadRequest(f"Nothing was measured with the suite {asked}{others}.", f"Measure it: {_AGAIN} SUITE={asked}")
@@ -169,20 +170,20 @@ def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
     if not whole:
         told = problems[asked] if asked else next(iter(problems.values()), "nothing was measured")
         hint = f"Measure all of them in one run: make eval MODEL=… QUANT={','.join(quants)}"
-        if covered := _covered(manifest, quants):
+        if covered := _quants_of_one_evaluation(manifest, quants):
             hint += f"; or take those that were: QUANT={','.join(covered)}"
         raise BadRequest(f"The evaluation does not cover these files: {told}.", hint)
     return max(whole, key=lambda name: manifest.evaluations[name].n_questions)
 
 
-def _covered(manifest: Manifest, quants: Sequence[str]) -> list[str]:
+def _quants_of_one_evaluation(manifest: Manifest, quants: Sequence[str]) -> list[str]:
     """Those of the quants that one evaluation covers; of several evaluations, of the one that covers most."""
     reports = manifest.evaluations.values()
-    found = [[quant for quant in quants if not _problem(manifest, report, [quant])] for report in reports]
+    found = [[quant for quant in quants if not _evaluation_gap(manifest, report, [quant])] for report in reports]
     return max(found, key=len, default=[])
 
 
-def _problem(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
+def _evaluation_gap(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
     """Why this evaluation does not cover these files; "" if it does."""
     measured = {m.file.label: m.file for m in report.measurements}
     for quant in quants:
@@ -193,7 +194,7 @@ def _problem(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> s
     return ""
 
 
-def _only(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
+def _manifest_of_released_quants(manifest: Manifest, quants: Sequence[str], suite: str) -> Manifest:
     """The manifest of these files alone: other files made of the model stay private."""
     report = manifest.evaluations[suite]
     kept_labels = {"", *quants, report.baseline}
@@ -220,7 +221,8 @@ def release_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, 
 
 def _without_paths(text: str, release: Release) -> str:
     """The same JSON with names in place of the folders of this machine."""
-    for path, name in sorted(_folders(release).items(), key=lambda item: -len(item[0])):  # one may be in another
+    folders = sorted(_release_folders(release).items(), key=lambda item: -len(item[0]))  # one may be in another
+    for path, name in folders:
         spellings = "|".join({re.escape(_in_json(path, ascii_only)) for ascii_only in (False, True)})
         pattern = rf"(?:(?<=file://)|(?<![\w./~-]))(?:{spellings})(?![\w.-])"
         text = re.sub(pattern, _in_json(name, ascii_only=True).replace("\\", r"\\"), text)
@@ -231,7 +233,7 @@ def _in_json(text: str, ascii_only: bool) -> str:
     return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
-def _folders(release: Release) -> dict[str, str]:
+def _release_folders(release: Release) -> dict[str, str]:
     """The folders that a record may name, and the names that replace them."""
     source = release.manifest.source
     named = [(release.folder, "artifacts"), (release.folder.parents[2], "store"), (REPO_DIR, "quantyard")]

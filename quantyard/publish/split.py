@@ -23,7 +23,7 @@ def _label_of(quant: str) -> str:
 def split_release_plan(release: Release, source: Source, max_size_bytes: int) -> BuildPlan | None:
     """A step for each file above the limit, else None. The plan has no targets: see `split_release_parts`."""
     steps = [
-        _step(quant, release.paths[quant], record.sha256, record.size_bytes, max_size_bytes)
+        _release_split_step(quant, release.paths[quant], record.sha256, record.size_bytes, max_size_bytes)
         for quant, record in release.manifest.quants.items() if record.size_bytes > max_size_bytes
     ]
     if not steps:
@@ -32,7 +32,7 @@ def split_release_plan(release: Release, source: Source, max_size_bytes: int) ->
     return BuildPlan(source, tuple(steps), base, (), "auto", "")
 
 
-def _step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: int) -> Step:
+def _release_split_step(quant: str, path: Path, sha256: str, size_bytes: int, max_size_bytes: int) -> Step:
     files = (FileEntry(path=path.name, size_bytes=size_bytes, sha256=sha256),)
     whole = Artifact(files_digest(files), files, path.parent, whole_folder=False)
     request = SplitRequest(model_file=path.name, prefix=path.stem, max_size_bytes=max_size_bytes)
@@ -43,10 +43,10 @@ def split_release_parts(runner: PlanRunner, release: Release) -> Mapping[str, tu
     """The parts that the finished plan left, by quant."""
     labels = {step.label for step in runner.plan.steps}
     return {
-        quant: _parts(runner, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
+        quant: _release_parts(runner, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
     }
 
 
-def _parts(runner: PlanRunner, label: str) -> tuple[PublishedFile, ...]:
+def _release_parts(runner: PlanRunner, label: str) -> tuple[PublishedFile, ...]:
     folder, files = runner.output(label), runner.outputs(label)
     return tuple(kept_release_file(f.path, folder / f.path, str(f.sha256)) for f in files)

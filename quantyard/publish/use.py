@@ -31,29 +31,33 @@ def with_release_use(manifest: Manifest, folder: Path, paths: Mapping[str, Path]
         folder: the model's, in the store.
         paths: quant → path of its whole file.
     """
-    headers = {quant: header for quant, path in paths.items() if (header := _header(path))}
+    headers = {quant: header for quant, path in paths.items() if (header := _readable_released_header(path))}
     if not headers:
         return manifest
     first = next(iter(headers.values()))
     quants = {
-        quant: record.model_copy(update={"context": _context(headers[quant], manifest) if quant in headers else None})
+        quant: record.model_copy(
+            update={"context": _released_context(headers[quant], manifest) if quant in headers else None}
+        )
         for quant, record in manifest.quants.items()
     }
     use = UseRecord(
-        context_tokens=first.context_length or 0, prompt=_prompt(manifest, folder), sampling=_sampling(first),
-        stop=_stops(first),
+        context_tokens=first.context_length or 0,
+        prompt=_released_prompt(manifest, folder),
+        sampling=_recommended_sampling(first),
+        stop=_released_stop_texts(first),
     )
     return manifest.model_copy(update={"quants": quants, "use": use})
 
 
-def _header(path: Path) -> GgufHeader | None:
+def _readable_released_header(path: Path) -> GgufHeader | None:
     try:
         return read_gguf_model(path)
     except (GgufError, OSError):  # the file was verified before; without its header the card says less
         return None
 
 
-def _context(header: GgufHeader, manifest: Manifest) -> ContextRecord | None:
+def _released_context(header: GgufHeader, manifest: Manifest) -> ContextRecord | None:
     layers = read_cache_layers(header)
     if layers is None:
         return None
@@ -61,26 +65,30 @@ def _context(header: GgufHeader, manifest: Manifest) -> ContextRecord | None:
     served = [tokens for tokens in _CONTEXTS if not trained or tokens <= trained] or [trained]
     return ContextRecord(
         served={tokens: context_bytes(layers, ContextUse(tokens)) for tokens in served},
-        measured={tokens: _measured(layers, tokens) for r in manifest.evaluations.values() for tokens in _timed(r)},
+        measured={
+            tokens: _measured_context_memory(layers, tokens)
+            for r in manifest.evaluations.values()
+            for tokens in _timed_release_contexts(r)
+        },
     )
 
 
-def _measured(layers: ModelLayers, tokens: int) -> int:
+def _measured_context_memory(layers: ModelLayers, tokens: int) -> int:
     return context_bytes(layers, ContextUse(tokens, whole_windows=True))
 
 
-def _timed(report: EvalReport) -> set[int]:
+def _timed_release_contexts(report: EvalReport) -> set[int]:
     """The contexts that speed was measured at."""
     return {m.speed.n_ctx for m in report.measurements if m.speed}
 
 
-def _sampling(header: GgufHeader) -> dict[str, float]:
+def _recommended_sampling(header: GgufHeader) -> dict[str, float]:
     """The settings that the model's makers recommend; llama.cpp uses them if the user sets none."""
     found = {key.removeprefix(_SAMPLING): value for key, value in header.metadata.items() if key.startswith(_SAMPLING)}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and name in SAMPLERS}
 
 
-def _stops(header: GgufHeader) -> list[str]:
+def _released_stop_texts(header: GgufHeader) -> list[str]:
     """The texts of the tokens that end an answer, where a text can be written on one line."""
     ids = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS]
     try:
@@ -91,7 +99,7 @@ def _stops(header: GgufHeader) -> list[str]:
     return [text for text in found if 0 < len(text) <= _LONGEST_STOP and text.isprintable() and '"' not in text]
 
 
-def _prompt(manifest: Manifest, folder: Path) -> str:
+def _released_prompt(manifest: Manifest, folder: Path) -> str:
     """A conversation as the model's own template writes it; `convert` recorded it. "" if there is none."""
     made = manifest.stages.get("convert")
     if made is None:

@@ -109,8 +109,10 @@ def check_release(
         record = subject.manifest.quants[quant]
         on_file(record.file)
         for entry in record.files:
-            yield ReleaseCheck(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
-        yield _check_type(subject.folder, quant, record)
+            yield ReleaseCheck(
+                entry.path, *_compare_released(subject.folder, entry.path, entry.size_bytes, str(entry.sha256))
+            )
+        yield _check_released_type(subject.folder, quant, record)
         yield _check_story(subject.manifest, quant, record)
     for entry in subject.manifest.projector.files if subject.manifest.projector else ():
         if entry.path in subject.projectors:
@@ -121,12 +123,14 @@ def check_release(
         yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
     for entry in subject.manifest.app_files:
         if entry.path in subject.app_files:
-            yield ReleaseCheck(entry.path, *_compare(subject.folder, entry.path, entry.size_bytes, str(entry.sha256)))
+            yield ReleaseCheck(
+                entry.path, *_compare_released(subject.folder, entry.path, entry.size_bytes, str(entry.sha256))
+            )
     yield _check_source(subject.manifest, access)
     yield _check_card(subject, repo_id)
 
 
-def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
+def _compare_released(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
     if not kind_of_path(folder / name):
         return "failed", "is missing"
     try:
@@ -140,7 +144,7 @@ def _compare(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[Sta
     return "ok", f"SHA-256 {sha256}"
 
 
-def _check_type(folder: Path, quant: str, record: QuantRecord) -> ReleaseCheck:
+def _check_released_type(folder: Path, quant: str, record: QuantRecord) -> ReleaseCheck:
     """Compare the type in the file's header with the manifest; the file's name does not count."""
     what = f"type of {record.file}"
     try:
@@ -168,7 +172,7 @@ def _its_file(folder: Path, name: str) -> Path:
 
 
 def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck]:
-    yield ReleaseCheck(record.file, *_compare(folder, record.file, record.size_bytes, record.sha256))
+    yield ReleaseCheck(record.file, *_compare_released(folder, record.file, record.size_bytes, record.sha256))
     what = f"type of {record.file}"
     try:
         kind = read_gguf_header(_its_file(folder, record.file)).metadata.get("general.type")
@@ -180,7 +184,7 @@ def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck
 
 
 def _check_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
-    yield ReleaseCheck(entry.path, *_compare(folder, entry.path, entry.size_bytes, str(entry.sha256)))
+    yield ReleaseCheck(entry.path, *_compare_released(folder, entry.path, entry.size_bytes, str(entry.sha256)))
     what = f"type of {entry.path}"
     try:
         media = read_gguf_header(_its_file(folder, entry.path)).media
@@ -193,7 +197,7 @@ def _check_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
 
 def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
     """The records of the stages that made, verified and measured the file must all name the same bytes."""
-    problems = list(_contradictions(manifest, quant, record))
+    problems = list(_contradictions_of_record(manifest, quant, record))
     told = [f"made by {record.made_by or 'its source'}", *_measured_by(manifest, quant)]
     return ReleaseCheck(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
 
@@ -204,7 +208,7 @@ def _measured_by(manifest: Manifest, quant: str) -> Iterator[str]:
     yield "contract tested" if quant in manifest.contracts else "contract not tested"
 
 
-def _contradictions(manifest: Manifest, quant: str, record: QuantRecord) -> Iterator[str]:
+def _contradictions_of_record(manifest: Manifest, quant: str, record: QuantRecord) -> Iterator[str]:
     made = manifest.stages.get(record.made_by)
     if record.made_by and made is None:
         yield f"no record of {record.made_by}"

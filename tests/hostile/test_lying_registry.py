@@ -169,12 +169,12 @@ def test_the_login_is_not_taken_along_where_a_token_service_leads(yard: Yard) ->
     ("https://registry-1.docker.io:5001/t", True), ("https://io/t", False),
 ])  # fmt: skip
 def test_a_token_service_is_the_registrys_own_by_its_domain(realm: str, is_its: bool) -> None:
-    assert oci_registry._belongs(realm, "https://registry-1.docker.io/v2") is is_its
+    assert oci_registry._is_registrys_token_service(realm, "https://registry-1.docker.io/v2") is is_its
 
 
 def test_numbers_of_an_address_are_no_domain() -> None:
-    assert not oci_registry._belongs("https://10.9.1.2/t", "https://10.8.1.2/v2")
-    assert oci_registry._belongs("https://10.8.1.2/t", "https://10.8.1.2/v2")
+    assert not oci_registry._is_registrys_token_service("https://10.9.1.2/t", "https://10.8.1.2/v2")
+    assert oci_registry._is_registrys_token_service("https://10.8.1.2/t", "https://10.8.1.2/v2")
 
 
 @pytest.mark.parametrize("location", liar.LOCATIONS[3:], ids=lambda text: text[:40])

@@ -22,7 +22,7 @@ from quantyard.protocol.base import StageResult
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import Estimate, Interval
 from quantyard.protocol.runner import Stage
-from quantyard.protocol.runner import _failed as failed
+from quantyard.protocol.runner import _failed_stage_result as failed
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.store.manifest import QuantRecord, read_manifest

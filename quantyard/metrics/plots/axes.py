@@ -32,7 +32,7 @@ class AxisScale:
 
     def ticks(self, at_most: int) -> tuple[tuple[float, str], ...]:
         """Pixel and label of at most `at_most` round values."""
-        found = _log_ticks(self.low, self.high, at_most) if self.log else _ticks(self.low, self.high, at_most)
+        found = _log_ticks(self.low, self.high, at_most) if self.log else _axis_ticks(self.low, self.high, at_most)
         return tuple((self(value), format_axis_label(value)) for value in found)
 
 
@@ -47,7 +47,7 @@ def plot_axis_span(values: Sequence[float], pad: float, *, log: bool = False) ->
     return low - more, high + more
 
 
-def _ticks(low: float, high: float, at_most: int) -> list[float]:
+def _axis_ticks(low: float, high: float, at_most: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / at_most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -64,7 +64,7 @@ def _log_ticks(low: float, high: float, at_most: int) -> list[float]:
         if len(found) <= at_most:
             break
     if len(found) <= 2 and high < 10 * low:
-        return _ticks(low, high, at_most)
+        return _axis_ticks(low, high, at_most)
     return found[:: max(1, math.ceil(len(found) / at_most))]
 
 
@@ -131,20 +131,20 @@ def place_plot_names(
 ) -> list[PlacedName]:
     """Places each name near its point, inside the frame, and off other names, points and lines as far as possible."""
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
-    taken += [box for line in lines for box in _along(line)]
+    taken += [box for line in lines for box in _boxes_along_line(line)]
     placed: list[PlacedName] = []
     for i, (x, y, text) in enumerate(points):
         others = [(px, py) for j, (px, py, _) in enumerate(points) if j != i]
-        places = _places(x, y, text)
-        reach = _around(places)
+        places = _places_of_plot_name(x, y, text)
+        reach = _box_around_names(places)
         near = [box for box in taken if box.overlap(reach) > 0]
-        best = min(places, key=lambda p: _cost(p.box, (x, y), others, near, frame))
+        best = min(places, key=lambda p: _plot_name_cost(p.box, (x, y), others, near, frame))
         placed.append(best)
         taken.append(best.box)
     return placed
 
 
-def _places(x: float, y: float, text: str) -> list[PlacedName]:
+def _places_of_plot_name(x: float, y: float, text: str) -> list[PlacedName]:
     width, found = len(text) * CHAR_PX, []
     for reach in _REACH_PX:
         for dx, dy in _DIRECTIONS:
@@ -157,7 +157,7 @@ def _places(x: float, y: float, text: str) -> list[PlacedName]:
     return found
 
 
-def _around(places: Sequence[PlacedName]) -> Box:
+def _box_around_names(places: Sequence[PlacedName]) -> Box:
     """The bounding box of all places."""
     boxes = [place.box for place in places]
     return Box(
@@ -166,7 +166,7 @@ def _around(places: Sequence[PlacedName]) -> Box:
     )  # fmt: skip
 
 
-def _cost(
+def _plot_name_cost(
     box: Box, own: tuple[float, float], others: Sequence[tuple[float, float]], taken: Sequence[Box], frame: Box
 ) -> float:
     away = box.distance(*own)
@@ -174,7 +174,7 @@ def _cost(
     return covered + _AWAY_COST * away + _CONFUSING * sum(box.distance(*other) < away for other in others)
 
 
-def _along(line: tuple[float, float, float, float]) -> list[Box]:
+def _boxes_along_line(line: tuple[float, float, float, float]) -> list[Box]:
     """Small boxes along a line."""
     x0, y0, x1, y1 = line
     steps = 1 + int(math.hypot(x1 - x0, y1 - y0) / 4)

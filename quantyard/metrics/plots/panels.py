@@ -149,14 +149,14 @@ def _forest_panel(
 ) -> PlotPanel:
     first, margin = found[0][1], report.suite.margin
     factor, unit = _SCALES[score_metric_kind(first)]
-    left, right, bottom = _gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
+    left, right, bottom = _panel_gutter([s.label for s, _ in found]), NARROW_PX - 62, ROW_PX * len(found) + 8
     ends = [factor * end for c in alike for end in (c.delta.low, c.delta.high)] + [-factor * margin, factor * margin]
     x = AxisScale(*plot_axis_span(ends, 0.04), left, right)
     rows = tuple(
         PanelRow(shorten_plot_name(s.label, left - 10),
             numbers.format_delta_interval(c.delta, score_metric_kind(c)).value, NARROW_PX - 2,
                  PlotSpot(s.number, x(factor * c.delta.value), ROW_PX * (i + 0.5) + 4, x(factor * c.delta.low),
-                      x(factor * c.delta.high), _said(s, c)), MARK_OF[c.verdict])
+                      x(factor * c.delta.high), _comparison_tooltip(s, c)), MARK_OF[c.verdict])
         for i, (s, c) in enumerate(found)
     )  # fmt: skip
     band = (x(-factor * margin), x(factor * margin))
@@ -177,12 +177,12 @@ def _score_notes(report: EvalReport, first: Comparison) -> Iterator[str]:
         yield f"{'higher' if score.higher_is_better else 'lower'} is better"
 
 
-def _gutter(labels: Sequence[str]) -> float:
+def _panel_gutter(labels: Sequence[str]) -> float:
     """The width of the name column, in pixels."""
     return min(118.0, max(48.0, CHAR_PX * max(len(label) for label in labels) + 14))
 
 
-def _said(s: PlottedFile, c: Comparison) -> tuple[str, ...]:
+def _comparison_tooltip(s: PlottedFile, c: Comparison) -> tuple[str, ...]:
     kind = score_metric_kind(c)
     value, baseline = (numbers.format_metric_value(x, kind) for x in (c.value, c.baseline))
     delta = numbers.format_delta_interval(c.delta, kind)
@@ -205,15 +205,15 @@ def plot_speed(files: Sequence[PlottedFile]) -> tuple[PlotPanel, ...]:
     written = [(s, v.generated_tokens_per_s, v.generated_spread, rate(v.generated_tokens_per_s)) for s, v in timed]
     memory = [(s, float(v.peak_memory_bytes), 0.0, numbers.format_memory(v.peak_memory_bytes)) for s, v in timed]
     return (
-        _bars("Reading a prompt", "tokens per second", "higher is better", prompt),
-        _bars("Generating", "tokens per second", "higher is better", written),
-        _bars("Peak memory", "resident, with the weights", "lower is better", memory),
+        _bars_panel("Reading a prompt", "tokens per second", "higher is better", prompt),
+        _bars_panel("Generating", "tokens per second", "higher is better", written),
+        _bars_panel("Peak memory", "resident, with the weights", "lower is better", memory),
     )
 
 
-def _bars(name: str, unit: str, better: str, found: Sequence[tuple[PlottedFile, float, float, str]]) -> PlotPanel:
+def _bars_panel(name: str, unit: str, better: str, found: Sequence[tuple[PlottedFile, float, float, str]]) -> PlotPanel:
     """One bar per file; its whisker spans the spread of the runs, which is a share of the value."""
-    left, right = _gutter([s.label for s, *_ in found]), NARROW_PX - 62
+    left, right = _panel_gutter([s.label for s, *_ in found]), NARROW_PX - 62
     x = AxisScale(0.0, max(value * (1 + spread / 2) for _, value, spread, _ in found) or 1.0, left, right)
     rows = []
     for i, (s, value, spread, text) in enumerate(found):
@@ -231,10 +231,10 @@ def _bars(name: str, unit: str, better: str, found: Sequence[tuple[PlottedFile, 
 
 def plot_divergence(files: Sequence[PlottedFile]) -> PlotPanel | None:
     """KL divergence of the tokens, on a log scale: from the median token to one in a hundred, and the mean."""
-    known = [(s, found) for s in files if (found := _percentiles(s))]
+    known = [(s, found) for s in files if (found := _kld_percentiles(s))]
     if not known:
         return None
-    left, right, bottom = _gutter([s.label for s, _ in known]), NARROW_PX - 62, ROW_PX * len(known) + 8
+    left, right, bottom = _panel_gutter([s.label for s, _ in known]), NARROW_PX - 62, ROW_PX * len(known) + 8
     x = AxisScale(*plot_axis_span([end for _, ends in known for end in ends], 0.04, log=True), left, right, log=True)
     rows = []
     for i, (s, (mean, median, rare)) in enumerate(known):
@@ -246,7 +246,7 @@ def plot_divergence(files: Sequence[PlottedFile]) -> PlotPanel | None:
     return PlotPanel(name, note, "nats", NARROW_PX, bottom + 24, left, right, x.ticks(6), tuple(rows))
 
 
-def _percentiles(s: PlottedFile) -> tuple[float, float, float] | None:
+def _kld_percentiles(s: PlottedFile) -> tuple[float, float, float] | None:
     """Mean, median and 99th percentile, if a log scale can show all three."""
     d = s.divergence
     if d is None or d.mean_kld is None or not {"50", "99"} <= set(d.kld_percentiles):

@@ -108,11 +108,11 @@ def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
     """Mean KL divergence, or the distance of embeddings or rankings, and change of perplexity against size, as far as
     they were measured.
     """
-    distances, changes = _distances(files), _changes(files)
-    klds = distances or _klds(files)
+    distances, changes = _similarity_plot_qualities(files), _ppl_plot_qualities(files)
+    klds = distances or _kld_plot_qualities(files)
     shown = [q for q in klds if q.of.value > 0]  # a log scale cannot show 0
     unseen = ", ".join(q.label for q in klds if q not in shown)
-    original = [_original(s) for s in files if s.is_baseline and s.size_bytes]
+    original = [_original_plot_quality(s) for s in files if s.is_baseline and s.size_bytes]
     aside = f"{original[0].label} itself is 0 by definition{', below the scale' if shown else ''}." if original else ""
     aside += f" The scale cannot show {unseen}, at 0 or below." if unseen else ""
     found = []
@@ -120,20 +120,20 @@ def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
         key, name, title = ("kld", "Mean KLD", "Mean KL divergence, nats per token")
         if distances:
             key, name, title = ("distance", "Distance", "Distance: 1 less mean cosine, or Kendall τ")
-        found.append(_tradeoff(key, name, title, aside, shown + original, log=True))
+        found.append(_plot_tradeoff(key, name, title, aside, shown + original, log=True))
     if changes:
-        found.append(_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", "The dashed line is the original.",
-                               changes + original))  # fmt: skip
+        found.append(_plot_tradeoff("ppl", "ΔPPL", "Change of perplexity, %", "The dashed line is the original.",
+                                    changes + original))  # fmt: skip
     return tuple(found)
 
 
-def _original(s: PlottedFile) -> PlotQuality:
+def _original_plot_quality(s: PlottedFile) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), "the original")
     return PlotQuality(s.number, s.label, s.size_bytes, Interval(value=0.0, low=0.0, high=0.0), said, speed, "0", True)
 
 
-def _distances(files: Sequence[PlottedFile]) -> list[PlotQuality]:
+def _similarity_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     """Of embeddings 1 less the mean cosine, of rankings 1 less Kendall's τ, as the Pareto front has them."""
     found = []
     for s in files:
@@ -141,42 +141,44 @@ def _distances(files: Sequence[PlottedFile]) -> list[PlotQuality]:
         close = (similar.mean_cosine or similar.kendall_tau) if similar else None
         if close is not None and s.size_bytes:
             of = estimate_interval(Estimate(value=1 - close.value, stderr=close.stderr))
-            found.append(_quality(s, of, "distance", format_kld_interval(of)))
+            found.append(_plot_quality(s, of, "distance", format_kld_interval(of)))
     return found
 
 
-def _klds(files: Sequence[PlottedFile]) -> list[PlotQuality]:
+def _kld_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     found = []
     for s in files:
         kld = s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes:
             of = estimate_interval(kld)
-            found.append(_quality(s, of, "mean KLD", format_kld_interval(of)))
+            found.append(_plot_quality(s, of, "mean KLD", format_kld_interval(of)))
     return found
 
 
-def _changes(files: Sequence[PlottedFile]) -> list[PlotQuality]:
+def _ppl_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     found = []
     for s in files:
         change = ppl_change_interval(s.divergence)
         if change is not None and s.size_bytes:
             value, low, high = (100 * x for x in (change.value, change.low, change.high))
             of = Interval(value=value, low=low, high=high)
-            found.append(_quality(s, of, "ΔPPL", format_change_interval(change)))
+            found.append(_plot_quality(s, of, "ΔPPL", format_change_interval(change)))
     return found
 
 
-def _quality(s: PlottedFile, of: Interval, name: str, written: Written) -> PlotQuality:
+def _plot_quality(s: PlottedFile, of: Interval, name: str, written: Written) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), f"{name} {written}")
     return PlotQuality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
 
 
-def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PlotQuality], *, log: bool = False) -> Tradeoff:
+def _plot_tradeoff(
+    key: str, name: str, title: str, aside: str, found: list[PlotQuality], *, log: bool = False
+) -> Tradeoff:
     scale, unit = (1e9, "GB") if max(q.size_bytes for q in found) >= 2e9 else (1e6, "MB")
     drawings = (
-        _drawing("wide", WIDE_PX, 420, found, scale, log),
-        _drawing("narrow", NARROW_PX, 340, found, scale, log),
+        _tradeoff_drawing("wide", WIDE_PX, 420, found, scale, log),
+        _tradeoff_drawing("narrow", NARROW_PX, 340, found, scale, log),
     )
     compared = [q for q in found if not q.is_baseline]
     said = pareto_standings([q.entry for q in compared], name if key == "ppl" else f"{name[0].lower()}{name[1:]}")
@@ -184,16 +186,18 @@ def _tradeoff(key: str, name: str, title: str, aside: str, found: list[PlotQuali
     return Tradeoff(key, name, title, unit, aside, standing, drawings, is_log=log)
 
 
-def _drawing(form: str, width: float, height: float, found: list[PlotQuality], unit: float, log: bool) -> PlotDrawing:
+def _tradeoff_drawing(
+    form: str, width: float, height: float, found: list[PlotQuality], unit: float, log: bool
+) -> PlotDrawing:
     frame = Box(52, 12, width - 16, height - 34)
     compared = [q for q in found if not q.is_baseline]
     span = plot_axis_span([q.size_bytes / unit for q in found], 0.14, log=True)
     x = AxisScale(*span, frame.left, frame.right, log=True)
-    y, zero = _height(compared, frame, log, below=len(compared) < len(found))
+    y, zero = _tradeoff_quality_axis(compared, frame, log, below=len(compared) < len(found))
     beaten = pareto_beaten_by(q.entry for q in compared)
     front = sorted((q for q in compared if not beaten[q.label]), key=lambda q: (q.size_bytes, q.of.value))
     timed = all(q.tokens_per_s for q in compared)
-    spots = tuple(_spot(q, x(q.size_bytes / unit), y, zero, beaten.get(q.label, ()), timed) for q in found)
+    spots = tuple(_tradeoff_point(q, x(q.size_bytes / unit), y, zero, beaten.get(q.label, ()), timed) for q in found)
     line = tuple((x(q.size_bytes / unit), y(q.of.value)) for q in front) if len(front) >= LEAST_FOR_LINE else ()
     lines = [*plot_line_segments(line), *((s.x, s.low, s.x, s.high) for s in spots)]
     lines += [(frame.left, zero, frame.right, zero)] if zero is not None else []
@@ -205,22 +209,24 @@ def _drawing(form: str, width: float, height: float, found: list[PlotQuality], u
     )  # fmt: skip
 
 
-def _height(found: list[PlotQuality], frame: Box, log: bool, *, below: bool) -> tuple[AxisScale, float | None]:
+def _tradeoff_quality_axis(
+    found: list[PlotQuality], frame: Box, log: bool, *, below: bool
+) -> tuple[AxisScale, float | None]:
     """The scale of the quality, and the pixel of 0; on a log scale a strip `below` it is for the original."""
     if not log:
-        scale = AxisScale(*plot_axis_span([0.0, *_ends(found, -math.inf)], 0.12), frame.bottom, frame.top)
+        scale = AxisScale(*plot_axis_span([0.0, *_tradeoff_axis_ends(found, -math.inf)], 0.12), frame.bottom, frame.top)
         return scale, scale(0.0)
     floor = min(q.of.value for q in found) / 10
     bottom = frame.bottom - (_STRIP_PX if below else 0)
-    scale = AxisScale(*plot_axis_span(_ends(found, floor), 0.12, log=True), bottom, frame.top, log=True)
+    scale = AxisScale(*plot_axis_span(_tradeoff_axis_ends(found, floor), 0.12, log=True), bottom, frame.top, log=True)
     return scale, frame.bottom - _STRIP_PX / 3 if below else None
 
 
-def _ends(found: list[PlotQuality], floor: float) -> list[float]:
+def _tradeoff_axis_ends(found: list[PlotQuality], floor: float) -> list[float]:
     return [max(end, floor) for q in found for end in (q.of.low, q.of.high)]
 
 
-def _spot(
+def _tradeoff_point(
     q: PlotQuality, x: float, y: AxisScale, zero: float | None, winners: Sequence[str], timed: bool
 ) -> PlotPoint:
     if q.is_baseline:

@@ -116,28 +116,30 @@ def publish_to_hub(
     with errors.explain_publish_errors(api, target.repo_id), ExitStack() as stack:
         operations = {file.path: hub_upload.open_hub_upload(file, on_progress, stack) for file in files}
         stack.enter_context(hub_upload.silent_hub_client())
-        release = HubRelease(api, target, tuple(files), _writer(api))
+        release = HubRelease(api, target, tuple(files), _hub_token_owner(api))
         hub_upload.check_card_on_hub(api, files)
-        return _publish(release, operations, message)
+        return _publish_hub_release(release, operations, message)
 
 
-def _publish(release: HubRelease, operations: Mapping[str, CommitOperationAdd], message: str) -> HubPublication:
+def _publish_hub_release(
+    release: HubRelease, operations: Mapping[str, CommitOperationAdd], message: str
+) -> HubPublication:
     seen = look_at_hub_target(release)
     created = seen is None
     with errors.publish_left_behind() as left:
-        seen = _gate(release, seen or _create(release, left))
+        seen = _gate_hub_repo(release, seen or _create_hub_repo(release, left))
         record = hub_target_record(release, seen.head)
         changes = publish_target_changes(release, record)
         wanted = [operations[change.path] for change in changes if change.state != "unchanged"]
-        commit, offer = (_offered(release) or ("", "")) if wanted else (seen.head, "")
+        commit, offer = (_offered_pull_request(release) or ("", "")) if wanted else (seen.head, "")
         if not commit:
-            commit, offer = _send(release, seen, record, wanted, message, left)
-    _read_back(release, commit)
+            commit, offer = _send_hub_release(release, seen, record, wanted, message, left)
+    _read_back_hub_commit(release, commit)
     branch = f"/tree/{quote(release.target.branch, safe='')}" if release.target.branch else ""
     return HubPublication(f"{release.api.endpoint}/{release.repo_id}{branch}", commit, offer, created, changes)
 
 
-def _send(
+def _send_hub_release(
     release: HubRelease, seen: SeenHubRepo, record: Record, operations: Sequence[CommitOperationAdd], message: str,
     left: list[str],
 ) -> tuple[str, str]:  # fmt: skip
@@ -148,10 +150,10 @@ def _send(
         make = release.api.create_branch
         with_hub_retries(lambda: make(release.repo_id, branch=target.branch, revision=seen.head, exist_ok=True))
         left.append(f"The branch {target.branch} was created, and still equals {MAIN}.")
-    return _commit(release, replace(seen, has_branch=True), record, operations, message)
+    return _commit_hub_release(release, replace(seen, has_branch=True), record, operations, message)
 
 
-def _commit(
+def _commit_hub_release(
     release: HubRelease, seen: SeenHubRepo, record: Record, operations: Sequence[CommitOperationAdd], message: str
 ) -> tuple[str, str]:
     """One commit on top of the state seen. If the repo changed, or the answer was lost, look again before a retry."""
@@ -191,7 +193,7 @@ def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple
         raise errors.published_repo_changed(release.repo_id, ["the repo itself is gone"])
     now = hub_target_record(release, seen.head)
     if release.target.pull_request:
-        return seen, _offered(release)
+        return seen, _offered_pull_request(release)
     if all(change.state == "unchanged" for change in publish_target_changes(release, now)):
         return seen, (seen.head, "")
     if touched := [
@@ -203,7 +205,7 @@ def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple
     return seen, None
 
 
-def _offered(release: HubRelease) -> tuple[str, str] | None:
+def _offered_pull_request(release: HubRelease) -> tuple[str, str] | None:
     """Commit and address of our open pull request with exactly these files."""
     if not release.target.pull_request:
         return None
@@ -225,7 +227,7 @@ def _offered(release: HubRelease) -> tuple[str, str] | None:
     return None
 
 
-def _writer(api: HfApi) -> str:
+def _hub_token_owner(api: HfApi) -> str:
     """Whose token it is."""
     found = with_hub_retries(api.whoami)
     token = found.get("auth", {}).get("accessToken", {})
@@ -242,7 +244,7 @@ def _check_files(files: Sequence[PublishedFile]) -> None:
         raise BadRequest(f"{what}.", "Build a model first: make build MODEL=… QUANT=…")
 
 
-def _create(release: HubRelease, left: list[str]) -> SeenHubRepo:
+def _create_hub_repo(release: HubRelease, left: list[str]) -> SeenHubRepo:
     target = release.target
     with_hub_retries(lambda: release.api.create_repo(target.repo_id, private=target.private, exist_ok=True))
     seen = look_at_hub_target(release)
@@ -253,7 +255,7 @@ def _create(release: HubRelease, left: list[str]) -> SeenHubRepo:
     return seen
 
 
-def _gate(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
+def _gate_hub_repo(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
     """Gate the repo if required, before the files are there; a stricter gate stays."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -272,7 +274,7 @@ def _gate(release: HubRelease, seen: SeenHubRepo) -> SeenHubRepo:
     return now
 
 
-def _read_back(release: HubRelease, commit: str) -> None:
+def _read_back_hub_commit(release: HubRelease, commit: str) -> None:
     """Compare what the Hub has with what was sent: the hashes it records for LFS files, and the bytes of all others."""
     record = hub_target_record(release, commit)
     for file in release.files:

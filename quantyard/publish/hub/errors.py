@@ -147,7 +147,7 @@ def publish_asked_to_wait(response: httpx2.Response, asked_s: float, words: str 
     wanted = f", and to be asked again in {asked_s:.0f} s" if asked_s else ", also after waiting"
     hint = f"Wait until then. {AGAIN}" if asked_s else f"Wait some minutes, or as long as it says. {AGAIN}"
     said = f" {plain_publish_text(words)}" if words else ""
-    message = f"{_host(response)} wants fewer requests (answer {response.status_code}){wanted}.{said}"
+    message = f"{_hub_host(response)} wants fewer requests (answer {response.status_code}){wanted}.{said}"
     return HubUnreachable(message, hint)
 
 
@@ -159,7 +159,7 @@ def explain_publish_errors(api: HfApi, repo_id: str) -> Iterator[None]:
     except Exception as error:  # huggingface_hub raises a dozen kinds; every one of them is about the Hub
         ours = explain_publish_error(error, api, repo_id)
         token = api.token if isinstance(api.token, str) else ""
-        words = (_without(token, text) for text in (ours.message, ours.hint, ours.detail))
+        words = (_without_hub_token(token, text) for text in (ours.message, ours.hint, ours.detail))
         ours.message, ours.hint, ours.detail = words
         ours.args = (ours.message,)
         raise ours from (None if ours is error else error)
@@ -184,7 +184,7 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     from quantyard.hub import errors as hub_errors
     from quantyard.network.bounded_http import BadAnswer
 
-    path, cause = _uploading(error)
+    path, cause = _file_uploading_at_error(error)
     if isinstance(cause, QuantyardError):
         ours = cause
     elif isinstance(cause, BadAnswer):
@@ -196,7 +196,7 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     elif isinstance(cause, RevisionNotFoundError):
         ours = RevisionNotFound(f"{repo_id} does not have this branch (answer 404).", "Name another: HUB_BRANCH=name")
     elif isinstance(cause, HfHubHTTPError):
-        ours = _refused(cause, api, repo_id, path)
+        ours = _refused_hub_upload(cause, api, repo_id, path)
     elif isinstance(cause, ValueError) and (found := _LFS_ERROR.search(str(cause))):
         ours = _no_object(plain_publish_text(found[1]), repo_id, api.endpoint)
     elif path and isinstance(cause, httpx2.NetworkError | httpx2.ProtocolError | httpx2.TimeoutException):
@@ -208,14 +208,14 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     return ours
 
 
-def _uploading(error: Exception) -> tuple[str, Exception]:
+def _file_uploading_at_error(error: Exception) -> tuple[str, Exception]:
     """The file that was being sent, if the client says so, and what happened to it."""
     found = _UPLOADING.search(str(error))
     cause = error.__cause__
     return (found[1], cause) if found and isinstance(cause, Exception) else ("", error)
 
 
-def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> QuantyardError:
+def _refused_hub_upload(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> QuantyardError:
     from quantyard.network.hub_client import hub_asked_to_wait_s
 
     status, words = error.response.status_code, plain_publish_text(error.server_message or "")
@@ -223,7 +223,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
     # Waiting comes first: a limit of requests is a "quota" in the Hub's words too.
     if status == 429:
         return publish_asked_to_wait(error.response, hub_asked_to_wait_s(error.response.headers), words)
-    if _host(error.response) != urlsplit(str(api.endpoint)).netloc and status in (400, 401, 403):
+    if _hub_host(error.response) != urlsplit(str(api.endpoint)).netloc and status in (400, 401, 403):
         message = f"The Hub's storage refuses {path or 'a file'} (answer {status}): its signed address has run out."
         return HubUnreachable(message, AGAIN)
     if status in (402, 413, 507) or (status < 500 and status != 401 and _NO_ROOM.search(words)):
@@ -242,7 +242,7 @@ def _refused(error: HfHubHTTPError, api: HfApi, repo_id: str, path: str) -> Quan
         return RepoChanged(message, AGAIN)
     if status >= 500:
         what = f"while {path} was sent" if path else f"to a request for {repo_id}"
-        return HubUnreachable(f"{_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)
+        return HubUnreachable(f"{_hub_host(error.response)} answers {status} {what}, also after waiting.", AGAIN)
     return UploadRefused(f"The Hub refuses this for {repo_id} (answer {status}): {words}", "Change what it refuses.")
 
 
@@ -262,7 +262,7 @@ def _no_upload(words: str, status: int, repo_id: str, endpoint: str) -> UploadRe
     return UploadRefused(f"The Hub finds the upload to {repo_id} too large{answer}: {words}", hint)
 
 
-def _host(response: httpx2.Response) -> str:
+def _hub_host(response: httpx2.Response) -> str:
     return urlsplit(str(response.request.url)).netloc
 
 
@@ -272,5 +272,5 @@ def plain_publish_text(text: str) -> str:
     return line if len(line) <= _LONGEST_WORDS else line[:_LONGEST_WORDS] + " …"
 
 
-def _without(token: str, text: str) -> str:
+def _without_hub_token(token: str, text: str) -> str:
     return text.replace(token, "(the token)") if token else text

@@ -63,7 +63,7 @@ class HubThere:
         found = self.files[path]
         if self.manifest is None:
             return "theirs"
-        if found.lfs and found.lfs.sha256 in _models(self.manifest):
+        if found.lfs and found.lfs.sha256 in _sha256_of_recorded_models(self.manifest):
             return "ours"
         if path.lower().endswith(".gguf"):
             return "theirs"
@@ -98,16 +98,16 @@ def look_there(access: HubAccess, target: HubTarget | None) -> HubThere:
             seen = look_at_hub_target(release)
             if seen is None:  # to a visitor, a private repo looks like a missing one
                 return HubThere(exists=False if access.token else None)
-            files = _files(release, seen.head)
+            files = _published_hub_files(release, seen.head)
             return HubThere(
                 exists=True, private=seen.private, gated=seen.gated, files=files,
-                manifest=_manifest(release, seen.head, files), has_branch=seen.has_branch,
+                manifest=_published_hub_manifest(release, seen.head, files), has_branch=seen.has_branch,
             )
     except HubUnreachable:
         return HubThere()
 
 
-def _files(release: HubRelease, commit: str) -> Mapping[str, RepoFile]:
+def _published_hub_files(release: HubRelease, commit: str) -> Mapping[str, RepoFile]:
     from huggingface_hub.hf_api import RepoFile
 
     ask = release.api.list_repo_tree
@@ -115,7 +115,7 @@ def _files(release: HubRelease, commit: str) -> Mapping[str, RepoFile]:
     return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
 
 
-def _manifest(release: HubRelease, commit: str, files: Record) -> Manifest | None:
+def _published_hub_manifest(release: HubRelease, commit: str, files: Record) -> Manifest | None:
     """The manifest there; None if it is not one of ours."""
     found = files.get(MANIFEST)
     if found is None or found.size > MAX_BYTES:
@@ -126,7 +126,7 @@ def _manifest(release: HubRelease, commit: str, files: Record) -> Manifest | Non
         return None
 
 
-def _models(manifest: Manifest) -> set[str | None]:
+def _sha256_of_recorded_models(manifest: Manifest) -> set[str | None]:
     """The SHA-256 of every model file that a manifest records."""
     of_quants = {entry.sha256 for record in manifest.quants.values() for entry in record.files}
     others = {entry.sha256 for entry in (manifest.projector.files if manifest.projector else ())}

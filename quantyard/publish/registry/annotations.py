@@ -26,12 +26,12 @@ def oci_evaluation_annotations(manifest: Manifest, quant: str, suite: str) -> di
         BadRequest: the manifest has no such file, or this suite has not measured it.
     """
     found = oci_measurement(manifest, quant, suite)
-    pairs = dict(_origin(manifest, quant))
+    pairs = dict(_annotated_origin(manifest, quant))
     pairs |= {"quantyard.suite": suite, "quantyard.baseline": manifest.evaluations[suite].baseline}
-    pairs |= dict(_divergence(found.divergence)) | dict(_speed(found.speed))
+    pairs |= dict(_annotated_divergence(found.divergence)) | dict(_annotated_speed(found.speed))
     for comparison in found.comparisons:
-        pairs |= dict(_task(comparison))
-    pairs |= dict(_contract(manifest, quant)) | dict(_gate(manifest, quant, suite))
+        pairs |= dict(_annotated_task(comparison))
+    pairs |= dict(_annotated_contract(manifest, quant)) | dict(_annotated_gate(manifest, quant, suite))
     return {key: plain_registry_text(value) for key, value in sorted(pairs.items()) if plain_registry_text(value)}
 
 
@@ -65,7 +65,7 @@ def oci_time(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _origin(manifest: Manifest, quant: str) -> Pairs:
+def _annotated_origin(manifest: Manifest, quant: str) -> Pairs:
     source, record = manifest.source, manifest.quants[quant]
     yield "org.opencontainers.image.title", PurePosixPath(record.file).stem
     yield "org.opencontainers.image.created", oci_time(oci_made_at(manifest, quant))
@@ -79,19 +79,19 @@ def _origin(manifest: Manifest, quant: str) -> Pairs:
     yield "quantyard.bits-per-weight", format_for_machine(record.bits_per_weight)
 
 
-def _divergence(found: Divergence | None) -> Pairs:
+def _annotated_divergence(found: Divergence | None) -> Pairs:
     if found is None:
         return
     yield "quantyard.ppl", format_for_machine(found.perplexity.value)
-    yield "quantyard.baseline-ppl", _of(found.baseline_perplexity)
+    yield "quantyard.baseline-ppl", _annotated_estimate(found.baseline_perplexity)
     if (change := ppl_change_interval(found)) is not None:
-        yield "quantyard.ppl-change", _interval(change)
-    yield "quantyard.mean-kld", _of(found.mean_kld)
+        yield "quantyard.ppl-change", _annotated_interval(change)
+    yield "quantyard.mean-kld", _annotated_estimate(found.mean_kld)
     yield "quantyard.p99-kld", format_for_machine(found.kld_percentiles["99"]) if "99" in found.kld_percentiles else ""
-    yield "quantyard.top1-agreement", _of(found.top1_agreement)
+    yield "quantyard.top1-agreement", _annotated_estimate(found.top1_agreement)
 
 
-def _speed(found: Speed | None) -> Pairs:
+def _annotated_speed(found: Speed | None) -> Pairs:
     if found is None:
         return
     yield "quantyard.prompt-tokens-per-s", format_for_machine(found.prompt_tokens_per_s)
@@ -99,13 +99,13 @@ def _speed(found: Speed | None) -> Pairs:
     yield "quantyard.peak-memory-bytes", str(found.peak_memory_bytes)
 
 
-def _task(found: Comparison) -> Pairs:
+def _annotated_task(found: Comparison) -> Pairs:
     name = plain_registry_text(f"quantyard.task.{found.task}.{found.metric}")
     yield name, format_for_machine(found.value)
-    yield f"{name}.delta", f"{_interval(found.delta)} {found.verdict}"
+    yield f"{name}.delta", f"{_annotated_interval(found.delta)} {found.verdict}"
 
 
-def _contract(manifest: Manifest, quant: str) -> Pairs:
+def _annotated_contract(manifest: Manifest, quant: str) -> Pairs:
     report = manifest.contracts.get(quant)
     if report is None:
         return
@@ -113,10 +113,10 @@ def _contract(manifest: Manifest, quant: str) -> Pairs:
     yield "quantyard.contract", "passed" if report.passed else f"{failed} of {len(report.checks)} checks failed"
     if report.schemas is not None:
         rate = Interval(value=report.schemas.rate, low=report.schemas.low, high=report.schemas.high)
-        yield "quantyard.schema-rate", _interval(rate)
+        yield "quantyard.schema-rate", _annotated_interval(rate)
 
 
-def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
+def _annotated_gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
     """The worst outcome among this file's budgets; "" if the gate judged another evaluation."""
     gate = manifest.gate
     if gate is None or gate.suite != suite:
@@ -125,9 +125,9 @@ def _gate(manifest: Manifest, quant: str, suite: str) -> Pairs:
     yield "quantyard.gate", next((outcome for outcome in OUTCOMES if outcome in found), "passed")
 
 
-def _of(found: Estimate | None) -> str:
+def _annotated_estimate(found: Estimate | None) -> str:
     return format_for_machine(found.value) if found else ""
 
 
-def _interval(found: Interval) -> str:
+def _annotated_interval(found: Interval) -> str:
     return f"{format_for_machine(found.value)} [{format_for_machine(found.low)}, {format_for_machine(found.high)}]"

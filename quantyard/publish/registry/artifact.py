@@ -129,18 +129,18 @@ def make_oci_model(
 
 def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
     """Configuration and manifest, as JSON: the same files and annotations give the same bytes."""
-    config = _json(_config(model))
-    layers = [_layer(file, media_type) for file, media_type in _typed_files(model)]
+    config = _oci_json(_oci_model_config(model))
+    layers = [_oci_layer(file, media_type) for file, media_type in _typed_files(model)]
     manifest = {
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers, "annotations": dict(model.annotations),
-        "config": {"mediaType": CONFIG_TYPE, "digest": _digest(config), "size": len(config)},
+        "config": {"mediaType": CONFIG_TYPE, "digest": _oci_digest(config), "size": len(config)},
     }
-    return config, _json(manifest)
+    return config, _oci_json(manifest)
 
 
 def oci_digest(model: OciModel) -> str:
     """The digest that the artifact will have, known before anything is pushed."""
-    return _digest(oci_manifest(model)[1])
+    return _oci_digest(oci_manifest(model)[1])
 
 
 def push_oci_model(
@@ -162,25 +162,25 @@ def push_oci_model(
     config, manifest = oci_manifest(model)
     made = made_release_file("config.json", config)
     files = {f.sha256: f for f in (*model.parts, *model.projectors, *model.licences, made)}
-    tag, digest = reference.tag_of(model.quant), _digest(manifest)
+    tag, digest = reference.tag_of(model.quant), _oci_digest(manifest)
     with Registry(reference.registry, reference.repository, credentials) as registry:
         registry.ping()
         for file in files.values():
-            _send(registry, file, on_progress)
+            _send_oci_file(registry, file, on_progress)
         registry.put_manifest(tag, manifest)
-        _read_back(registry, tag, digest, files)
+        _read_back_oci_artifact(registry, tag, digest, files)
     return digest
 
 
-def _send(registry: Registry, file: PublishedFile, on_progress: Callable[[str, int, int], None]) -> None:
+def _send_oci_file(registry: Registry, file: PublishedFile, on_progress: Callable[[str, int, int], None]) -> None:
     if registry.blob_size(f"sha256:{file.sha256}") is None:
         RegistryUpload(registry, file, lambda sent: on_progress(file.path, sent, file.size_bytes)).run()
     on_progress(file.path, file.size_bytes, file.size_bytes)
 
 
-def _read_back(registry: Registry, tag: str, digest: str, files: Mapping[str, PublishedFile]) -> None:
+def _read_back_oci_artifact(registry: Registry, tag: str, digest: str, files: Mapping[str, PublishedFile]) -> None:
     hint = "Try again: somebody may have pushed the same tag just now, or a proxy answers for the registry."
-    if (found := _digest(registry.manifest(tag))) != digest:
+    if (found := _oci_digest(registry.manifest(tag))) != digest:
         raise RegistryRefused(f"{registry.name} gives back {found[:19]}… for {tag}, not {digest[:19]}….", hint)
     for sha256, file in files.items():
         size = registry.blob_size(f"sha256:{sha256}")
@@ -189,13 +189,13 @@ def _read_back(registry: Registry, tag: str, digest: str, files: Mapping[str, Pu
             raise RegistryRefused(f"{registry.name} has {has} of the {file.size_bytes} bytes of {file.path}.", hint)
 
 
-def _config(model: OciModel) -> dict[str, object]:
+def _oci_model_config(model: OciModel) -> dict[str, object]:
     """What Model Runner shows and chooses by. The spec's word for `created` is `createdAt`, but Model Runner takes an
     artifact with that key for another format (CNCF ModelPack).
     """
     described = {
         "format": "gguf", "format_version": "3", "quantization": model.quant, "architecture": model.architecture,
-        "parameters": _count(model.n_params),
+        "parameters": _oci_parameter_count(model.n_params),
         "size": format_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
     }
     typed = [{"diffID": f"sha256:{file.sha256}", "type": media_type} for file, media_type in _typed_files(model)]
@@ -212,14 +212,14 @@ def _typed_files(model: OciModel) -> Iterator[tuple[PublishedFile, str]]:
     return ((file, media_type) for files, media_type in groups for file in files)
 
 
-def _layer(file: PublishedFile, media_type: str) -> dict[str, object]:
+def _oci_layer(file: PublishedFile, media_type: str) -> dict[str, object]:
     """The file's name under two keys: one for Model Runner, one for `oras pull`."""
     named = {"org.cncf.model.filepath": file.path, "org.opencontainers.image.title": file.path}
     digest = f"sha256:{file.sha256}"
     return {"mediaType": media_type, "digest": digest, "size": file.size_bytes, "annotations": named}
 
 
-def _count(n_params: int) -> str:
+def _oci_parameter_count(n_params: int) -> str:
     """134515008 → "134.52M"."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if n_params >= size:
@@ -227,9 +227,9 @@ def _count(n_params: int) -> str:
     return str(n_params)
 
 
-def _json(value: object) -> bytes:
+def _oci_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _digest(content: bytes) -> str:
+def _oci_digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"

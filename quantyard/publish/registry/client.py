@@ -155,7 +155,7 @@ class Registry:
         if self._is_own(said):
             return there._replace(scheme=own.scheme, netloc=own.netloc).geturl()
         is_safe = there.scheme == "https" or (there.scheme == "http" and is_loopback_registry(there.netloc))
-        if not is_safe or not _origin(said)[0]:
+        if not is_safe or not _registry_host_and_port(said)[0]:
             shown = plain_registry_text(said)[:120]
             message = f"The registry {self.name} wants the upload sent to {shown}, which is not safe."
             raise RegistryRefused(message, "Ask its owner to set its external address to https.")
@@ -227,7 +227,7 @@ class Registry:
         return self._http.request(method, url, extensions=extensions, **more)
 
     def _is_own(self, url: str) -> bool:
-        return _origin(url) == _origin(self.address)
+        return _registry_host_and_port(url) == _registry_host_and_port(self.address)
 
     def _log_in(self, response: httpx2.Response) -> bool:
         """Answer the registry's challenge; False: we have no login to answer with."""
@@ -236,7 +236,7 @@ class Registry:
             if scheme.lower() == "bearer":
                 return self._fetch_token(dict(_CHALLENGE.findall(rest)))
             if scheme.lower() == "basic" and self.credentials and self.credentials.username:
-                self._authorization = _basic(self.credentials)
+                self._authorization = _registry_basic_auth(self.credentials)
                 return True
         return False
 
@@ -250,7 +250,7 @@ class Registry:
             more = {"grant_type": "refresh_token", "refresh_token": login.identity_token, "client_id": "quantyard"}
             response = self._ask("POST", realm, data=asked | more)
         else:
-            headers = {"Authorization": _basic(login)} if login else {}
+            headers = {"Authorization": _registry_basic_auth(login)} if login else {}
             response = self._ask("GET", realm, params=asked, headers=headers)
         if response.status_code in (400, 401, 403):
             return False
@@ -287,7 +287,7 @@ class Registry:
             shown = plain_registry_text(realm)[:120]
             message = f"The registry {self.name} wants the login sent to {shown}, without encryption."
             raise LoginNeeded(message, "Ask its owner to set its token service to https.")
-        if self.credentials and not _belongs(realm, self.address):
+        if self.credentials and not _is_registrys_token_service(realm, self.address):
             shown = plain_registry_text(there.netloc)[:120]
             message = f"The registry {self.name} wants the login sent to {shown}, a foreign host."
             hint = f"Ask its owner for a token service of its own domain; or push without: docker logout {self.name}"
@@ -306,20 +306,20 @@ def is_loopback_registry(netloc: str) -> bool:
         return False
 
 
-def _belongs(realm: str, address: str) -> bool:
+def _is_registrys_token_service(realm: str, address: str) -> bool:
     """Whether a token service is the registry's own: the same address, or with https the same host or domain."""
-    (host, port), (own_host, own_port) = _origin(realm), _origin(address)
+    (host, port), (own_host, own_port) = _registry_host_and_port(realm), _registry_host_and_port(address)
     if urlsplit(realm).scheme != "https":
         return (host, port) == (own_host, own_port)
     domains = [name.rpartition(".")[0].rpartition(".")[2] + "." + name.rpartition(".")[2] for name in (host, own_host)]
     return host == own_host or (domains[0] == domains[1] and not host.replace(".", "").isdigit() and ":" not in host)
 
 
-def _basic(login: RegistryCredentials) -> str:
+def _registry_basic_auth(login: RegistryCredentials) -> str:
     return "Basic " + base64.b64encode(f"{login.username}:{login.secret}".encode()).decode()
 
 
-def _origin(url: str) -> tuple[str, int]:
+def _registry_host_and_port(url: str) -> tuple[str, int]:
     """Host and port; a registry behind a proxy may say http although it is reached by https."""
     try:
         there = urlsplit(url)

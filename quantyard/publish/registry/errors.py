@@ -114,9 +114,9 @@ def registry_refusal(
     login = f"Type: docker login {registry}"
     if status == 401:
         how = "does not accept the login that docker keeps for it" if logged_in else "asks for a login"
-        return LoginNeeded(f"The registry {registry} {how}{words}.{_said(note)}", login)
+        return LoginNeeded(f"The registry {registry} {how}{words}.{_registry_said(note)}", login)
     if status == 403:
-        message = f"The registry {registry} does not let you push to {repository}{words}.{_said(note)}"
+        message = f"The registry {registry} does not let you push to {repository}{words}.{_registry_said(note)}"
         return PushDenied(message, f"Ask its owner for the right to push, or change account: docker login {registry}")
     if status in TRANSIENT_STATUS:
         return RegistryUnreachable(f"The registry {registry} answers {status} again and again{words}.", "Try later.")
@@ -130,7 +130,7 @@ def registry_refusal(
     return RegistryRefused(f"The registry {registry} refuses what is pushed to {repository} ({status}){words}.", hint)
 
 
-def _said(note: str) -> str:
+def _registry_said(note: str) -> str:
     return f" {note}, so it was asked without a login." if note else ""
 
 

@@ -52,8 +52,8 @@ def registry_docker_login(registry: str, config: Path) -> RegistryCredentials:
         BadRequest: the file cannot be read.
         LoginNeeded: the login in it cannot be read.
     """
-    settings = _settings(config)
-    keys = _keys(registry)
+    settings = _docker_login_settings(config)
+    keys = _registry_login_keys(registry)
     helpers = [settings.get("credHelpers", {}).get(key) for key in keys] + [settings.get("credsStore")]
     helper = next((str(name) for name in helpers if name), "")
     found, note = _from_helper(helper, keys) if helper else (None, "")
@@ -62,7 +62,7 @@ def registry_docker_login(registry: str, config: Path) -> RegistryCredentials:
     return login or RegistryCredentials(note=note)
 
 
-def _settings(config: Path) -> Mapping[str, Any]:
+def _docker_login_settings(config: Path) -> Mapping[str, Any]:
     hint = f"Repair the file, or type: mv {config} {config}.bak, and log in again."
     try:
         settings = json.loads(config.read_bytes())
@@ -76,7 +76,7 @@ def _settings(config: Path) -> Mapping[str, Any]:
     return dict(settings)
 
 
-def _keys(registry: str) -> list[str]:
+def _registry_login_keys(registry: str) -> list[str]:
     """The keys that a login may be stored under."""
     return [_DOCKER_HUB_KEY] if registry == DOCKER_HUB else [registry, f"https://{registry}", f"https://{registry}/"]
 
@@ -101,7 +101,7 @@ def _from_helper(helper: str, keys: Sequence[str]) -> tuple[RegistryCredentials 
     """
     program = f"docker-credential-{helper}"
     try:
-        found = (_answer(program, key) for key in keys)
+        found = (_login_helper_answer(program, key) for key in keys)
         return next((login for login in found if login), None), ""
     except FileNotFoundError:
         return None, f"{program}, which docker's configuration names, is not installed"
@@ -111,7 +111,7 @@ def _from_helper(helper: str, keys: Sequence[str]) -> tuple[RegistryCredentials 
         return None, f"{program} does not work: {plain_registry_text(str(error))}"
 
 
-def _answer(program: str, key: str) -> RegistryCredentials | None:
+def _login_helper_answer(program: str, key: str) -> RegistryCredentials | None:
     done = subprocess.run(
         [program, "get"], input=key, capture_output=True, text=True, check=False, timeout=_HELPER_TIMEOUT_S
     )

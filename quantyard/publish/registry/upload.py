@@ -104,7 +104,7 @@ class RegistryUpload:
         self._arrived = end
 
     def _blocks(self, start: int, end: int) -> Iterator[bytes]:
-        with _open(self._file) as content:
+        with _open_oci_blob(self._file) as content:
             content.seek(start)
             while start < end:
                 block = content.read(min(_BLOCK_BYTES, end - start))
@@ -127,7 +127,7 @@ class RegistryUpload:
     def _is_still_itself(self) -> bool:
         """Check the file on disk against its hash: a part sent twice was hashed once."""
         found = hashlib.sha256()
-        with _open(self._file) as content:
+        with _open_oci_blob(self._file) as content:
             while block := content.read(_BLOCK_BYTES):
                 found.update(block)
         return found.hexdigest() == self._file.sha256
@@ -140,7 +140,7 @@ class RegistryUpload:
             self._registry.send("DELETE", self._location)
 
 
-def _open(file: PublishedFile) -> BinaryIO:
+def _open_oci_blob(file: PublishedFile) -> BinaryIO:
     if isinstance(file.content, Path):
         try:
             return file.content.open("rb")
