@@ -126,7 +126,7 @@ def quant_gguf_bytes(
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model = _model(tensors, model_text_config(config))
+    model = _sized_model(tensors, model_text_config(config))
     given = quant.needs_imatrix if imatrix is None else imatrix
     named, stock = _told_by_recipe(model, quant), find_quant(quant.base)
     data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
@@ -149,11 +149,11 @@ def quant_type_counts(
     tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False
 ) -> Counter[str]:
     """Tensor type → how many weights of a GGUF of this quant have it. Raises as `quant_main_type`."""
-    model, stock, counts = _model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
+    model, stock, counts = _sized_model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
         if not _is_left_out(weight, model):
-            counts[_type(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
+            counts[_weight_type_of_quant(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
     return counts
 
 
@@ -162,8 +162,8 @@ def quant_rough_bytes(n_params: int, quant: Quant) -> int:
     return math.ceil(quant.bits_per_weight * n_params / 8)
 
 
-def _model(tensors: Sequence[TensorShape], text: Config) -> _Model:
-    weights = Counter(_weight(tensor, text) for tensor in tensors)
+def _sized_model(tensors: Sequence[TensorShape], text: Config) -> _Model:
+    weights = Counter(_sized_weight(tensor, text) for tensor in tensors)
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype] += math.prod(tensor.shape)
@@ -183,8 +183,8 @@ def _model(tensors: Sequence[TensorShape], text: Config) -> _Model:
     )
 
 
-def _weight(tensor: TensorShape, text: Config) -> _Weight:
-    category, shape = _category(tensor.name), tensor.shape
+def _sized_weight(tensor: TensorShape, text: Config) -> _Weight:
+    category, shape = _weight_category(tensor.name), tensor.shape
     count, layer = math.prod(shape), _LAYER.search(tensor.name)
     transposed = text.get("model_type") == "gpt2" and _TRANSPOSED.search(tensor.name)
     fixed_type = "F32" if category == "keep" or count == max(shape, default=1) else None
@@ -204,7 +204,7 @@ def _weight_bytes(
 ) -> int:
     if _is_left_out(weight, model):
         return 0
-    per_block, block_bytes = BLOCKS[_type(weight, model, quant, named, imatrix=imatrix)]
+    per_block, block_bytes = BLOCKS[_weight_type_of_quant(weight, model, quant, named, imatrix=imatrix)]
     return weight.count * block_bytes // per_block
 
 
@@ -212,7 +212,7 @@ def _is_left_out(weight: _Weight, model: _Model) -> bool:
     return weight.category == "skip" or (weight.category == "output" and model.tied)
 
 
-def _type(
+def _weight_type_of_quant(
     weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
 ) -> str:
     kept = weight.stored_type if quant.name in _KEEPING else None
@@ -220,8 +220,8 @@ def _type(
     if kind is not None:
         return kind
     where = "output" if weight.category == "embed" and model.tied else weight.category
-    told = named.get((_kind_of(weight), weight.layer))
-    place = _place(weight, model, imatrix=imatrix)
+    told = named.get((_weight_kind(weight), weight.layer))
+    place = _weight_place(weight, model, imatrix=imatrix)
     return (told and tensor_type_for_row(told, weight.row_length)) or quant_tensor_type(
         quant, where, weight.row_length, place
     )
@@ -234,7 +234,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _kind_of(weight: _Weight) -> str:
+def _weight_kind(weight: _Weight) -> str:
     return _KINDS.get(weight.category, weight.category) + ("_exps" if weight.is_expert else "")
 
 
@@ -244,7 +244,7 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
     """
     if quant.recipe is None:
         return {}
-    recipe, kinds = quant.recipe, {(_kind_of(w), w.layer) for w in model.weights if w.fixed_type is None}
+    recipe, kinds = quant.recipe, {(_weight_kind(w), w.layer) for w in model.weights if w.fixed_type is None}
     names = {f"{k}.weight" if k in ("token_embd", "output") else f"blk.{i}.{k}.weight": (k, i) for k, i in kinds}
     if model.tied:
         names = {name: at for name, at in names.items() if name != "output.weight"}
@@ -256,7 +256,7 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
     return {names[name]: kind for name, kind in types.items()}
 
 
-def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
+def _weight_place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
     is_v = weight.category == "v"
     return TensorPlace(
         i=model.v_layers.index(weight.layer) if is_v else weight.layer,
@@ -270,7 +270,7 @@ def _place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
     )
 
 
-def _category(name: str) -> str:
+def _weight_category(name: str) -> str:
     return _category_of(_NUMBER.sub(".0", name))  # layers and experts share an answer
 
 

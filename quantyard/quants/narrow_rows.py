@@ -33,7 +33,7 @@ def find_narrow_rows(quant: Quant, types_of: TypesOf) -> NarrowRows | None:
     found = narrow_rows_of_counts(quant, counts, type_counts_bits(counts))
     if found is None:
         return None
-    name, bits = _instead(quant, found, types_of) or (found.instead, 0.0)
+    name, bits = _quant_instead_of_narrow(quant, found, types_of) or (found.instead, 0.0)
     return found.model_copy(update={"instead": name, "instead_bits_per_weight": bits})
 
 
@@ -69,7 +69,7 @@ def type_counts_bits(counts: Mapping[str, int]) -> float:
     return sum(n * TYPE_BY_NAME[name].bits_per_weight for name, n in counts.items()) / max(1, sum(counts.values()))
 
 
-def _instead(quant: Quant, found: NarrowRows, types_of: TypesOf) -> tuple[str, float] | None:
+def _quant_instead_of_narrow(quant: Quant, found: NarrowRows, types_of: TypesOf) -> tuple[str, float] | None:
     """A quant of the promised size whose name is true on this model, and its bits per weight; None without one."""
     if found.instead == _NO_FIT:
         return _NO_FIT, type_counts_bits(types_of(find_quant(_NO_FIT)))

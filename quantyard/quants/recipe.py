@@ -68,23 +68,23 @@ class Recipe(Frozen):
                 check_tensor_pattern(pattern)
             except PatternProblem as problem:
                 raise ValueError(f"{problem.message} {problem.hint}") from problem
-        return {pattern: _type(kind) for pattern, kind in value.items()}
+        return {pattern: _recipe_type(kind) for pattern, kind in value.items()}
 
     @field_validator("output", "token_embedding")
     @classmethod
     def _is_a_type(cls, value: str | None) -> str | None:
-        return value if value is None else _type(value)
+        return value if value is None else _recipe_type(value)
 
     @model_validator(mode="after")
     def _changes_something_and_is_clear(self) -> Self:
         if not (self.tensors or self.output or self.token_embedding):
             raise ValueError(f"it changes nothing of {self.base}: name tensors, output or token_embedding")
-        if found := _contradiction(self.tensors):
+        if found := _recipe_contradiction(self.tensors):
             raise ValueError(found)
         return self
 
 
-def _type(text: str) -> str:
+def _recipe_type(text: str) -> str:
     """A tensor type in any case."""
     name = text.upper()
     if name in TYPES:
@@ -98,7 +98,7 @@ def _type(text: str) -> str:
     raise ValueError(f"{text!r} is {what}; {advice}")
 
 
-def _contradiction(types: dict[str, str]) -> str:
+def _recipe_contradiction(types: dict[str, str]) -> str:
     """Two contradicting patterns in a model of the usual kinds and 100 layers; "" if there are none."""
     try:
         resolve_tensor_patterns(

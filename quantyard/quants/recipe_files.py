@@ -50,7 +50,7 @@ def recipe_from_fields(value: Mapping[str, object], title: str) -> Recipe:
         recipe = Recipe.model_validate(value)
         base = find_quant(recipe.base)
     except ValidationError as error:
-        raise BadRequest(f"The recipe {title}: {_words(error)}.", _HINT) from error
+        raise BadRequest(f"The recipe {title}: {_recipe_error_words(error)}.", _HINT) from error
     except UnknownQuant as error:
         raise BadRequest(f"The recipe {title}: base: {error.message}", error.hint) from error
     if is_unquantized_type(base.name):
@@ -62,7 +62,7 @@ def recipe_from_fields(value: Mapping[str, object], title: str) -> Recipe:
     return recipe.model_copy(update={"base": base.name})
 
 
-def _words(error: ValidationError) -> str:
+def _recipe_error_words(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

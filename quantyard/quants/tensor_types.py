@@ -41,32 +41,32 @@ class TensorPlace:
 Holds = Callable[[TensorPlace], bool]
 
 
-def _first(part: int) -> Holds:
+def _is_in_first_part(part: int) -> Holds:
     return lambda p: p.i < p.n // part
 
 
-def _more(p: TensorPlace) -> bool:
+def _uses_more_bits(p: TensorPlace) -> bool:
     """llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between."""
     return p.i < p.n // 8 or p.i >= 7 * p.n // 8 or (p.i - p.n // 8) % 3 == 2
 
 
-def _always(_: TensorPlace) -> bool:
+def _in_every_place(_: TensorPlace) -> bool:
     return True
 
 
-def _gqa4(p: TensorPlace) -> bool:
+def _has_gqa_of_4(p: TensorPlace) -> bool:
     return p.gqa >= 4
 
 
-def _eight(p: TensorPlace) -> bool:
+def _has_eight_experts(p: TensorPlace) -> bool:
     return p.experts == 8
 
 
-def _plain(p: TensorPlace) -> bool:
+def _is_plain_architecture(p: TensorPlace) -> bool:
     return not p.falcon and p.experts != 8
 
 
-def _middle(p: TensorPlace) -> bool:
+def _is_in_middle_layers(p: TensorPlace) -> bool:
     return p.n // 8 <= p.i < 7 * p.n // 8
 
 
@@ -76,58 +76,58 @@ NOT_LOW = tuple(quant.name for quant in QUANTS if quant.name not in LOW)
 # To follow a change of llama.cpp's mixtures: change the rows. (quants, category, condition, type): the first row for a
 # quant and category whose condition holds decides; without one, the tensor gets the quant's base type.
 RULES: tuple[tuple[tuple[str, ...], str, Holds, str], ...] = (
-    (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _always, "Q2_K"),
-    (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _always, "IQ3_S"),
-    (("TQ1_0", "TQ2_0", "Q2_0"), "embed", _always, "Q4_K"),
+    (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _in_every_place, "Q2_K"),
+    (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _in_every_place, "IQ3_S"),
+    (("TQ1_0", "TQ2_0", "Q2_0"), "embed", _in_every_place, "Q4_K"),
     (LOW, "v", lambda p: p.gqa >= 4 or p.experts >= 4, "Q4_K"),
-    (("IQ2_S", "IQ2_M"), "v", _always, "IQ3_S"),
-    (LOW, "v", _always, "Q2_K"),
-    (LOW, "k", _eight, "Q4_K"),
-    (("IQ2_S", "IQ2_M"), "down", _first(8), "IQ3_S"),
-    (LOW, "down", _first(8), "Q2_K"),
-    (LOW, "attn_out", _eight, "Q5_K"),
-    (("IQ1_S", "IQ1_M"), "attn_out", _always, "IQ2_XXS"),
-    (("IQ2_S", "IQ2_M"), "attn_out", _always, "IQ3_S"),
-    (NOT_LOW, "v", _eight, "Q8_0"),
-    (("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "v", _gqa4, "Q4_K"),
-    (("Q2_K",), "v", _always, "Q3_K"),
+    (("IQ2_S", "IQ2_M"), "v", _in_every_place, "IQ3_S"),
+    (LOW, "v", _in_every_place, "Q2_K"),
+    (LOW, "k", _has_eight_experts, "Q4_K"),
+    (("IQ2_S", "IQ2_M"), "down", _is_in_first_part(8), "IQ3_S"),
+    (LOW, "down", _is_in_first_part(8), "Q2_K"),
+    (LOW, "attn_out", _has_eight_experts, "Q5_K"),
+    (("IQ1_S", "IQ1_M"), "attn_out", _in_every_place, "IQ2_XXS"),
+    (("IQ2_S", "IQ2_M"), "attn_out", _in_every_place, "IQ3_S"),
+    (NOT_LOW, "v", _has_eight_experts, "Q8_0"),
+    (("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "v", _has_gqa_of_4, "Q4_K"),
+    (("Q2_K",), "v", _in_every_place, "Q3_K"),
     (("IQ3_XXS",), "v", lambda p: not p.imatrix, "IQ3_S"),
     (("Q3_K_M",), "v", lambda p: p.i < 2, "Q5_K"),
-    (("Q3_K_M", "IQ3_M"), "v", _always, "Q4_K"),
-    (("Q3_K_L",), "v", _always, "Q5_K"),
-    (("IQ4_NL", "IQ4_XS"), "v", _gqa4, "Q5_K"),
-    (("Q4_K_M", "Q5_K_M"), "v", _more, "Q6_K"),
+    (("Q3_K_M", "IQ3_M"), "v", _in_every_place, "Q4_K"),
+    (("Q3_K_L",), "v", _in_every_place, "Q5_K"),
+    (("IQ4_NL", "IQ4_XS"), "v", _has_gqa_of_4, "Q5_K"),
+    (("Q4_K_M", "Q5_K_M"), "v", _uses_more_bits, "Q6_K"),
     (("Q4_K_S",), "v", lambda p: p.i < 4, "Q5_K"),
-    (NOT_LOW, "k", _eight, "Q8_0"),
-    (("IQ3_XS",), "k", _always, "IQ3_XXS"),
-    (("IQ3_XXS",), "k", _always, "IQ2_S"),
-    (("IQ3_XS",), "q", _always, "IQ3_XXS"),
-    (("IQ3_XXS",), "q", _always, "IQ2_S"),
-    (("Q2_K",), "down", _always, "Q3_K"),
-    (("Q2_K_S",), "down", _first(8), "Q4_K"),
-    (("IQ3_XXS",), "down", lambda p: not p.imatrix and _first(8)(p), "Q4_K"),
+    (NOT_LOW, "k", _has_eight_experts, "Q8_0"),
+    (("IQ3_XS",), "k", _in_every_place, "IQ3_XXS"),
+    (("IQ3_XXS",), "k", _in_every_place, "IQ2_S"),
+    (("IQ3_XS",), "q", _in_every_place, "IQ3_XXS"),
+    (("IQ3_XXS",), "q", _in_every_place, "IQ2_S"),
+    (("Q2_K",), "down", _in_every_place, "Q3_K"),
+    (("Q2_K_S",), "down", _is_in_first_part(8), "Q4_K"),
+    (("IQ3_XXS",), "down", lambda p: not p.imatrix and _is_in_first_part(8)(p), "Q4_K"),
     (("IQ3_XXS",), "down", lambda p: not p.imatrix, "Q3_K"),
-    (("Q3_K_M",), "down", _first(16), "Q5_K"),
-    (("Q3_K_M",), "down", lambda p: not p.falcon or _more(p), "Q4_K"),
-    (("IQ3_M",), "down", lambda p: _first(8)(p) or (_eight(p) and _more(p)), "Q4_K"),
+    (("Q3_K_M",), "down", _is_in_first_part(16), "Q5_K"),
+    (("Q3_K_M",), "down", lambda p: not p.falcon or _uses_more_bits(p), "Q4_K"),
+    (("IQ3_M",), "down", lambda p: _is_in_first_part(8)(p) or (_has_eight_experts(p) and _uses_more_bits(p)), "Q4_K"),
     (("Q3_K_L",), "down", lambda p: p.falcon, "Q4_K"),
-    (("Q3_K_L",), "down", _always, "Q5_K"),
-    (("Q4_K_M",), "down", lambda p: _first(16)(p) if p.falcon else _more(p), "Q6_K"),
-    (("Q4_K_M",), "down", lambda p: p.falcon and _more(p), "Q5_K"),
-    (("IQ4_NL", "IQ4_XS"), "down", lambda p: not p.imatrix and _first(8)(p), "Q5_K"),
-    (("Q5_K_M",), "down", _more, "Q6_K"),
-    (("Q4_K_S",), "down", lambda p: not p.falcon and _first(8)(p), "Q5_K"),
-    (("Q4_0",), "down", lambda p: p.imatrix and _first(8)(p), "Q4_1"),
-    (("Q5_0",), "down", lambda p: p.imatrix and _first(8)(p), "Q5_1"),
+    (("Q3_K_L",), "down", _in_every_place, "Q5_K"),
+    (("Q4_K_M",), "down", lambda p: _is_in_first_part(16)(p) if p.falcon else _uses_more_bits(p), "Q6_K"),
+    (("Q4_K_M",), "down", lambda p: p.falcon and _uses_more_bits(p), "Q5_K"),
+    (("IQ4_NL", "IQ4_XS"), "down", lambda p: not p.imatrix and _is_in_first_part(8)(p), "Q5_K"),
+    (("Q5_K_M",), "down", _uses_more_bits, "Q6_K"),
+    (("Q4_K_S",), "down", lambda p: not p.falcon and _is_in_first_part(8)(p), "Q5_K"),
+    (("Q4_0",), "down", lambda p: p.imatrix and _is_in_first_part(8)(p), "Q4_1"),
+    (("Q5_0",), "down", lambda p: p.imatrix and _is_in_first_part(8)(p), "Q5_1"),
     (("Q3_K_L",), "attn_out", lambda p: p.falcon, "Q4_K"),
-    (("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M"), "attn_out", _eight, "Q5_K"),
-    (("IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "attn_out", _eight, "Q5_K"),
-    (("Q2_K",), "attn_out", _plain, "Q3_K"),
-    (("IQ3_XXS",), "attn_out", _plain, "IQ3_S"),
-    (("Q3_K_M", "IQ3_M"), "attn_out", _plain, "Q4_K"),
-    (("Q3_K_L",), "attn_out", _plain, "Q5_K"),
-    (("IQ3_XS",), "gate", _middle, "IQ3_XXS"),
-    (("IQ3_XS",), "up", _middle, "IQ3_XXS"),
+    (("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M"), "attn_out", _has_eight_experts, "Q5_K"),
+    (("IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "attn_out", _has_eight_experts, "Q5_K"),
+    (("Q2_K",), "attn_out", _is_plain_architecture, "Q3_K"),
+    (("IQ3_XXS",), "attn_out", _is_plain_architecture, "IQ3_S"),
+    (("Q3_K_M", "IQ3_M"), "attn_out", _is_plain_architecture, "Q4_K"),
+    (("Q3_K_L",), "attn_out", _is_plain_architecture, "Q5_K"),
+    (("IQ3_XS",), "gate", _is_in_middle_layers, "IQ3_XXS"),
+    (("IQ3_XS",), "up", _is_in_middle_layers, "IQ3_XXS"),
 )
 
 
@@ -149,7 +149,7 @@ def quant_tensor_type(quant: Quant, category: str, row_length: int, place: Tenso
         wanted = "MXFP4" if place.is_expert else "Q8_0"
     else:
         wanted = _mixed_type(quant.name, base, category, place)
-    return _fitting(wanted, row_length)
+    return _type_fitting_row(wanted, row_length)
 
 
 def _mixed_type(name: str, base: str, category: str, place: TensorPlace) -> str:
@@ -166,7 +166,7 @@ def _output_type(name: str, base: str, row_length: int, place: TensorPlace) -> s
     return "Q5_K" if name in LOW or name == "IQ3_XXS" else "Q6_K"
 
 
-def _fitting(kind: str, row_length: int) -> str:
+def _type_fitting_row(kind: str, row_length: int) -> str:
     if row_length % BLOCKS[kind][0] == 0:
         return kind
     if kind not in FALLBACKS and BLOCKS[kind][0] > 32:

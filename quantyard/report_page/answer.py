@@ -59,7 +59,7 @@ def page_answer(
     why = (why_file_sentence(choice, report.baseline), less_memory_sentence(choice))
     return PageAnswer(
         next(file.number for file in files if file.label == label), label, file_cost_sentence(choice.best.found),
-        tuple(sentence for sentence in why if sentence), page_address(record), _command(record, label, place),
+        tuple(sentence for sentence in why if sentence), page_address(record), _page_command(record, label, place),
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def page_address(record: QuantRecord | None) -> str:
     return quote(record.files[0].path) if record else ""
 
 
-def _command(record: QuantRecord, label: str, place: HubPlace) -> str:
+def _page_command(record: QuantRecord, label: str, place: HubPlace) -> str:
     if place.repo_id and not place.branch and _SAFE_WORD.fullmatch(label):
         token = "HF_TOKEN=hf_xxx " if place.closed else ""
         return f"{token}llama-server -hf {shlex.quote(place.repo_id)}:{label}"
@@ -86,7 +86,7 @@ def page_figures(manifest: Manifest, files: Sequence[PageFile], taken: str) -> t
     """A row for each file but the baseline."""
     return tuple(
         PageFigures(file.number, file.label, page_address(manifest.quants.get(file.label)),
-                    tuple(_figures(manifest, file)), is_taken=file.label == taken,
+                    tuple(_page_answer_figures(manifest, file)), is_taken=file.label == taken,
                     name_note=_name_note(manifest, file.label))
         for file in files if not file.is_baseline
     )  # fmt: skip
@@ -97,18 +97,18 @@ def _name_note(manifest: Manifest, label: str) -> str:
     return record.narrow_rows.sentence if record and record.narrow_rows else ""
 
 
-def _figures(manifest: Manifest, file: PageFile) -> Iterator[tuple[str, str]]:
+def _page_answer_figures(manifest: Manifest, file: PageFile) -> Iterator[tuple[str, str]]:
     yield numbers.format_file_size(file.size_bytes), "size"
     if file.divergence and file.divergence.top1_agreement:
         yield numbers.format_percent(file.divergence.top1_agreement.value), "same top token"
     if change := ppl_change_interval(file.divergence):
         yield numbers.format_change(change.value), "perplexity"
-    yield from _memory(manifest, file)
+    yield from _page_answer_memory(manifest, file)
     if file.speed:
         yield numbers.format_tokens_per_s(file.speed.generated_tokens_per_s), "tokens/s"
 
 
-def _memory(manifest: Manifest, file: PageFile) -> Iterator[tuple[str, str]]:
+def _page_answer_memory(manifest: Manifest, file: PageFile) -> Iterator[tuple[str, str]]:
     """At each context whose memory is known; else the measured peak."""
     record = manifest.quants.get(file.label)
     if file.speed is None:

@@ -57,12 +57,14 @@ def render_report_page(manifest: Manifest, suite: str, place: HubPlace = _NOWHER
         raise BadRequest(message, f"Measure it: make eval MODEL=… QUANT=… SUITE={suite}")
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     files = page_files(manifest, report)
-    template = _environment().get_template("report.html.jinja")
-    content = _content(manifest, report, files, place)
-    return template.render(content, css=css, script=script, policy=_policy(css, script))
+    template = _page_environment().get_template("report.html.jinja")
+    content = _page_content(manifest, report, files, place)
+    return template.render(content, css=css, script=script, policy=_page_security_policy(css, script))
 
 
-def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...], place: HubPlace) -> dict[str, Any]:
+def _page_content(
+    manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...], place: HubPlace
+) -> dict[str, Any]:
     compared = any(m.comparisons for m in report.measurements)
     first = headline_scores(report.suite, [c for m in report.measurements for c in m.comparisons])
     answer = page_answer(manifest, report, files, place)
@@ -86,27 +88,27 @@ def _content(manifest: Manifest, report: EvalReport, files: tuple[PageFile, ...]
 
 
 @cache
-def _environment() -> Environment:
+def _page_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_seen,
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_page_text_seen,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
 
 
-def _seen(value: Any) -> Any:
+def _page_text_seen(value: Any) -> Any:
     """Text of the manifest without unprintable characters; the template's own markup is unchanged."""
     return replace_unprintable(value, _UNSEEN) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _policy(css: str, script: str) -> str:
+def _page_security_policy(css: str, script: str) -> str:
     """Allows our style and script by their hashes; no connection, frame, form, plug-in or base URL."""
     return (
-        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        f"default-src 'none'; style-src '{_page_policy_hash(css)}'; script-src '{_page_policy_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 
-def _hash(text: str) -> str:
+def _page_policy_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

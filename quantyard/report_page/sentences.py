@@ -29,17 +29,17 @@ def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str],
         ("Licence", f"{licence} ({source.card.license_name})" if source.card.license_name else licence),
         ("Computation", " ".join(found.finding for found in manifest.twins.values())),
         ("Suite", f"{suite.name}. {suite.description}".strip() if suite.description else suite.name),
-        ("Questions", _asked(report)),
+        ("Questions", _page_suite_sentence(report)),
         ("Text", _text_read(report)),
         ("Seed", str(suite.seed)),
         ("Duration", format_duration(report.duration_s) if report.duration_s else ""),
-        ("Hardware", _listed(report.hardware)),
-        ("Versions", _listed(report.versions)),
+        ("Hardware", _page_listed_versions(report.hardware)),
+        ("Versions", _page_listed_versions(report.versions)),
     )
     return tuple((name, value) for name, value in found if value)
 
 
-def _asked(report: EvalReport) -> str:
+def _page_suite_sentence(report: EvalReport) -> str:
     if not report.n_questions:
         return ""
     template = ", in the model's chat template" if report.suite.apply_chat_template else ""
@@ -51,31 +51,32 @@ def _text_read(report: EvalReport) -> str:
     return f"{format_count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
 
 
-def _listed(items: Mapping[str, object]) -> str:
+def _page_listed_versions(items: Mapping[str, object]) -> str:
     return ", ".join(format_fact(key, value) for key, value in items.items())
 
 
 def page_notes(manifest: Manifest, files: Sequence[PageFile]) -> dict[int, tuple[str, ...]]:
     """Number of each file beside the baseline → what its figures do not tell: verdicts, speed, API test, limits."""
     baseline = next(s for s in files if s.is_baseline)
-    return {s.number: _notes(manifest, s, baseline) for s in files if not s.is_baseline}
+    return {s.number: _page_file_notes(manifest, s, baseline) for s in files if not s.is_baseline}
 
 
-def _notes(manifest: Manifest, s: PageFile, baseline: PageFile) -> tuple[str, ...]:
+def _page_file_notes(manifest: Manifest, s: PageFile, baseline: PageFile) -> tuple[str, ...]:
     if s.found is None:
         return ("Not measured with this suite.",)
-    parts = (_size(s, baseline), _verdicts(s), pace_sentence(s.speed, baseline.speed, baseline.label), _contract(s),
-             _limits(manifest, s))  # fmt: skip
+    pace = pace_sentence(s.speed, baseline.speed, baseline.label)
+    parts = (_page_size_sentence(s, baseline), _page_verdicts_sentence(s), pace, _page_contract_sentence(s),
+             _page_limits_sentence(manifest, s))  # fmt: skip
     return tuple(part for part in parts if part)
 
 
-def _size(s: PageFile, baseline: PageFile) -> str:
+def _page_size_sentence(s: PageFile, baseline: PageFile) -> str:
     if not (s.size_bytes and baseline.size_bytes):
         return ""
     return f"{format_rough_percent(s.size_bytes / baseline.size_bytes)} of the size of {baseline.label}."
 
 
-def _verdicts(s: PageFile) -> str:
+def _page_verdicts_sentence(s: PageFile) -> str:
     """Counts every comparison of the table."""
     counts = Counter(c.verdict for c in s.found.comparisons) if s.found else Counter()
     total = sum(counts.values())
@@ -83,7 +84,7 @@ def _verdicts(s: PageFile) -> str:
     return f"Of {total} comparison{'s' * (total != 1)}: {told}." if total else ""
 
 
-def _contract(s: PageFile) -> str:
+def _page_contract_sentence(s: PageFile) -> str:
     if s.contract is None:
         return ""
     failed = s.contract.with_status("failed")
@@ -91,7 +92,7 @@ def _contract(s: PageFile) -> str:
     return f"The API test fails {len(failed)} checks: {names}." if failed else "It passes the API test."
 
 
-def _limits(manifest: Manifest, s: PageFile) -> str:
+def _page_limits_sentence(manifest: Manifest, s: PageFile) -> str:
     found = [r for r in manifest.gate.results if r.quant == s.label] if manifest.gate else []
     missed = "; ".join(missed_limit(r) for r in found if r.outcome == "failed")
     return f"{limits_sentence(found)}.{f' Missed: {missed}.' if missed else ''}" if found else ""

@@ -126,15 +126,15 @@ def _limits_of(manifest: Manifest, label: str) -> tuple[BudgetResult, ...]:
     return tuple(r for r in results if r.quant == label and r.outcome != "not judged")
 
 
-def _name(s: PageFile) -> PageCell:
+def _page_name_cell(s: PageFile) -> PageCell:
     return PageCell(s.label, "baseline" if s.is_baseline else "", s.label, kind="name")
 
 
-def _size(s: PageFile) -> PageCell:
+def _page_size_cell(s: PageFile) -> PageCell:
     return PageCell(numbers.format_file_size(s.size_bytes), sort=s.size_bytes or None)
 
 
-def _bits(s: PageFile) -> PageCell:
+def _page_bits_cell(s: PageFile) -> PageCell:
     return (
         PageCell(numbers.format_bits_per_weight(s.bits_per_weight), sort=s.bits_per_weight)
         if s.bits_per_weight
@@ -142,7 +142,7 @@ def _bits(s: PageFile) -> PageCell:
     )
 
 
-def _similarity(figure: SimilarityFigure) -> Callable[[PageFile], PageCell]:
+def _page_similarity_cell(figure: SimilarityFigure) -> Callable[[PageFile], PageCell]:
     def cell(s: PageFile) -> PageCell:
         found = s.found.similarity if s.found else None
         return PageCell(figure.shown(found), sort=figure.value(found) if found else None)
@@ -150,12 +150,12 @@ def _similarity(figure: SimilarityFigure) -> Callable[[PageFile], PageCell]:
     return cell
 
 
-def _perplexity(s: PageFile) -> PageCell:
+def _page_perplexity_cell(s: PageFile) -> PageCell:
     d = s.divergence
     return PageCell(numbers.format_perplexity(d.perplexity.value), sort=d.perplexity.value) if d else _EMPTY
 
 
-def _change(s: PageFile) -> PageCell:
+def _page_ppl_change_cell(s: PageFile) -> PageCell:
     change = ppl_change_interval(s.divergence)
     if change is None:
         return _EMPTY
@@ -163,7 +163,7 @@ def _change(s: PageFile) -> PageCell:
     return PageCell(written.value, written.ends, change.value)
 
 
-def _mean_kld(s: PageFile) -> PageCell:
+def _page_mean_kld_cell(s: PageFile) -> PageCell:
     found = s.divergence.mean_kld if s.divergence else None
     return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
 
@@ -173,24 +173,24 @@ def _p99_kld(s: PageFile) -> PageCell:
     return PageCell(numbers.format_kld(found), sort=found) if found is not None else _EMPTY
 
 
-def _top1(s: PageFile) -> PageCell:
+def _page_top1_cell(s: PageFile) -> PageCell:
     found = s.divergence.top1_agreement if s.divergence else None
     return PageCell(numbers.format_percent(found.value), sort=found.value) if found else _EMPTY
 
 
-def _prompt(s: PageFile) -> PageCell:
-    return _rate(s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
+def _page_prompt_speed_cell(s: PageFile) -> PageCell:
+    return _page_rate_cell(s.speed.prompt_tokens_per_s) if s.speed else _EMPTY
 
 
-def _generation(s: PageFile) -> PageCell:
-    return _rate(s.speed.generated_tokens_per_s) if s.speed else _EMPTY
+def _page_generation_speed_cell(s: PageFile) -> PageCell:
+    return _page_rate_cell(s.speed.generated_tokens_per_s) if s.speed else _EMPTY
 
 
-def _rate(tokens_per_s: float) -> PageCell:
+def _page_rate_cell(tokens_per_s: float) -> PageCell:
     return PageCell(numbers.format_tokens_per_s(tokens_per_s), sort=tokens_per_s)
 
 
-def _memory(s: PageFile) -> PageCell:
+def _page_memory_cell(s: PageFile) -> PageCell:
     return (
         PageCell(numbers.format_memory(s.speed.peak_memory_bytes), sort=s.speed.peak_memory_bytes)
         if s.speed
@@ -198,7 +198,7 @@ def _memory(s: PageFile) -> PageCell:
     )
 
 
-def _schemas(s: PageFile) -> PageCell:
+def _page_schemas_cell(s: PageFile) -> PageCell:
     found = s.contract.schemas if s.contract else None
     if found is None:
         return _EMPTY
@@ -206,7 +206,7 @@ def _schemas(s: PageFile) -> PageCell:
     return PageCell(rate.value, rate.ends, found.rate)
 
 
-def _contract(s: PageFile) -> PageCell:
+def _page_contract_cell(s: PageFile) -> PageCell:
     if s.contract is None:
         return PageCell(DASH, kind="text")
     failed, aside = len(s.contract.with_status("failed")), len(s.contract.with_status("not supported"))
@@ -215,7 +215,7 @@ def _contract(s: PageFile) -> PageCell:
     return PageCell(status, note, status, MARK_OF[status], "text")
 
 
-def _gate(s: PageFile) -> PageCell:
+def _page_gate_cell(s: PageFile) -> PageCell:
     """How many limits are met; the mark is that of the worst outcome."""
     found = {result.outcome for result in s.limits}
     worst: Outcome | None = next((outcome for outcome in OUTCOMES if outcome in found), None)
@@ -228,24 +228,26 @@ def _gate(s: PageFile) -> PageCell:
 
 # To add a column: add a row. A column with only dashes is left out.
 _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ...]] = (
-    (PageColumn("File", "quantization type of the file", "name"), _name),
-    (PageColumn("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _size),
-    (PageColumn("Bits/weight", "mean over all tensors", group="Weight"), _bits),
-    *((PageColumn(figure.name, figure.help, group="Similarity"), _similarity(figure)) for figure in SIMILARITY_FIGURES),
-    (PageColumn("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _perplexity),
+    (PageColumn("File", "quantization type of the file", "name"), _page_name_cell),
+    (PageColumn("Size", "size of the file, 1 GB = 10⁹ bytes", group="Weight"), _page_size_cell),
+    (PageColumn("Bits/weight", "mean over all tensors", group="Weight"), _page_bits_cell),
+    *((PageColumn(figure.name, figure.help, group="Similarity"), _page_similarity_cell(figure))
+        for figure in SIMILARITY_FIGURES),
+    (PageColumn("PPL", "perplexity, by llama-perplexity's definition", group="Divergence"), _page_perplexity_cell),
     (PageColumn("ΔPPL", "change of perplexity against the baseline, with its 95 % interval", group="Divergence"),
-        _change),
-    (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"), _mean_kld),
+        _page_ppl_change_cell),
+    (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"),
+        _page_mean_kld_cell),
     (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
-        _top1),
-    (PageColumn("Prompt", "prompt tokens per second", group="Tokens / s"), _prompt),
-    (PageColumn("Generation", "generated tokens per second", group="Tokens / s"), _generation),
-    (PageColumn("Peak", "resident memory, mapped weights included", group="Memory"), _memory),
+        _page_top1_cell),
+    (PageColumn("Prompt", "prompt tokens per second", group="Tokens / s"), _page_prompt_speed_cell),
+    (PageColumn("Generation", "generated tokens per second", group="Tokens / s"), _page_generation_speed_cell),
+    (PageColumn("Peak", "resident memory, mapped weights included", group="Memory"), _page_memory_cell),
     (PageColumn("Schemas", "answers that conform to their JSON schema, with the 95 % interval", group="Served"),
-     _schemas),
-    (PageColumn("API test", "outcome of the API test", "text", "Served"), _contract),
-    (PageColumn("Limits", "quality limits; they depend on the type of the file", "text"), _gate),
+     _page_schemas_cell),
+    (PageColumn("API test", "outcome of the API test", "text", "Served"), _page_contract_cell),
+    (PageColumn("Limits", "quality limits; they depend on the type of the file", "text"), _page_gate_cell),
 )  # fmt: skip
 
 

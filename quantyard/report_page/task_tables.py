@@ -26,19 +26,19 @@ def page_tasks_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable
         PageColumn("Δ", "difference in percentage points (perplexities: in %), with the 95 % interval"),
         PageColumn("Verdict", "the conclusion from the interval", "text"),
     )  # fmt: skip
-    rows = tuple(row for s in files for row in _rows(s))
+    rows = tuple(row for s in files for row in _page_task_rows(s))
     return PageTable("tasks", "Every task beside the baseline", columns, rows)
 
 
-def _rows(s: PageFile) -> Iterator[PageRow]:
+def _page_task_rows(s: PageFile) -> Iterator[PageRow]:
     if s.found is None:
         return
     compared = {(c.task, c.metric) for c in s.found.comparisons}
     for c in s.found.comparisons:
-        yield PageRow(s.number, (_text(s.label, "name"), *_comparison_cells(c)), c.verdict)
+        yield PageRow(s.number, (_page_text_cell(s.label, "name"), *_page_comparison_cells(c)), c.verdict)
     for score in s.found.scores:
         if not s.is_baseline and (score.task, score.metric) not in compared:
-            yield PageRow(s.number, (_text(s.label, "name"), *_score_cells(score)), _NOT_COMPARED)
+            yield PageRow(s.number, (_page_text_cell(s.label, "name"), *_page_score_cells(score)), _NOT_COMPARED)
 
 
 def page_scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTable:
@@ -51,17 +51,18 @@ def page_scores_table(report: EvalReport, files: Sequence[PageFile]) -> PageTabl
     baseline = next(s for s in files if s.is_baseline)
     rows = tuple(
         PageRow(baseline.number,
-            (_text(baseline.label, "name"), _text(s.task), _text(s.metric), _count(s.n), _score(s)))
+            (_page_text_cell(baseline.label, "name"), _page_text_cell(s.task), _page_text_cell(s.metric),
+             _page_count_cell(s.n), _page_score_cell(s)))
         for s in report.measurements[0].scores
     )  # fmt: skip
     return PageTable("tasks", "Scores of the baseline", columns, rows)
 
 
-def _comparison_cells(c: Comparison) -> tuple[PageCell, ...]:
+def _page_comparison_cells(c: Comparison) -> tuple[PageCell, ...]:
     kind = score_metric_kind(c)
     delta = numbers.format_delta_interval(c.delta, kind)
     return (
-        _text(c.task), _text(c.metric), _count(c.n),
+        _page_text_cell(c.task), _page_text_cell(c.metric), _page_count_cell(c.n),
         PageCell(numbers.format_metric_value(c.baseline, kind), sort=c.baseline),
         PageCell(numbers.format_metric_value(c.value, kind), sort=c.value),
         PageCell(delta.value, delta.ends, c.delta.value),
@@ -69,19 +70,22 @@ def _comparison_cells(c: Comparison) -> tuple[PageCell, ...]:
     )  # fmt: skip
 
 
-def _score_cells(s: Score) -> tuple[PageCell, ...]:
+def _page_score_cells(s: Score) -> tuple[PageCell, ...]:
     verdict = PageCell(_NOT_COMPARED, "no single questions to pair", len(VERDICTS), MARK_OF["no signal"], "text")
-    return _text(s.task), _text(s.metric), _count(s.n), PageCell(DASH), _score(s), PageCell(DASH), verdict
+    return (
+        _page_text_cell(s.task), _page_text_cell(s.metric), _page_count_cell(s.n),
+        PageCell(DASH), _page_score_cell(s), PageCell(DASH), verdict,
+    )  # fmt: skip
 
 
-def _text(text: str, kind: str = "text") -> PageCell:
+def _page_text_cell(text: str, kind: str = "text") -> PageCell:
     return PageCell(text, sort=text, kind=kind)
 
 
-def _count(n: int) -> PageCell:
+def _page_count_cell(n: int) -> PageCell:
     return PageCell(numbers.format_count(n), sort=n)
 
 
-def _score(s: Score) -> PageCell:
+def _page_score_cell(s: Score) -> PageCell:
     written = numbers.format_score_interval(s.result, score_metric_kind(s))
     return PageCell(written.value, written.ends, s.result.value)

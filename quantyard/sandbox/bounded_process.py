@@ -67,9 +67,9 @@ def sandbox_exit_words(exit_code: int, memory_bytes: int = MEMORY_BYTES, cpu_s: 
 def sandbox_this_process(cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
     """Let this process go on for so many seconds of CPU time, and take so much more memory than it has."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + cpu_s)
-    _lower(resource.RLIMIT_DATA, _data_bytes() + memory_bytes)
-    _lower(resource.RLIMIT_CORE, 0)  # one that crashes leaves no file
+    _lower_process_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + cpu_s)
+    _lower_process_limit(resource.RLIMIT_DATA, _data_bytes() + memory_bytes)
+    _lower_process_limit(resource.RLIMIT_CORE, 0)  # one that crashes leaves no file
 
 
 def sandbox_grant_cpu_time(pid: int, cpu_s: int = CPU_S) -> None:
@@ -81,7 +81,7 @@ def sandbox_grant_cpu_time(pid: int, cpu_s: int = CPU_S) -> None:
         resource.prlimit(pid, resource.RLIMIT_CPU, (int(used) + cpu_s, hard))
 
 
-def _lower(kind: int, value: int) -> None:
+def _lower_process_limit(kind: int, value: int) -> None:
     """The soft limit alone: the next question raises that of the time again."""
     hard = resource.getrlimit(kind)[1]
     with suppress(OSError, ValueError):  # macOS knows some of them by name only
@@ -149,7 +149,7 @@ class SandboxWorker:
         line = json.dumps(question).encode() + b"\n"
         try:
             with self._budget.one_more():
-                answer = json.loads(_exchange(process, line, time.monotonic() + clock_s))
+                answer = json.loads(_exchange_line_with_process(process, line, time.monotonic() + clock_s))
         except (OSError, ValueError) as error:  # the process has ended
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
@@ -168,7 +168,7 @@ class SandboxWorker:
         return self._process
 
 
-def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:
+def _exchange_line_with_process(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:
     """Send a line, and return the one that comes back."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -187,10 +187,10 @@ def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) ->
     return b"".join(parts)
 
 
-def _run(cpu_s: int, memory_bytes: int, argv: Sequence[str]) -> None:
+def _run_bounded(cpu_s: int, memory_bytes: int, argv: Sequence[str]) -> None:
     sandbox_this_process(cpu_s, memory_bytes)
     os.execv(argv[0], list(argv))  # noqa: S606  (no shell is needed)
 
 
 if __name__ == "__main__":
-    _run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    _run_bounded(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

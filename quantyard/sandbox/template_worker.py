@@ -41,7 +41,7 @@ def sandboxed_jinja() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     sandbox.filters["tojson"] = _to_json
-    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    sandbox.globals |= {"raise_exception": _refuse_from_template, "strftime_now": _template_time_now}
     return sandbox
 
 
@@ -51,15 +51,15 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
+def _refuse_from_template(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _now(layout: str) -> str:
+def _template_time_now(layout: str) -> str:
     return datetime.now().strftime(layout)  # noqa: DTZ005  (local time, as transformers has it)
 
 
-def _answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
+def _template_answer(state: dict[str, Any], question: dict[str, Any]) -> dict[str, str]:
     try:
         if "template" in question:
             state.update(question)
@@ -82,7 +82,7 @@ def main() -> None:
     state: dict[str, Any] = {}
     for line in sys.stdin:
         _BOUNDED["sandbox_this_process"](cpu_s)
-        sys.stdout.write(json.dumps(_answer(state, json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(_template_answer(state, json.loads(line))) + "\n")
         sys.stdout.flush()
 
 

@@ -53,14 +53,14 @@ def decide_served_context(
         parallel: requests at once, at most.
     """
     memory = available_memory_bytes() if memory_bytes is None else memory_bytes
-    needs = _Needs(list(filter(None, map(_header, files))), memory)
+    needs = _Needs(list(filter(None, map(_header_of_served_file, files))), memory)
     most = max(1, min(KEPT, len(files)))
-    kept = _largest(most, lambda n: needs.has_room(n, context_size, parallel))
-    slots = _largest(parallel, lambda n: (context_size or needs.context(kept, n)) >= needs.useful(n))
+    kept = _largest_context_that_fits(most, lambda n: needs.has_room(n, context_size, parallel))
+    slots = _largest_context_that_fits(parallel, lambda n: (context_size or needs.context(kept, n)) >= needs.useful(n))
     return ServedContext(context_size or max(needs.context(kept, slots), MIN_CONTEXT), slots, kept)
 
 
-def _largest(most: int, is_enough: Callable[[int], bool]) -> int:
+def _largest_context_that_fits(most: int, is_enough: Callable[[int], bool]) -> int:
     """The largest number from `most` down for which it holds, or 1."""
     return next((n for n in range(most, 1, -1) if is_enough(n)), 1)
 
@@ -108,7 +108,7 @@ class _Needs:
         return sum(sorted(caches, reverse=True)[:kept]) if tokens else 0
 
 
-def _header(path: Path) -> GgufHeader | None:
+def _header_of_served_file(path: Path) -> GgufHeader | None:
     """None: llama.cpp will say what is wrong with the file."""
     with suppress(GgufError, OSError):
         return read_gguf_model(path)

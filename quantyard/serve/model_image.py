@@ -76,14 +76,14 @@ def build_served_image(
     Raises:
         EngineError: the image cannot be built or pushed.
     """
-    attests = push and _attests(repo_dir)
+    attests = push and _can_builder_attest(repo_dir)
     env = bake_image_environment(repo_dir, "server", base_digest, settings) | {
         "IMAGE_TAG": image.revision[:12], "MODEL_NAME": image.name, "MODEL_TAG": image.tag, "SOURCE": image.source,
         "REVISION": image.revision, "QUANT": image.quant, "SHA256": image.sha256, "LICENSE": image.license,
     }
-    with _context(image) as folder:
+    with _image_build_context(image) as folder:
         # Newer buildx requires permission to read folders outside the project.
-        allow = ["--allow", f"fs.read={folder}"] if "--allow" in _output(repo_dir, *BAKE, "--help") else []
+        allow = ["--allow", f"fs.read={folder}"] if "--allow" in _docker_build_output(repo_dir, *BAKE, "--help") else []
         how = ["--push", "--sbom=true", "--provenance=mode=max"] if attests else ["--load"]
         argv = [*BAKE, *allow, *how, "served-model"]
         run_docker(repo_dir, argv, env | {"GGUF": str(folder)}, f"{image.tag} could not be built")
@@ -92,7 +92,7 @@ def build_served_image(
 
 
 @contextmanager
-def _context(image: ModelImage) -> Iterator[Path]:
+def _image_build_context(image: ModelImage) -> Iterator[Path]:
     """A folder that contains only the GGUF and its projector, next to them so that hard links are possible."""
     folder = Path(tempfile.mkdtemp(prefix=".image-", dir=image.gguf.parent))
     files = {"model.gguf": image.gguf} | ({"mmproj.gguf": image.projector} if image.projector else {})
@@ -107,12 +107,12 @@ def _context(image: ModelImage) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attests(repo_dir: Path) -> bool:
+def _can_builder_attest(repo_dir: Path) -> bool:
     """Whether the builder can attach attestations; the daemon's builder (driver `docker`) cannot."""
-    said = _output(repo_dir, "docker", "buildx", "inspect")
+    said = _docker_build_output(repo_dir, "docker", "buildx", "inspect")
     return bool(said) and not re.search(r"^Driver:\s+docker$", said, re.MULTILINE)
 
 
-def _output(repo_dir: Path, *argv: str) -> str:
+def _docker_build_output(repo_dir: Path, *argv: str) -> str:
     run = subprocess.run(argv, cwd=repo_dir, capture_output=True, text=True, check=False)
     return run.stdout if run.returncode == 0 else ""

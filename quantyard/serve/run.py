@@ -40,7 +40,7 @@ def serve_compose(repo_dir: Path, environment: Mapping[str, str], *, anew: bool 
         anew: the served files have changed, and containers that run already have to start with the new ones.
     """
     more = ["--force-recreate"] if anew else []
-    return _run(["docker", "compose", "up", *more], repo_dir, environment)
+    return _run_server(["docker", "compose", "up", *more], repo_dir, environment)
 
 
 def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, str]) -> int:
@@ -68,7 +68,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
         settings_file.write_text(settings.model_dump_json())
         # -P: modules of the working directory cannot replace libraries
         argv = [str(python), "-P", "-m", "server.local.server", str(settings_file)]
-        code = _run(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
+        code = _run_server(argv, request.artifacts, {**environment, "PYTHONPATH": str(REPO_DIR)})
     if code != 0:
         names = ", ".join(path.name for path in files)
         crashed = crash_words(code, "")
@@ -98,7 +98,7 @@ def check_served_port(port: int) -> None:
             raise BadRequest(message, hint) from error
 
 
-def _run(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+def _run_server(argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
     """Run the program until it ends. Ctrl-C reaches it too; then wait for its orderly shutdown."""
     try:
         process = subprocess.Popen(argv, cwd=folder, env=dict(environment))

@@ -64,7 +64,7 @@ def put_served_files(root: Path, files: Sequence[Path]) -> bool:
             temporary.unlink()
         return False
     for path in files:
-        _link(path, folder)
+        _link_served_file(path, folder)
     for stale in set(folder.glob("*.gguf")) - {folder / path.name for path in files}:
         stale.unlink()
     return True
@@ -169,7 +169,7 @@ def _can_link(path: Path, folder: Path) -> bool:
     return True
 
 
-def _link(path: Path, folder: Path) -> None:
+def _link_served_file(path: Path, folder: Path) -> None:
     target, temporary = folder / path.name, folder / f".{path.name}.tmp"
     if target.exists() and target.samefile(path):
         temporary.unlink()

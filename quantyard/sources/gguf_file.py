@@ -54,7 +54,7 @@ def _unreadable_hint(path: Path) -> str:
         stem = _PARTS_OF_CAT.sub(".gguf", path.name)
         return f"It is a piece of a file that was cut by bytes. Join the pieces in order: cat {stem}* > {stem}"
     if _OLD_MATRIX.search(path.name):
-        return f"An importance matrix goes with a model: make build MODEL=org/name IMATRIX={_quoted(path)}"
+        return f"An importance matrix goes with a model: make build MODEL=org/name IMATRIX={_quoted_gguf(path)}"
     return "Download or copy it again."
 
 
@@ -130,7 +130,7 @@ def _refuse_part(path: Path, header: GgufHeader) -> None:
         message = f"{path.name} is part {number + 1} of {count} of a split model."
         first = re.sub(r"-\d{5}-of-", "-00001-of-", path.name)
         named = first if first != path.name else f"<name>-00001-of-{count:05}.gguf"
-        hint = f"Give the first part: MODEL={_quoted(path.with_name(named))}"
+        hint = f"Give the first part: MODEL={_quoted_gguf(path.with_name(named))}"
         raise BadSource(message, hint)
 
 
@@ -154,7 +154,9 @@ def _all_parts_hint(path: Path, header: GgufHeader) -> str:
     if sorted(parts) != list(range(count)):
         return ""
     stem = re.sub(r"(?i)[-_.]?(?:part)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?$", "", path.stem) or "model"
-    moves = (f"mv {_quoted(parts[i])} {_quoted(path.with_name(_part_name(stem, i, count)))}" for i in range(count))
+    moves = (
+        f"mv {_quoted_gguf(parts[i])} {_quoted_gguf(path.with_name(_part_name(stem, i, count)))}" for i in range(count)
+    )
     shown = " && ".join(moves) if count <= 4 else f"<name>-00001-of-{count:05}.gguf and so on"
     return f"Give the parts the names that llama.cpp reads: {shown}"
 
@@ -179,7 +181,7 @@ def _parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
     return found
 
 
-def _quoted(path: Path) -> str:
+def _quoted_gguf(path: Path) -> str:
     return shlex.quote(str(path))
 
 

@@ -69,7 +69,7 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
     texts |= _small_texts(access, repo, chosen) if is_hf else {}
-    config = _config(access, repo, texts) if is_hf else {}
+    config = _hub_model_config(access, repo, texts) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
     tags = (*repo.card.tags, repo.card.pipeline_tag)
     names = {file.path for file in chosen.files}
@@ -104,7 +104,7 @@ def _small_texts(access: HubAccess, repo: HubRepo, chosen: Selection) -> Mapping
     return read_hub_files(access, repo, [name for name in small if not name.endswith(".index.json")])
 
 
-def _config(access: HubAccess, repo: HubRepo, texts: Mapping[str, bytes]) -> Mapping[str, object]:
+def _hub_model_config(access: HubAccess, repo: HubRepo, texts: Mapping[str, bytes]) -> Mapping[str, object]:
     """config.json; empty where it cannot be read."""
     return parse_hub_config(texts["config.json"]) if "config.json" in texts else read_hub_config(access, repo)
 

@@ -48,7 +48,7 @@ class Licence:
     @property
     def hub_id(self) -> str:
         """What a card's `license` may hold: "other" for names that the Hub has no identifier for."""
-        rule = _rule(self.id)
+        rule = _rule_of_licence(self.id)
         return rule.id if rule and rule.on_hub else "other"
 
 
@@ -67,7 +67,7 @@ _COPYLEFT: Final = (_KEEP, _CHANGED, _ALIKE, _SOURCE)
 _RAIL: Final = (_USE, _KEEP, _CHANGED)
 
 
-def _llama(version: str, licence: str, built: str, begin: str, policy: str, sign: str = "©") -> tuple[str, ...]:
+def _llama_terms(version: str, licence: str, built: str, begin: str, policy: str, sign: str = "©") -> tuple[str, ...]:
     """Meta's agreements: words to show, words for a NOTICE file, a policy, and from Llama 3 on how names begin."""
     name = f'A model made of it has a name that begins with "{begin}".'
     return (
@@ -77,7 +77,7 @@ def _llama(version: str, licence: str, built: str, begin: str, policy: str, sign
     )  # fmt: skip
 
 
-def _qwen(name: str) -> tuple[str, ...]:
+def _qwen_terms(name: str) -> tuple[str, ...]:
     agreement = f"the {name} LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved."
     return f'"{name} is licensed under {agreement}"', _KEEP, _CHANGED
 
@@ -159,23 +159,24 @@ _TABLE: Final[tuple[LicenceRule, ...]] = (
     LicenceRule("pddl", "yes"),
     LicenceRule("deepfloyd-if-license", "ask", (_RESEARCH,)),
     LicenceRule("fair-noncommercial-research-license", "ask", (_NO_TRADE, _RESEARCH)),
-    LicenceRule("llama2", "yes", _llama("Llama 2", "LLAMA 2 Community License", "", "",
-                                        "https://ai.meta.com/llama/use-policy", "(c)")),
-    LicenceRule("llama3", "yes", _llama("Meta Llama 3", "Meta Llama 3 Community License", "Built with Meta Llama 3",
-                                        "Llama 3", "https://llama.meta.com/llama3/use-policy")),
-    LicenceRule("llama3.1", "yes", _llama("Llama 3.1", "Llama 3.1 Community License", "Built with Llama", "Llama",
-                                          "https://llama.meta.com/llama3_1/use-policy")),
-    LicenceRule("llama3.2", "yes", _llama("Llama 3.2", "Llama 3.2 Community License", "Built with Llama", "Llama",
-                                          "https://www.llama.com/llama3_2/use-policy")),
-    LicenceRule("llama3.3", "yes", _llama("Llama 3.3", "Llama 3.3 Community License", "Built with Llama", "Llama",
-                                          "https://www.llama.com/llama3_3/use-policy")),
-    LicenceRule("llama4", "yes", _llama("Llama 4", "Llama 4 Community License", "Built with Llama", "Llama",
-                                        "https://www.llama.com/llama4/use-policy")),
+    LicenceRule("llama2", "yes", _llama_terms("Llama 2", "LLAMA 2 Community License", "", "",
+                                              "https://ai.meta.com/llama/use-policy", "(c)")),
+    LicenceRule("llama3", "yes", _llama_terms("Meta Llama 3", "Meta Llama 3 Community License",
+                                              "Built with Meta Llama 3", "Llama 3",
+                                              "https://llama.meta.com/llama3/use-policy")),
+    LicenceRule("llama3.1", "yes", _llama_terms("Llama 3.1", "Llama 3.1 Community License", "Built with Llama", "Llama",
+                                                "https://llama.meta.com/llama3_1/use-policy")),
+    LicenceRule("llama3.2", "yes", _llama_terms("Llama 3.2", "Llama 3.2 Community License", "Built with Llama", "Llama",
+                                                "https://www.llama.com/llama3_2/use-policy")),
+    LicenceRule("llama3.3", "yes", _llama_terms("Llama 3.3", "Llama 3.3 Community License", "Built with Llama", "Llama",
+                                                "https://www.llama.com/llama3_3/use-policy")),
+    LicenceRule("llama4", "yes", _llama_terms("Llama 4", "Llama 4 Community License", "Built with Llama", "Llama",
+                                              "https://www.llama.com/llama4/use-policy")),
     LicenceRule("grok2-community", "ask"),
     LicenceRule("gemma", "yes", (_GEMMA, *_RAIL)),
-    LicenceRule("qwen", "yes", _qwen("Qwen"), on_hub=False),
+    LicenceRule("qwen", "yes", _qwen_terms("Qwen"), on_hub=False),
     LicenceRule("qwen-research", "ask", (_NO_TRADE, _KEEP, _CHANGED), on_hub=False),
-    LicenceRule("tongyi-qianwen", "yes", _qwen("Tongyi Qianwen"), on_hub=False),
+    LicenceRule("tongyi-qianwen", "yes", _qwen_terms("Tongyi Qianwen"), on_hub=False),
     LicenceRule("deepseek", "yes", _RAIL, on_hub=False),
 )  # fmt: skip
 RULES: Final = {rule.id: rule for rule in _TABLE}
@@ -192,7 +193,7 @@ _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:[a-z0-9.+_-]{0,94}[a-z0-9+])?")
 _SHOWN: Final = 60  # characters of a value that is not an identifier
 
 
-def _rule(name: str) -> LicenceRule | None:
+def _rule_of_licence(name: str) -> LicenceRule | None:
     """The rule of an identifier of the Hub or of SPDX. "gpl-3.0-or-later" stands under that of "gpl-3.0"."""
     plain = _SUFFIX.sub("", name) if _SPDX_VERSIONED.match(name) else name
     return next((RULES[key] for key in (name, plain, _ON_HUB.get(plain, "")) if key in RULES), None)
@@ -210,22 +211,22 @@ def source_licence(license_id: str | None, stated: str, license_name: str = "") 
         NeedsPermission: the user must state the licence, and has not.
         BadRequest: LICENSE is not an identifier, or differs from the source's licence.
     """
-    source = _identifier(license_id or "")
+    source = _licence_identifier(license_id or "")
     if source == "other":
-        source = _identifier(license_name)
-    user = _stated(stated, source)
+        source = _licence_identifier(license_name)
+    user = _stated_licence(stated, source)
     if source in _NO_NAME:
         if not user:
-            raise _nameless(license_id or "", license_name)
-        return Licence(user, "user", _notices(user))
-    if user and user != source and not (_rule(user) and _rule(user) is _rule(source)):
+            raise _nameless_licence(license_id or "", license_name)
+        return Licence(user, "user", _licence_notices(user))
+    if user and user != source and not (_rule_of_licence(user) and _rule_of_licence(user) is _rule_of_licence(source)):
         hint = f"Leave LICENSE out, or type LICENSE={source}."
         raise BadRequest(f"The source's licence is {source}, and LICENSE says {user}.", hint)
     if _may_share(source):
-        return Licence(source, "source", _notices(source))
+        return Licence(source, "source", _licence_notices(source))
     if not user:
         raise _not_allowed(source)
-    return Licence(user, "user", _notices(user))
+    return Licence(user, "user", _licence_notices(user))
 
 
 def source_licence_files(names: Iterable[str]) -> list[str]:
@@ -235,45 +236,45 @@ def source_licence_files(names: Iterable[str]) -> list[str]:
     return [name for name in top if any(fnmatchcase(name.lower(), pattern) for pattern in patterns)]
 
 
-def _identifier(text: str) -> str:
+def _licence_identifier(text: str) -> str:
     """In lower case; "" if it is not an identifier, so that line breaks, Markdown or YAML never reach the card."""
     name = text.strip(" ").lower()
     return name if _IDENTIFIER.fullmatch(name) else ""
 
 
-def _stated(text: str, source: str) -> str:
+def _stated_licence(text: str, source: str) -> str:
     """The licence that the user states; "" without one."""
     if not text.strip():
         return ""
-    name = _identifier(text)
+    name = _licence_identifier(text)
     if name in _NO_NAME:
-        message = f"LICENSE={_shown(text)} is not a licence identifier."
+        message = f"LICENSE={_shown_licence(text)} is not a licence identifier."
         raise BadRequest(message, "Type one that the Hub knows, such as LICENSE=apache-2.0.")
     near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.8)
-    if name != source and not _rule(name) and near:
+    if name != source and not _rule_of_licence(name) and near:
         raise BadRequest(f"Unknown licence {name!r}. Did you mean {near[0]!r}?", f"Type LICENSE={near[0]}")
     return name
 
 
 def _may_share(name: str) -> bool:
-    rule = _rule(name)
+    rule = _rule_of_licence(name)
     return rule is not None and rule.derivatives == "yes"
 
 
-def _notices(name: str) -> tuple[str, ...]:
-    rule = _rule(name)
+def _licence_notices(name: str) -> tuple[str, ...]:
+    rule = _rule_of_licence(name)
     return rule.notices if rule else ()
 
 
-def _nameless(license_id: str, license_name: str) -> NeedsPermission:
-    said = " ".join(f"{_shown(text)}" for text in (license_id, license_name) if text.strip())
+def _nameless_licence(license_id: str, license_name: str) -> NeedsPermission:
+    said = " ".join(f"{_shown_licence(text)}" for text in (license_id, license_name) if text.strip())
     what = f"The source's licence, {said}, is not a licence identifier" if said else "The source names no licence"
     hint = "Find out which one applies, and that it lets you share quantized files; then state it: LICENSE=apache-2.0"
     return NeedsPermission(f"{what}.", hint)
 
 
 def _not_allowed(name: str) -> NeedsPermission:
-    rule = _rule(name)
+    rule = _rule_of_licence(name)
     if rule is None:
         message = f"The licence {name} is not one that Quantyard knows."
     elif rule.derivatives == "no":
@@ -283,5 +284,5 @@ def _not_allowed(name: str) -> NeedsPermission:
     return NeedsPermission(message, f"Read it. If you may publish, say so: LICENSE={name}")
 
 
-def _shown(text: str) -> str:
+def _shown_licence(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -84,23 +84,23 @@ def _is_blob(place: Path, sha256: str) -> bool:
 
 def no_model_folder(folder: Path) -> BadSource:
     """The error for a folder without config.json: what it is instead, by the names of its files."""
-    names = list(islice(_names(folder), _NAMES_AT_MOST))
+    names = list(islice(_names_in_model_folder(folder), _NAMES_AT_MOST))
     if any("/" not in name and name.endswith(".gguf") for name in names):
         listed = sorted(name for name in names if "/" not in name and name.endswith(".gguf"))
         message = f"{folder} has no config.json, so it is not a model in Hugging Face format; it holds {listed[0]}."
         return BadSource(message, f"Give the GGUF file itself: make build MODEL={folder / listed[0]}")
-    told = no_model_error(str(folder), names) if any(map(_tells, names)) else None
+    told = no_model_error(str(folder), names) if any(map(_tells_of_model_folder, names)) else None
     message = f"{folder} has no config.json, so it is not a model in Hugging Face format."
     return told or BadSource(message, "Give the folder that holds config.json and *.safetensors, or one .gguf file.")
 
 
-def _tells(name: str) -> bool:
+def _tells_of_model_folder(name: str) -> bool:
     """Whether a file of this name tells something about its folder."""
     endings = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".h5", ".msgpack", ".onnx", ".npz", ".nemo")
     return name.endswith((*endings, "adapter_config.json", "zero_to_fp32.py", "model_index.json"))
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _names_in_model_folder(folder: Path) -> Iterator[str]:
     """Names at the top, and in the folders of trainers and caches below it. Nothing is opened."""
     waiting = [""]
     while waiting:

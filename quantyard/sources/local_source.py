@@ -59,7 +59,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     if chosen.kind == "gguf" and chosen.gguf_file:
         return local_gguf_source(path / chosen.gguf_file, hashes)
     # Check the headers before reading many GB for their hashes.
-    config = _config(path)
+    config = _local_model_config(path)
     notes = [chosen.note] if chosen.note else []
     weights = [name for name in places if name.endswith(".safetensors")]
     for name in weights:
@@ -72,7 +72,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     notes += [*held.notes, *_side_file_notes(path, places, hashes, config, tensors or ())]
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
-    readme = _readme(places.get("README.md"))
+    readme = _model_folder_readme(places.get("README.md"))
     license_, card = hub_card_of_readme(readme)
 
     def read(name: str) -> bytes:
@@ -145,7 +145,7 @@ def source_file_limit(name: str) -> int | None:
     return _TEXT_LIMIT if any(fnmatchcase(name, pattern) for pattern in LEGAL_FILES) else _SIDE_LIMIT
 
 
-def _readme(place: Path | None) -> str:
+def _model_folder_readme(place: Path | None) -> str:
     return read_named_file(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
 
 
@@ -158,7 +158,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     if fault := name_format_fault(path.name):
         raise BadSource(f"{shown_name(path.name)} cannot name a model's file: {fault}.", "Rename it.")
     gguf = read_model_gguf(path)
-    places = {shard.name: _shard(path, shard) for shard in gguf.paths}
+    places = {shard.name: _shard_of_local_model(path, shard) for shard in gguf.paths}
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
@@ -182,7 +182,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     )
 
 
-def _shard(first: Path, shard: Path) -> Path:
+def _shard_of_local_model(first: Path, shard: Path) -> Path:
     """The real path of a file: the first may link anywhere, since the user named it; the others must be in its folder,
     or beside its target.
     """
@@ -202,7 +202,7 @@ def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
 
 
-def _config(path: Path) -> Mapping[str, object]:
+def _local_model_config(path: Path) -> Mapping[str, object]:
     try:
         text = read_named_file(path / "config.json", CONFIG_LIMIT_BYTES)
         refuse_spoiled_text(str(path), "config.json", text)

@@ -36,7 +36,7 @@ def find_source_part(wanted: WantedPart, text: str, access: HubAccess, hashes: H
     path = typed_file_path(text)
     found = kind_of_path(path)
     if found == "folder" and (is_source_path(text) or kind_of_path(path / wanted.marker)):
-        return _folder(wanted, path.absolute(), hashes)
+        return _local_part_source(wanted, path.absolute(), hashes)
     if found == "file" or text.endswith(".gguf"):
         hint = f"Give the folder that holds {wanted.marker}, or a Hub id: {wanted.setting}=org/name"
         raise BadSource(f"{wanted.setting}={text} is a file, not a folder.", hint)
@@ -46,7 +46,7 @@ def find_source_part(wanted: WantedPart, text: str, access: HubAccess, hashes: H
     return source_part_on_hub(wanted, text, access)
 
 
-def _folder(wanted: WantedPart, path: Path, hashes: HashCache) -> Source:
+def _local_part_source(wanted: WantedPart, path: Path, hashes: HashCache) -> Source:
     listed = tuple(file for file in list_files(path) if "/" not in file.path)
     chosen = wanted.choose(f"{wanted.setting}={path}", listed)
     places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen}

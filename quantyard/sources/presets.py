@@ -26,13 +26,13 @@ _NEAREST: Final = 3
 _LONGEST: Final = 200  # characters of a sentence, which must fit one line of the plan
 
 
-def _sentence(text: str) -> str:
+def _preset_sentence(text: str) -> str:
     if not (text[:1].isupper() and text.endswith((".", "!", "?")) and "\n" not in text and len(text) <= _LONGEST):
         raise ValueError(f"{text!r} is not a sentence of one line, at most {_LONGEST} characters")
     return text
 
 
-_Sentence = Annotated[str, AfterValidator(_sentence)]
+_Sentence = Annotated[str, AfterValidator(_preset_sentence)]
 
 
 class Preset(BaseModel):
@@ -118,7 +118,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path.name} cannot be read: {error}", hint) from error
-    found = tuple(_preset(name, table, path, hint) for name, table in tables.items())
+    found = tuple(_preset_of_table(name, table, path, hint) for name, table in tables.items())
     _refuse_doubles(found, path, hint)
     return found
 
@@ -148,7 +148,7 @@ def find_preset(name: str, among: Sequence[Preset] | None = None) -> Preset:
     wanted = name.strip().lower()
     found = next((preset for preset in known if wanted in preset.names), None)
     if found is None:
-        near = _nearest(wanted, known)
+        near = _nearest_presets(wanted, known)
         advice = f" Did you mean {' or '.join(near)}?" if near else ""
         message = f"{name!r} is not a model folder, a file or a preset.{advice}"
         raise BadSource(message, f"{LIST_THEM}; or type org/name: make build MODEL=org/name")
@@ -166,7 +166,7 @@ def refuse_unsupported_preset(preset: Preset) -> None:
         raise UnsupportedModel(message, f"Choose another model. {LIST_THEM}")
 
 
-def _preset(name: str, table: object, path: Path, hint: str) -> Preset:
+def _preset_of_table(name: str, table: object, path: Path, hint: str) -> Preset:
     if not isinstance(table, dict):
         raise BadRequest(f"{path.name}: {name} stands outside a table.", hint)
     try:
@@ -187,7 +187,7 @@ def _refuse_doubles(found: Iterable[Preset], path: Path, hint: str) -> None:
             owners[name] = preset.name
 
 
-def _nearest(wanted: str, known: Sequence[Preset]) -> list[str]:
+def _nearest_presets(wanted: str, known: Sequence[Preset]) -> list[str]:
     """The names that contain what was typed, else the most similar ones; three at most."""
     by_name = {preset.name.lower(): preset.name for preset in known}
     holding = [shown for name, shown in by_name.items() if wanted and wanted in name]

@@ -70,7 +70,7 @@ def find_projector(
     Raises:
         UnsupportedModel: the converter has no projector for it, and its text model alone is of no use.
     """
-    media = tuple(medium for medium in _KEYS if _has(config, medium))
+    media = tuple(medium for medium in _KEYS if _model_has_medium(config, medium))
     own = projector_tensors(tensors or ())
     if not media or (tensors is not None and not own):
         return None
@@ -106,7 +106,7 @@ def projector_tensors(tensors: Sequence[TensorShape]) -> list[TensorShape]:
 
 def text_model_tensors(config: Mapping[str, object], tensors: tuple[TensorShape, ...]) -> tuple[TensorShape, ...]:
     """Those of its text model."""
-    if not any(_has(config, medium) for medium in _KEYS):
+    if not any(_model_has_medium(config, medium) for medium in _KEYS):
         return tensors
     others = {tensor.name for tensor in projector_tensors(tensors)}
     return tuple(tensor for tensor in tensors if tensor.name not in others)
@@ -138,7 +138,7 @@ def _is_known(architecture: str, ask_converter: Callable[[], str | None]) -> boo
     return bool(text) and architecture in converter_projectors(text or "")
 
 
-def _has(config: Mapping[str, object], medium: Medium) -> bool:
+def _model_has_medium(config: Mapping[str, object], medium: Medium) -> bool:
     places = [config, *(inner for name in _NESTED if isinstance(inner := config.get(name), Mapping))]
     return any(isinstance(place.get(key), Mapping) for place in places for key in _KEYS[medium])
 

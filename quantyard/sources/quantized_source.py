@@ -45,7 +45,7 @@ def read_source_weights(config: Mapping[str, object], tensors: tuple[TensorShape
     if named is not None:
         plain = plain_tensors(config, named).items()
         tensors = tuple(TensorShape(name, tensor.shape, tensor.dtype) for name, tensor in plain)
-    return SourceWeights(config, tensors, found, (_note(found, is_known=named is not None),))
+    return SourceWeights(config, tensors, found, (_quantized_source_note(found, is_known=named is not None),))
 
 
 def refuse_unreadable_weights(title: str, quantization: WeightQuantization | None, base_model: str) -> None:
@@ -81,7 +81,7 @@ def _stale_note(config: Mapping[str, object]) -> str:
     )
 
 
-def _note(found: WeightQuantization, *, is_known: bool) -> str:
+def _quantized_source_note(found: WeightQuantization, *, is_known: bool) -> str:
     if found.kept:
         same = f" and {found.kept}_MOE" if found.kept == "MXFP4" else ""
         return (

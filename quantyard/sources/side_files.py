@@ -44,7 +44,7 @@ def check_local_files(
         BadSource: a file is not what its name says, the tokenizer is missing, or it has more tokens than the
             embeddings have rows.
     """
-    parsed = {name: _checked(title, name, place) for name, place in places.items()}
+    parsed = {name: _checked_side_file(title, name, place) for name, place in places.items()}
     refuse_missing_tokenizer(title, places, config)
     refuse_missing_sentencepiece(title, places, config, parsed.get(TOKENIZER))
     return _check_vocabulary(title, parsed.get(TOKENIZER), places, config, tensors)
@@ -117,7 +117,7 @@ def parse_side_json(title: str, name: str, text: bytes) -> Any:
         raise BadSource(f"{name} of {title} is not valid JSON: {error}.", "Download or copy it again.") from error
 
 
-def _checked(title: str, name: str, place: Path) -> Any:
+def _checked_side_file(title: str, name: str, place: Path) -> Any:
     """The value of a JSON file, None of any other."""
     if name.endswith(".json") and not name.endswith(".index.json") and place.stat().st_size <= _PARSED_AT_MOST:
         return parse_side_json(title, name, read_named_file(place, _PARSED_AT_MOST))
@@ -144,7 +144,7 @@ def _check_vocabulary(
 ) -> list[str]:
     """Compare the ids of tokenizer.json with the rows of the embeddings."""
     rows = embedding_rows(tensors) or model_config_number(model_text_config(config), *VOCAB)
-    model, added = _tokens(tokenizer)
+    model, added = _tokenizer_token_ids(tokenizer)
     if not rows or not (model or added):
         return []
     without = sorted((i, token) for token, i in (model | added).items() if i >= rows)
@@ -159,7 +159,7 @@ def _check_vocabulary(
     return [f"{fact}. The converter leaves such added tokens out."]
 
 
-def _tokens(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+def _tokenizer_token_ids(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
     """The ids of the model's tokens and of the added ones, in tokenizer.json; empty where it has another form."""
     if not isinstance(tokenizer, dict):
         return {}, {}
@@ -172,8 +172,8 @@ def _tokens(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
         str(token.get("content")): token.get("id") for token in (listed if isinstance(listed, list) else [])
         if isinstance(token, dict)
     }  # fmt: skip
-    return _ids(vocab if isinstance(vocab, dict) else {}), _ids(added)
+    return _ids_of_tokens(vocab if isinstance(vocab, dict) else {}), _ids_of_tokens(added)
 
 
-def _ids(found: Mapping[str, object]) -> dict[str, int]:
+def _ids_of_tokens(found: Mapping[str, object]) -> dict[str, int]:
     return {token: number for token, number in found.items() if type(number) is int}

@@ -24,11 +24,11 @@ class HashCache:
 
     def sha256(self, path: Path, compute: Callable[[Path], str]) -> str:
         """The file's hash, computed only when the file is new or changed."""
-        return self._remembered(_mark(path), lambda: compute(path))
+        return self._remembered(_hash_cache_key(path), lambda: compute(path))
 
     def text(self, rules: str, files: Mapping[str, Path], compute: Callable[[], str]) -> str:
         """The result of `rules` (a name and a version) for these files, computed only if a file is new or changed."""
-        marks = "\n".join(f"{name}|{_mark(path)}" for name, path in sorted(files.items()))
+        marks = "\n".join(f"{name}|{_hash_cache_key(path)}" for name, path in sorted(files.items()))
         return self._remembered(f"{rules}|{sha256(marks.encode()).hexdigest()}", compute)
 
     def _remembered(self, mark: str, compute: Callable[[], str]) -> str:
@@ -44,6 +44,6 @@ class HashCache:
         temporary.rename(self._path)
 
 
-def _mark(path: Path) -> str:
+def _hash_cache_key(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"

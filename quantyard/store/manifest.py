@@ -217,18 +217,18 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
     value = load_json(text, MAX_BYTES)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        by = f"{version}, by Quantyard {_brief(value.get('quantyard'))}"
+        by = f"{version}, by Quantyard {_brief_manifest_value(value.get('quantyard'))}"
         by += f"; this is {__version__} and knows {SCHEMA_VERSION}"
         raise BadRequest(f"{name} is a manifest of version {by}.", "Update Quantyard: git pull")
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(_brief(part) for part in first["loc"])
+        where = ".".join(_brief_manifest_value(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
 
 
-def _brief(value: object) -> str:
+def _brief_manifest_value(value: object) -> str:
     """A key or value of an untrusted file, short and printable."""
     text = str(value)
     return text if len(text) <= _LONGEST_KEY and text.isprintable() else shown_name(text, _LONGEST_KEY)

@@ -27,10 +27,10 @@ def read_stored_output(folder: Path, name: str, kind: type[T], wrong: str) -> T:
         only_finite_json(load_json(text, MAX_BYTES))
         return TypeAdapter(kind).validate_json(text)
     except (UnsafeFile, ValueError, ValidationError) as error:
-        first = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first(error)
+        first = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first_output_error(error)
         raise ResultRefused(folder.parent.name, f"{name} {wrong}: {first}") from error
 
 
-def _first(error: ValidationError) -> str:
+def _first_output_error(error: ValidationError) -> str:
     one = error.errors(include_input=False, include_url=False)[0]
     return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"

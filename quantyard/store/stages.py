@@ -133,7 +133,7 @@ class ModelStore:
             remove_tree(partial)
         space.in_dir.mkdir(parents=True)
         space.out_dir.mkdir(exist_ok=True)
-        (space.in_dir / "request.json").write_text(_text_of(request))
+        (space.in_dir / "request.json").write_text(_stored_stage_record(request))
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
         # With the hashes of its inputs, a stage need not hash 40 GB again.
         (space.in_dir / "inputs.json").write_text(dump_finite_json(known) + "\n")
@@ -163,8 +163,8 @@ class ModelStore:
             ResultRefused, OutOfResources: see `take`.
         """
         taken, kept = self.take(label, space, result, leaves), space.kept_dir
-        write_file_atomically(kept / "request.json", _text_of(space.request).encode())
-        write_file_atomically(kept / RESULT, _text_of(taken).encode())
+        write_file_atomically(kept / "request.json", _stored_stage_record(space.request).encode())
+        write_file_atomically(kept / RESULT, _stored_stage_record(taken).encode())
         with SafeFolder.opened(kept / FILES) as files:
             write_file_atomically(kept / STAMPS, file_stamps_text(files, taken.outputs).encode())
         final = self._final(label, key)
@@ -203,17 +203,17 @@ class ModelStore:
         return stored_stage_folder(self.folder, label, key)
 
     def _partial(self, label: str, key: str) -> Path:
-        return self.folder / "stages" / f".{_slug(label)}-{key[:12]}"
+        return self.folder / "stages" / f".{_stage_folder_slug(label)}-{key[:12]}"
 
 
 def stored_stage_folder(model_folder: Path, label: str, key: str) -> Path:
     """The folder of a finished stage."""
-    return model_folder / "stages" / f"{_slug(label)}-{key[:12]}"
+    return model_folder / "stages" / f"{_stage_folder_slug(label)}-{key[:12]}"
 
 
-def _text_of(record: StageRequest | StageResult) -> str:
+def _stored_stage_record(record: StageRequest | StageResult) -> str:
     return record.model_dump_json(indent=2) + "\n"
 
 
-def _slug(label: str) -> str:
+def _stage_folder_slug(label: str) -> str:
     return label.replace(" ", "-")

@@ -76,14 +76,14 @@ def _take_all(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Lea
         files = stack.enter_context(theirs.folder(FILES))
         ours = stack.enter_context(SafeFolder.opened(kept / FILES))
         beside = stack.enter_context(ThreadPoolExecutor(1))  # syncs each file to disk while it is hashed here
-        return tuple(_take(files, ours, entry, leaves.sha256_of(entry.path), beside) for entry in outputs)
+        return tuple(_take_output(files, ours, entry, leaves.sha256_of(entry.path), beside) for entry in outputs)
 
 
-def _take(
+def _take_output(
     files: SafeFolder, ours: SafeFolder, entry: FileEntry, wanted: str | None, beside: ThreadPoolExecutor
 ) -> FileEntry:
     with files.file(entry.path) as descriptor:
-        _check(descriptor, entry)
+        _check_output_file(descriptor, entry)
         synced: Future[None] = beside.submit(os.fsync, descriptor)
         try:
             sha256 = open_file_sha256(descriptor)
@@ -101,7 +101,7 @@ def _take(
     return entry.model_copy(update={"sha256": sha256})
 
 
-def _check(descriptor: int, entry: FileEntry) -> None:
+def _check_output_file(descriptor: int, entry: FileEntry) -> None:
     """Check the size, and that the file is the stage's own: with a second hard link it could be a file of the user."""
     found = os.fstat(descriptor)
     if found.st_nlink != 1:

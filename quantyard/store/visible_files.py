@@ -17,7 +17,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
     """Publish one output of a stage under its final name, as a hard link."""
     if target.exists() and target.samefile(source):
         return target
-    temporary = _temporary(target)
+    temporary = _temporary_beside_visible(target)
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
@@ -31,7 +31,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
 def copy_file_to_store(source: Path, target: Path) -> Path:
     """Publish a file of the user as a copy, since the user may change the original later."""
     if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-        temporary = _temporary(target)
+        temporary = _temporary_beside_visible(target)
         shutil.copyfile(source, temporary)
         sync_file(temporary)
         temporary.rename(target)
@@ -42,7 +42,7 @@ def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
     """Publish all files of a stage as copies in a folder, where users may edit them. A reader sees all or none."""
     if _is_copy(target, artifact):
         return target
-    temporary, old = _temporary(target), target.with_name(f".{target.name}.old")
+    temporary, old = _temporary_beside_visible(target), target.with_name(f".{target.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     with SafeFolder.opened(artifact.folder) as files:
         for entry in artifact.files:
@@ -82,5 +82,5 @@ def _is_copy(folder: Path, artifact: Artifact) -> bool:
     return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
 
 
-def _temporary(target: Path) -> Path:
+def _temporary_beside_visible(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp")

@@ -59,11 +59,11 @@ def tuning_mix_front(groups: Sequence[Sequence[TypeOption]], fixed_bytes: int) -
     kept = [_Partial(fixed_bytes, 0.0, None, None)]
     for options in groups:
         each = [_Partial(p.size_bytes + o.size_bytes, p.kld + o.kld, o, p) for p in kept for o in options]
-        kept = _undominated(each, grain)
+        kept = _undominated_mixes(each, grain)
     return [TypeMix(p.size_bytes, p.kld, p.types()) for p in kept]
 
 
-def _undominated(partials: list[_Partial], grain: float) -> list[_Partial]:
+def _undominated_mixes(partials: list[_Partial], grain: float) -> list[_Partial]:
     kept: list[_Partial] = []
     for partial in sorted(partials, key=lambda p: (p.size_bytes, p.kld)):
         if kept and partial.kld >= kept[-1].kld:

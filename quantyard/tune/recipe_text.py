@@ -7,7 +7,11 @@ from quantyard.quants.recipe import Recipe
 
 def tuned_recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML for `read_quant_recipe`; types and patterns are plain text, so that no quoting is needed."""
-    lines = [f"name: {recipe.name}", f"base: {recipe.base}", f'description: "{_quoted(recipe.description)}"']
+    lines = [
+        f"name: {recipe.name}",
+        f"base: {recipe.base}",
+        f'description: "{_quoted_recipe_text(recipe.description)}"',
+    ]
     lines += [f"output: {recipe.output}"] if recipe.output else []
     lines += [f"token_embedding: {recipe.token_embedding}"] if recipe.token_embedding else []
     if recipe.tensors:
@@ -15,5 +19,5 @@ def tuned_recipe_text(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
+def _quoted_recipe_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -60,7 +60,7 @@ def sensitivity_high_plan(plan: BuildPlan) -> BuildPlan:
 def sensitivity_probe_plan(high: BuildPlan, groups: Sequence[TensorGroup], sizes: Sizes, probing: Probing) -> BuildPlan:
     """The plan that makes and measures a probe of each group, beside HIGH itself."""
     floor = sensitivity_high_step(high)
-    made = [_probe(floor, group, sizes) for group in groups]
+    made = [_sensitivity_probe(floor, group, sizes) for group in groups]
     measured = [sensitivity_probe_step(high, probing, FLOOR, floor)]
     measured += [sensitivity_probe_step(high, probing, g.name, step) for g, step in zip(groups, made, strict=True)]
     return replace(high, steps=(*high.steps, tuning_rounding_step(high), *made, *measured))
@@ -77,7 +77,7 @@ def sensitivity_high_step(plan: BuildPlan) -> Step:
     return next(step for step in plan.steps if step.label == f"quantize {HIGH}")
 
 
-def _probe(floor: Step, group: TensorGroup, sizes: Sizes) -> Step:
+def _sensitivity_probe(floor: Step, group: TensorGroup, sizes: Sizes) -> Step:
     field = {EMBEDDING: "token_embedding_type", OUTPUT: "output_type"}.get(group.kind)
     given = {field: LOW} if field else {"tensor_types": {group.pattern: LOW}}
     request = floor.request.model_copy(update={"recipe": f"probe {group.name}", **given})
@@ -107,10 +107,10 @@ def group_sensitivities(groups: Sequence[TensorGroup], output: Callable[[str], P
         name: read_planned_divergence(output(sensitivity_probe_label(name)))
         for name in (FLOOR, *(g.name for g in groups))
     }
-    return [_sensitivity(group, found[group.name], found[FLOOR]) for group in groups]
+    return [_sensitivity_of_group(group, found[group.name], found[FLOOR]) for group in groups]
 
 
-def _sensitivity(group: TensorGroup, probe: Divergence, floor: Divergence) -> Sensitivity:
+def _sensitivity_of_group(group: TensorGroup, probe: Divergence, floor: Divergence) -> Sensitivity:
     assert probe.mean_kld is not None, "it was compared with the unquantized model"
     assert floor.mean_kld is not None, "likewise"
     added = probe.mean_kld.value - floor.mean_kld.value
@@ -149,12 +149,12 @@ def tuned_recipe(name: str, groups: Sequence[TensorGroup], types: Sequence[str],
     single = {group.kind: kind for group, kind in chosen.items() if group.layers is None}
     layered = {group: kind for group, kind in chosen.items() if group.layers is not None}
     return Recipe(
-        name=name, base=_base(chosen), description=description, tensors=_patterns(layered),
+        name=name, base=_base_type_of_mix(chosen), description=description, tensors=_patterns_of_mix(layered),
         output=single.get(OUTPUT), token_embedding=single.get(EMBEDDING),
     )
 
 
-def _base(chosen: Mapping[TensorGroup, str]) -> str:
+def _base_type_of_mix(chosen: Mapping[TensorGroup, str]) -> str:
     weights: dict[str, int] = {}
     for group, kind in chosen.items():
         weights[kind] = weights.get(kind, 0) + group.n_params
@@ -162,7 +162,7 @@ def _base(chosen: Mapping[TensorGroup, str]) -> str:
     return {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}.get(most, most)
 
 
-def _patterns(chosen: Mapping[TensorGroup, str]) -> dict[str, str]:
+def _patterns_of_mix(chosen: Mapping[TensorGroup, str]) -> dict[str, str]:
     """One line for a kind that has one type everywhere."""
     kinds: dict[str, set[str]] = {}
     for group, kind in chosen.items():

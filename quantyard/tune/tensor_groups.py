@@ -43,11 +43,11 @@ def tuning_tensor_groups(header: GgufHeader, parts: int = PARTS) -> tuple[Tensor
         parts: into how many parts the depth is cut; 1: a group for each kind.
     """
     tensors = [tensor for tensor in header.tensors if may_change_tensor_type(tensor)]
-    n_layers = 1 + max((layer for layer, _ in map(_place, tensors) if layer is not None), default=0)
-    cuts = _cuts(n_layers, min(parts, n_layers))
+    n_layers = 1 + max((layer for layer, _ in map(_place_in_tensor_groups, tensors) if layer is not None), default=0)
+    cuts = _tensor_group_cuts(n_layers, min(parts, n_layers))
     found: dict[tuple[str, tuple[int, int] | None], list[TensorInfo]] = {}
     for tensor in tensors:
-        layer, kind = _place(tensor)
+        layer, kind = _place_in_tensor_groups(tensor)
         if layer is None and kind not in (EMBEDDING, OUTPUT):
             continue  # tensors that a recipe cannot name keep the base type
         part = None if layer is None else next(cut for cut in cuts if cut[0] <= layer <= cut[1])
@@ -55,10 +55,10 @@ def tuning_tensor_groups(header: GgufHeader, parts: int = PARTS) -> tuple[Tensor
     return tuple(TensorGroup(kind, part, tuple(members)) for (kind, part), members in found.items())
 
 
-def _place(tensor: TensorInfo) -> tuple[int | None, str]:
+def _place_in_tensor_groups(tensor: TensorInfo) -> tuple[int | None, str]:
     return tensor_name_parts(tensor.name)
 
 
-def _cuts(n_layers: int, parts: int) -> Sequence[tuple[int, int]]:
+def _tensor_group_cuts(n_layers: int, parts: int) -> Sequence[tuple[int, int]]:
     ends = [n_layers * part // parts for part in range(parts + 1)]
     return [(first, last - 1) for first, last in pairwise(ends)]

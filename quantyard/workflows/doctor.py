@@ -55,14 +55,14 @@ def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
         except Exception as error:  # a broken check is a finding too
             what = check.__name__.strip("_").replace("_", " ")
             findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
-    return [*findings, _engine(findings)]
+    return [*findings, _examine_engines(findings)]
 
 
-def _python(_request: BuildRequest) -> DoctorFinding:
+def _examine_python(_request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("Python", "ok", platform.python_version())  # the set-up refuses older versions
 
 
-def _docker(_request: BuildRequest) -> DoctorFinding:
+def _examine_docker(_request: BuildRequest) -> DoctorFinding:
     from quantyard.engines.docker_engine import find_docker_daemon
 
     try:
@@ -92,40 +92,40 @@ def _docker_disk(_request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("Docker disk", "ok", f"{format_bytes(free)} free in {root}")
 
 
-def _buildx(_request: BuildRequest) -> DoctorFinding:
-    return _plugin("buildx", "builds the images", "Install the buildx plugin (Debian: docker-buildx).")
+def _examine_buildx(_request: BuildRequest) -> DoctorFinding:
+    return _examine_docker_plugin("buildx", "builds the images", "Install the buildx plugin (Debian: docker-buildx).")
 
 
-def _compose(_request: BuildRequest) -> DoctorFinding:
-    return _plugin("compose", "serves models", "Install the compose plugin (Debian: docker-compose).")
+def _examine_compose(_request: BuildRequest) -> DoctorFinding:
+    return _examine_docker_plugin("compose", "serves models", "Install the compose plugin (Debian: docker-compose).")
 
 
-def _plugin(name: str, use: str, remedy: str) -> DoctorFinding:
-    said = _output("docker", name, "version")
+def _examine_docker_plugin(name: str, use: str, remedy: str) -> DoctorFinding:
+    said = _examined_command_output("docker", name, "version")
     if said is None:
         return DoctorFinding(f"Docker {name}", "note", f"not found ({use})", remedy)
     return DoctorFinding(f"Docker {name}", "ok", said.splitlines()[0])
 
 
-def _gpu(_request: BuildRequest) -> DoctorFinding:
-    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+def _examine_gpu(_request: BuildRequest) -> DoctorFinding:
+    names = _examined_command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     if names is None:
         return DoctorFinding("GPU", "ok", "none found; builds run on the CPU")
-    if "nvidia" not in (_output("docker", "info", "--format", "{{json .Runtimes}}") or ""):
+    if "nvidia" not in (_examined_command_output("docker", "info", "--format", "{{json .Runtimes}}") or ""):
         remedy = "Install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker"
         return DoctorFinding("GPU", "note", f"{names.splitlines()[0]}, but Docker has no nvidia runtime", remedy)
     return DoctorFinding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
 
 
 def _builder_image(request: BuildRequest) -> DoctorFinding:
-    return _image(request, "builder")
+    return _examine_base_image(request, "builder")
 
 
 def _eval_image(request: BuildRequest) -> DoctorFinding:
-    return _image(request, "eval")
+    return _examine_base_image(request, "eval")
 
 
-def _image(request: BuildRequest, name: str) -> DoctorFinding:
+def _examine_base_image(request: BuildRequest, name: str) -> DoctorFinding:
     from quantyard.engines.docker_engine import DockerEngine
     from quantyard.engines.images import compiled_wheels_folder
 
@@ -166,7 +166,7 @@ def _llama_cpp_packages(venv: Path) -> list[Distribution]:
     return [found for name in ("llama-cpp-python", "xllamacpp") for found in distributions(name=name, path=folders)]
 
 
-def _disk(request: BuildRequest) -> DoctorFinding:
+def _examine_disk(request: BuildRequest) -> DoctorFinding:
     free = shutil.disk_usage(forecast_disk_folder(request.artifacts)).free
     value = f"{format_bytes(free)} free in {request.artifacts}"
     if free < _LITTLE_DISK_BYTES:
@@ -174,7 +174,7 @@ def _disk(request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("disk", "ok", value)
 
 
-def _memory(_request: BuildRequest) -> DoctorFinding:
+def _examine_memory(_request: BuildRequest) -> DoctorFinding:
     size_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     value = format_memory(size_bytes)
     if size_bytes < _LITTLE_MEMORY_BYTES:
@@ -182,7 +182,7 @@ def _memory(_request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("memory", "ok", value)
 
 
-def _hub(request: BuildRequest) -> DoctorFinding:
+def _examine_hub(request: BuildRequest) -> DoctorFinding:
     from quantyard.hub.client import HubAccess, hub_whoami
 
     access = HubAccess(request.endpoint, request.hf_token)
@@ -196,7 +196,7 @@ def _hub(request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("Hub", "ok", f"reached; the token is {user}'s")
 
 
-def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
+def _examine_engines(findings: list[DoctorFinding]) -> DoctorFinding:
     """The summary: whether any engine can build."""
     states = {finding.what: finding.state for finding in findings}
     if states.get("Docker daemon") == "ok" and states.get("Docker buildx") == "ok":
@@ -210,13 +210,13 @@ def _engine(findings: list[DoctorFinding]) -> DoctorFinding:
 
 # To add a check: add a function that returns a DoctorFinding, and a row; True if it needs a Docker daemon.
 CHECKS: tuple[tuple[Callable[[BuildRequest], DoctorFinding], bool], ...] = (
-    (_python, False), (_docker, False), (_docker_disk, True), (_buildx, False), (_compose, False), (_gpu, False),
-    (_builder_image, True), (_eval_image, True), (_llama_cpp, False), (_local_tools, False), (_disk, False),
-    (_memory, False), (_hub, False),
+    (_examine_python, False), (_examine_docker, False), (_docker_disk, True), (_examine_buildx, False),
+    (_examine_compose, False), (_examine_gpu, False), (_builder_image, True), (_eval_image, True), (_llama_cpp, False),
+    (_local_tools, False), (_examine_disk, False), (_examine_memory, False), (_examine_hub, False),
 )
 
 
-def _output(*argv: str) -> str | None:
+def _examined_command_output(*argv: str) -> str | None:
     """What a command prints, or None if it is missing or fails."""
     try:
         run = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False)

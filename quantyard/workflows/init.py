@@ -49,13 +49,13 @@ def detect_settings(request: BuildRequest, folder: Path) -> Detected:
     missing: list[str] = []
     found = list(_model_here(folder)) if not request.model else []
     model = request.model or (found[0].value if found else "")
-    source = _source(request, model, missing) if model else None
+    source = _source_to_init(request, model, missing) if model else None
     manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json") if source else None
-    found += _quants(model, source, manifest)
-    found.append(_suite(manifest))
+    found += _found_quants(model, source, manifest)
+    found.append(_found_suite(manifest))
     if model:
-        found += _repo(request, model, source, missing)
-    found += _gate(folder)
+        found += _found_repo(request, model, source, missing)
+    found += _found_gate(folder)
     return Detected(tuple(found), tuple(missing), source.title if source else model)
 
 
@@ -69,7 +69,7 @@ def _model_here(folder: Path) -> Iterator[FoundSetting]:
         yield FoundSetting("MODEL", f"./{files[0]}", "the only GGUF in this folder")
 
 
-def _source(request: BuildRequest, model: str, missing: list[str]) -> Source | None:
+def _source_to_init(request: BuildRequest, model: str, missing: list[str]) -> Source | None:
     try:
         return workflow_source(replace(request, model=model))
     except HubUnreachable as error:
@@ -77,8 +77,8 @@ def _source(request: BuildRequest, model: str, missing: list[str]) -> Source | N
         return None
 
 
-def _quants(model: str, source: Source | None, manifest: Manifest | None) -> Iterator[FoundSetting]:
-    preset = source.preset if source and source.preset else _preset(model)
+def _found_quants(model: str, source: Source | None, manifest: Manifest | None) -> Iterator[FoundSetting]:
+    preset = source.preset if source and source.preset else _preset_to_init(model)
     if manifest and manifest.quants:
         yield FoundSetting("QUANT", ",".join(manifest.quants), "what is built of it already")
     elif preset and preset.quants:
@@ -89,7 +89,7 @@ def _quants(model: str, source: Source | None, manifest: Manifest | None) -> Ite
         yield FoundSetting("QUANT", _USUAL_QUANT, "what most people use")
 
 
-def _preset(model: str) -> Preset | None:
+def _preset_to_init(model: str) -> Preset | None:
     """The row of the list of models, which needs no network."""
     if not model or "/" in model or model == ".":
         return None
@@ -99,14 +99,14 @@ def _preset(model: str) -> Preset | None:
         return None
 
 
-def _suite(manifest: Manifest | None) -> FoundSetting:
+def _found_suite(manifest: Manifest | None) -> FoundSetting:
     if manifest and manifest.evaluations:
         name = max(manifest.evaluations, key=lambda suite: manifest.evaluations[suite].n_questions)
         return FoundSetting("SUITE", name, "what it was measured with")
     return FoundSetting("SUITE", EVAL_SUITE, "the default of eval; a release deserves standard")
 
 
-def _repo(
+def _found_repo(
     request: BuildRequest, model: str, source: Source | None, missing: list[str]
 ) -> Iterator[FoundSetting]:
     """The repo to publish to: of the token's account, named after the model."""
@@ -122,6 +122,6 @@ def _repo(
     yield FoundSetting("REPO", f"{user}/{safe_file_name(name)}-GGUF", "your account, and the model's name")
 
 
-def _gate(folder: Path) -> Iterator[FoundSetting]:
+def _found_gate(folder: Path) -> Iterator[FoundSetting]:
     if name := next((name for name in _GATES if (folder / name).is_file()), ""):
         yield FoundSetting("GATE", name, "budgets in this folder")

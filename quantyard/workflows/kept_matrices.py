@@ -25,7 +25,7 @@ def kept_matrices(request: BuildRequest, source: Source) -> Mapping[str, Imatrix
     """The matrices that built files of this source were made with, by quant; none if the request says which to use."""
     if request.imatrix or request.calibration:
         return {}
-    manifest = _manifest(request, source)
+    manifest = _manifest_of_kept_matrices(request, source)
     built = manifest.quants if manifest else {}
     return {name: record.imatrix for name, record in built.items() if record.imatrix}
 
@@ -40,7 +40,7 @@ def plan_with_kept_matrices(request: BuildRequest, plan: BuildPlan) -> BuildPlan
     names = [target.quant.name for target in plan.targets if target.quant.name in kept]
     if not names:
         return plan
-    manifest = _manifest(request, plan.source)
+    manifest = _manifest_of_kept_matrices(request, plan.source)
     made = manifest.stages.get(CALIBRATE) if manifest else None
     _refuse_users_matrix(names, kept, made)
     assert made is not None, "it was looked at"
@@ -61,5 +61,5 @@ def _refuse_users_matrix(
         raise BadRequest(message, _AGAIN)
 
 
-def _manifest(request: BuildRequest, source: Source) -> Manifest | None:
+def _manifest_of_kept_matrices(request: BuildRequest, source: Source) -> Manifest | None:
     return read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json")

@@ -52,7 +52,7 @@ def matrix(request: BuildRequest, reporter: WorkflowReporter) -> Matrix:
         raise failed[0]
     page = _write_page(request, built, reporter)
     try:
-        return Matrix(built, page, _choice(built))
+        return Matrix(built, page, _matrix_choice(built))
     except BadRequest as error:  # a suite without speed, say
         return Matrix(built, page, None, error.message)
 
@@ -68,7 +68,7 @@ def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter)
     )
 
 
-def _choice(built: Built) -> Chosen:
+def _matrix_choice(built: Built) -> Chosen:
     """The choice without limits.
 
     Raises:

@@ -132,8 +132,8 @@ def publish(
         HubError, EngineError: see errors.py.
     """
     request, source = workflow_of_built(request)
-    asked, plan = _asked(request), workflow_files_plan(request, source)
-    return _publish(request, asked, plan, _destination(request, asked, plan), reporter, consent)
+    asked, plan = _publish_request(request), workflow_files_plan(request, source)
+    return _publish_release(request, asked, plan, _release_destination(request, asked, plan), reporter, consent)
 
 
 def release(
@@ -148,17 +148,17 @@ def release(
         QuantyardError: as `publish`, and as a build.
     """
     request, source = workflow_of_built(workflow_with_suite(request))
-    asked, plan = _asked(request), workflow_plan(request, source)
+    asked, plan = _publish_request(request), workflow_plan(request, source)
     assert plan.measuring is not None, "a suite was asked for"
     assert request.measure is not None, "likewise"
     # LIMIT, TASKS and similar settings change the name of the suite.
     request = replace(request, measure=replace(request.measure, suite=plan.measuring.suite.name))
-    where = _destination(request, asked, plan)  # an invalid destination is refused before hours of work
+    where = _release_destination(request, asked, plan)  # an invalid destination is refused before hours of work
     release_licence(plan.source.license, plan.source.card, asked)
     if not asked.dry_run:
         asked = _agreed_before_building(request, asked, plan, where, consent)
     run_build_plan(request, add_contract_steps(plan, request.threads), reporter)
-    return _publish(request, asked, plan, where, reporter, _consent_given)
+    return _publish_release(request, asked, plan, where, reporter, _consent_given)
 
 
 def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
@@ -168,8 +168,8 @@ def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
         BadRequest: nothing was built or measured, or the budgets cannot be read.
     """
     request, source = workflow_of_built(request)
-    asked, plan = _asked(request), workflow_files_plan(request, source)
-    return _gate_of(_judged(request, asked, plan, load_gate_budgets(asked.gate), reporter))
+    asked, plan = _publish_request(request), workflow_files_plan(request, source)
+    return _gate_of(_judged_release(request, asked, plan, load_gate_budgets(asked.gate), reporter))
 
 
 def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
@@ -178,7 +178,7 @@ def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
     Raises:
         BadRequest: nothing was built or measured.
     """
-    page = write_release_report(request, _asked(request), reporter)
+    page = write_release_report(request, _publish_request(request), reporter)
     return WrittenReport(page, page.with_name(CARD))
 
 
@@ -195,9 +195,9 @@ def write_release_report(
         plan = workflow_files_plan(request, source)
     folder = ModelStore(request.artifacts, plan.source.model).folder
     also = () if asked.only else quants_in_release_folder(folder)
-    found = _judged(request, asked, plan, load_gate_budgets(asked.gate), reporter, also)
+    found = _judged_release(request, asked, plan, load_gate_budgets(asked.gate), reporter, also)
     place = release_place(None, asked, "private" if not asked.public else "gated" if plan.source.card.gated else "")
-    files = _composed(request, asked, plan, found, reporter, place, {}).files
+    files = _composed_release_bundle(request, asked, plan, found, reporter, place, {}).files
     page = write_release(found.folder, files, keep=not asked.only) / PAGE
     _tell_others(request, page.parent, found.quants, files, reporter)
     return page
@@ -206,22 +206,24 @@ def write_release_report(
 # ---- shared parts ------------------------------------------------------------------------------------
 
 
-def _asked(request: BuildRequest) -> PublishRequest:
+def _publish_request(request: BuildRequest) -> PublishRequest:
     return request.publish or PublishRequest()
 
 
-def _publish(
+def _publish_release(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination,
     reporter: WorkflowReporter, consent: Consent,
 ) -> Publication:
     release_licence(plan.source.license, plan.source.card, asked)
-    found = _judged(request, asked, plan, where.budgets, reporter)
+    found = _judged_release(request, asked, plan, where.budgets, reporter)
     gate = _gate_of(found)
     if not asked.dry_run:
         check_release_gate(gate, allow_fail=asked.allow_fail)
     reporter.tell(GateJudged(gate))
     there = look_there(workflow_hub_access(request), where.hub)
-    bundle = _composed(request, asked, plan, found, reporter, _place(asked, where, there), there.published)
+    bundle = _composed_release_bundle(
+        request, asked, plan, found, reporter, _release_place(asked, where, there), there.published
+    )
     folder = write_release(found.folder, bundle.files)
     _tell_others(request, folder, found.quants, bundle.files, reporter)
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
@@ -261,15 +263,15 @@ def _early_objections(plan: BuildPlan, where: ReleaseDestination, there: HubTher
     yield from card_objections(where, there)
 
 
-def _place(asked: PublishRequest, where: ReleaseDestination | None, there: HubThere) -> HubPlace:
+def _release_place(asked: PublishRequest, where: ReleaseDestination | None, there: HubThere) -> HubPlace:
     return release_place(where, asked, there.closed(where.hub) if where and where.hub else "")
 
 
-def _destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> ReleaseDestination:
+def _release_destination(request: BuildRequest, asked: PublishRequest, plan: BuildPlan) -> ReleaseDestination:
     return release_destination(asked, workflow_hub_access(request), plan.source.card, len(request.quants))
 
 
-def _judged(
+def _judged_release(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, budgets: GateBudgets, reporter: WorkflowReporter,
     also: Sequence[str] = (),
 ) -> Release:
@@ -316,7 +318,7 @@ def _gate_of(found: Release) -> GateReport:
     return found.manifest.gate
 
 
-def _composed(
+def _composed_release_bundle(
     request: BuildRequest, asked: PublishRequest, plan: BuildPlan, found: Release, reporter: WorkflowReporter,
     place: HubPlace, before: Mapping[str, str],
 ) -> ReleaseBundle:

@@ -56,7 +56,7 @@ def _serve_from_now_on(request: BuildRequest) -> bool:
     Raises:
         BadRequest: a file is not built, or cannot be linked there.
     """
-    paths = _built_files(request)
+    paths = _built_files_to_serve(request)
     if are_served_files(request.artifacts, paths) and sorted((request.artifacts / "served").glob("*.gguf")) == sorted(
         request.artifacts / "served" / path.name for path in paths
     ):
@@ -68,7 +68,7 @@ def _serve_from_now_on(request: BuildRequest) -> bool:
     return True
 
 
-def _built_files(request: BuildRequest) -> list[Path]:
+def _built_files_to_serve(request: BuildRequest) -> list[Path]:
     source = workflow_source(request)
     folder = ModelStore(request.artifacts, source.model).folder
     manifest = read_manifest(folder / "manifest.json")

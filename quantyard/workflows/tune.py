@@ -105,24 +105,26 @@ def tune(request: BuildRequest, reporter: WorkflowReporter) -> Tuned:
     """
     asked = request.tune
     assert asked is not None, "the command has it"
-    _refuse_unclear(asked)
-    search = _searched(request, asked, reporter)
-    mix, recipe = _mix(search)
+    _refuse_unclear_goal(asked)
+    search = _search_of_mixes(request, asked, reporter)
+    mix, recipe = _mix_for_goal(search)
     name = tuning_yardstick(search.stock, search.goal.size_bytes or mix.size_bytes)
-    plan = workflow_plan(replace(_plain(request), quants=(find_quant(name), quant_of_recipe(recipe))))
-    plan = tuning_held_out_plan(_sized(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads)
-    runner, files = run_plan(_plain(request), plan, reporter)
+    plan = workflow_plan(replace(_request_of_search(request), quants=(find_quant(name), quant_of_recipe(recipe))))
+    plan = tuning_held_out_plan(
+        _sized_search_plan(plan, {recipe.name: mix.size_bytes, name: search.stock[name]}), request.threads
+    )
+    runner, files = run_plan(_request_of_search(request), plan, reporter)
     offer_built_files(request, files, runner.projector, reporter)
     path = runner.store.folder / "recipes" / f"{recipe.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     write_file_atomically(path, tuned_recipe_text(recipe).encode())
-    gain = _gain(recipe, runner, files)
+    gain = _tuning_gain(recipe, runner, files)
     return Tuned(
         search.goal, mix, tuple(search.found), recipe, path, gain, built_result(runner, files)
     )
 
 
-def _refuse_unclear(asked: TuneRequest) -> None:
+def _refuse_unclear_goal(asked: TuneRequest) -> None:
     tuning_type_ladder(asked.types)
     has_size = bool(asked.target_bytes or asked.target_quant)
     if has_size == (asked.target_kld is not None):
@@ -131,13 +133,13 @@ def _refuse_unclear(asked: TuneRequest) -> None:
         raise BadRequest(both if has_size else none, hint)
 
 
-def _plain(request: BuildRequest) -> BuildRequest:
+def _request_of_search(request: BuildRequest) -> BuildRequest:
     """The request without evaluation and importance matrix: the search knows sizes without a matrix only."""
     return replace(request, imatrix="none", calibration=(), measure=None)
 
 
-def _searched(request: BuildRequest, asked: TuneRequest, reporter: WorkflowReporter) -> _Search:
-    plan = workflow_plan(replace(_plain(request), quants=(find_quant(HIGH),)))
+def _search_of_mixes(request: BuildRequest, asked: TuneRequest, reporter: WorkflowReporter) -> _Search:
+    plan = workflow_plan(replace(_request_of_search(request), quants=(find_quant(HIGH),)))
     if plan_unquantized_type(plan) is None:
         message = f"{plan.source.title} is quantized already, and a search needs the unquantized model."
         raise BadRequest(message, "Start from the 16-bit model: make tune MODEL=org/name")
@@ -145,14 +147,14 @@ def _searched(request: BuildRequest, asked: TuneRequest, reporter: WorkflowRepor
     text = tuning_text(request.calibration, plan_contaminating_files(request.artifacts), request.artifacts)
     probing = Probing(text, asked.chunks, request.threads)
     high = sensitivity_high_plan(plan)
-    made = _run(request, high, "the model at high precision", reporter).output(f"quantize {HIGH}")
+    made = _run_search_plan(request, high, "the model at high precision", reporter).output(f"quantize {HIGH}")
     sizes = Sizes(read_gguf_model(made / "model.gguf"))
     groups, stock = tuning_tensor_groups(sizes.made, asked.parts), stock_quant_sizes(sizes)
     goal = tuning_goal(asked, stock)
     ladder = tuning_type_ladder(asked.types)
     _refuse_impossible(goal, groups, sizes, ladder)
     what = f"{len(groups)} groups of tensors, each at low precision alone"
-    probes = _run(request, sensitivity_probe_plan(high, groups, sizes, probing), what, reporter)
+    probes = _run_search_plan(request, sensitivity_probe_plan(high, groups, sizes, probing), what, reporter)
     found, errors = group_sensitivities(groups, probes.output), read_rounding_errors(probes.output("rounding"))
     mixes = tuning_mix_front(
         [tuning_options(one, sizes, errors, ladder) for one in found], tuning_fixed_bytes(groups, sizes)
@@ -169,31 +171,31 @@ def _refuse_impossible(goal: TuningGoal, groups: Sequence[TensorGroup], sizes: S
         raise BadRequest(message, f"Type: TARGET_SIZE={smallest}")
 
 
-def _mix(search: _Search) -> tuple[TypeMix, Recipe]:
+def _mix_for_goal(search: _Search) -> tuple[TypeMix, Recipe]:
     """The mix for the goal. With TARGET_KLD the mix is also measured; if it misses the goal, the next mix is larger."""
     goal = search.goal
     mix = find_tuned_mix(search.mixes, goal)
     for number in range(_ROUNDS if goal.kld is not None else 0):
-        seen = _seen(search, mix, number)
+        seen = _kld_of_mix(search, mix, number)
         search.reporter.tell(MixMeasured(number + 1, mix.kld, seen))
         better = find_tuned_mix(search.mixes, goal, seen / mix.kld)
         if better == mix:
             break
         mix = better
-    return mix, _recipe(search, mix, goal.name)
+    return mix, _recipe_of_mix(search, mix, goal.name)
 
 
-def _recipe(search: _Search, mix: TypeMix, name: str) -> Recipe:
+def _recipe_of_mix(search: _Search, mix: TypeMix, name: str) -> Recipe:
     assert search.request.tune is not None
     types = f" of {', '.join(search.request.tune.types)}" if search.request.tune.types else ""
     text = f"found for {search.high.source.model.name}: {search.goal.text}{types}"
     return tuned_recipe(name, search.groups, mix.types, text[:300])
 
 
-def _seen(search: _Search, mix: TypeMix, number: int) -> float:
+def _kld_of_mix(search: _Search, mix: TypeMix, number: int) -> float:
     """Mean KLD of a mix on the text of the search, nats."""
     label = f"{search.goal.name}.{number}"
-    recipe = _recipe(search, mix, search.goal.name)
+    recipe = _recipe_of_mix(search, mix, search.goal.name)
     floor = sensitivity_high_step(search.high)
     request = floor.request.model_copy(update={
         "recipe": label, "quant": recipe.base, "ftype": find_quant(recipe.base).ftype, "tensor_types": recipe.tensors,
@@ -205,13 +207,13 @@ def _seen(search: _Search, mix: TypeMix, number: int) -> float:
     measured = sensitivity_probe_step(search.high, search.probing, label, made)
     steps = tuple(s for s in search.high.steps if s is not floor)
     plan = replace(search.high, steps=(*steps, made, measured))
-    runner = _run(search.request, plan, f"mix {number + 1}", search.reporter)
+    runner = _run_search_plan(search.request, plan, f"mix {number + 1}", search.reporter)
     found = read_planned_divergence(runner.output(sensitivity_probe_label(label))).mean_kld
     assert found is not None, "it was compared with the unquantized model"
     return found.value
 
 
-def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: WorkflowReporter) -> PlanRunner:
+def _run_search_plan(request: BuildRequest, plan: BuildPlan, what: str, reporter: WorkflowReporter) -> PlanRunner:
     engine, _reason = workflow_engine(request)
     runner, finished, cost = prepare_workflow(request, plan, engine)
     left = [step for step in plan.steps if step.label not in finished]
@@ -223,7 +225,7 @@ def _run(request: BuildRequest, plan: BuildPlan, what: str, reporter: WorkflowRe
     return runner
 
 
-def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
+def _sized_search_plan(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
     """The plan with the exact sizes."""
     steps = tuple(
         replace(step, size_bytes=sizes[step.quant]) if step.row.name == "quantize" and step.quant in sizes else step
@@ -233,7 +235,7 @@ def _sized(plan: BuildPlan, sizes: dict[str, int]) -> BuildPlan:
     return replace(plan, steps=steps, targets=targets)
 
 
-def _gain(recipe: Recipe, runner: PlanRunner, files: Sequence[BuiltFile]) -> TuningGain:
+def _tuning_gain(recipe: Recipe, runner: PlanRunner, files: Sequence[BuiltFile]) -> TuningGain:
     """Both files on the held-out text."""
     measured = {
         file.quant: HeldOutFile(

@@ -54,16 +54,16 @@ def verify(request: BuildRequest, reporter: WorkflowReporter) -> Verification:
     """
     asked = request.check
     assert asked is not None, "the command has it"
-    subject = _subject(request, asked, reporter)
+    subject = _release_to_check(request, asked, reporter)
     with reporter.steps() as steps:
         on_file = lambda name: steps.note(f"checking {name}")  # noqa: E731
         checks = list(check_release(subject, workflow_hub_access(request), asked.repo_id, on_file))
     if asked.rebuild:
-        checks += _rebuilt(request, subject, reporter)
+        checks += _rebuilt_release_checks(request, subject, reporter)
     return Verification(tuple(checks))
 
 
-def _subject(request: BuildRequest, asked: CheckRequest, reporter: WorkflowReporter) -> CheckedRelease:
+def _release_to_check(request: BuildRequest, asked: CheckRequest, reporter: WorkflowReporter) -> CheckedRelease:
     if bool(asked.repo_id) == (asked.file is not None):
         given = "REPO and FILE are both given" if asked.repo_id else "Neither REPO nor FILE is given"
         raise BadRequest(f"{given}.", "Type: make verify REPO=me/name-GGUF, or FILE=path")
@@ -76,7 +76,9 @@ def _subject(request: BuildRequest, asked: CheckRequest, reporter: WorkflowRepor
         )
 
 
-def _rebuilt(request: BuildRequest, subject: CheckedRelease, reporter: WorkflowReporter) -> Iterator[ReleaseCheck]:
+def _rebuilt_release_checks(
+    request: BuildRequest, subject: CheckedRelease, reporter: WorkflowReporter
+) -> Iterator[ReleaseCheck]:
     """Rebuild in a temporary store, and compare."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.artifacts, prefix=".rebuild-") as folder:
