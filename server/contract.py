@@ -111,25 +111,25 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     model = stage.in_dir / "model" / request.model_file
     if not model.is_file():
         raise StageFailure(ExitCode.BAD_REQUEST, "no-model", f"{model} does not exist.", "Build the model again.")
-    projector = _projector(stage, request)
+    projector = _contract_projector(stage, request)
     launch = Launch(
         model.absolute(), stage.scratch_dir.absolute(), stage.environment, request.threads, request.n_ctx,
         request.parallel, request.load_timeout_s, projector,
     )  # fmt: skip
     stage.begin("the server loads the model")
     with ServedModel(launch) as served:
-        kind = _kind(model, projector)
+        kind = _kind_of_served_model(model, projector)
         stage.log(f"{served.argv[0]} is ready; {len(api_checks_of(kind.get('purpose', 'generate')))} checks")
-        report = _checked(stage, served, request.label, kind)
+        report = _checked_contract(stage, served, request.label, kind)
         argv = served.argv
     (stage.files_dir / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n")
-    _log(stage, report)
+    _log_contract(stage, report)
     failed = [check.name for check in report.with_status("failed")]
     facts = {"passed": report.passed, "n_checks": len(report.checks), "failed": failed}
     return StageOutcome(facts=facts, tools={"server": report.server}, argv=(argv,))  # type: ignore[arg-type]
 
 
-def _projector(stage: Stage, request: ContractRequest) -> Path | None:
+def _contract_projector(stage: Stage, request: ContractRequest) -> Path | None:
     """What reads pictures or sound, in 16 bit: the stage that made it may have left one of 8 bit too."""
     if not request.has_projector:
         return None
@@ -140,7 +140,7 @@ def _projector(stage: Stage, request: ContractRequest) -> Path | None:
     return found[0].absolute()
 
 
-def _kind(model: Path, projector: Path | None) -> dict[str, Any]:
+def _kind_of_served_model(model: Path, projector: Path | None) -> dict[str, Any]:
     """What decides which checks apply."""
     media = read_gguf_header(projector).media if projector else ()
     try:
@@ -153,7 +153,7 @@ def _kind(model: Path, projector: Path | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, Any]) -> ContractReport:
+def _checked_contract(stage: Stage, served: ServedModel, label: str, kind: dict[str, Any]) -> ContractReport:
     names = [check.name for check in api_checks_of(kind.get("purpose", "generate"))]
 
     def progress(done: int, total: int, name: str) -> None:
@@ -171,7 +171,7 @@ def _checked(stage: Stage, served: ServedModel, label: str, kind: dict[str, Any]
         raise StageFailure(ExitCode.BUG, "serve-silent", message, "Report it, with the log.") from error
 
 
-def _log(stage: Stage, report: ContractReport) -> None:
+def _log_contract(stage: Stage, report: ContractReport) -> None:
     for check in report.checks:
         stage.log(f"{check.status}: {check.name} in {format_elapsed(check.duration_s)}: {check.finding}")
 

@@ -66,12 +66,12 @@ def check_slow_clients(session: ApiSession) -> str:
     said = [head[: number % len(head)] for number in range(HALF_OPEN)]
     said += [f"{head}{key}Content-Length: 1000\r\n\r\n{{"] * SLOW_BODIES
     with ExitStack() as opened:
-        connections = [opened.enter_context(_connect(session)) for _ in said]
+        connections = [opened.enter_context(_connect_to_abuse(session)) for _ in said]
         began = time.monotonic()
         for connection, words in zip(connections, said, strict=True):
             with suppress(OSError):  # the server may have ended it already, to make room for others
                 connection.sendall(words.encode())
-        beside_s = _ordinary(session, f"while {len(said)} connections are idle")
+        beside_s = _check_ordinary_request(session, f"while {len(said)} connections are idle")
         for number, connection in enumerate(connections):
             is_ended = _is_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
             need_promise(
@@ -82,7 +82,7 @@ def check_slow_clients(session: ApiSession) -> str:
     return f"{counted} ended in {format_elapsed(ended_s)}, and others were answered in {format_elapsed(beside_s)}"
 
 
-def _connect(session: ApiSession) -> socket.socket:
+def _connect_to_abuse(session: ApiSession) -> socket.socket:
     address = urlsplit(session.wire.address)
     return socket.create_connection((address.hostname, address.port or 80), _CONNECT_TIMEOUT_S)
 
@@ -103,7 +103,7 @@ def check_large_body(session: ApiSession) -> str:
     n_bytes, status = _TOO_LARGE
     answer = session.wire.post_text(CHAT, json.dumps(session.chat_body("a" * n_bytes)))
     need_promise(answer.status == status, f"a body of {n_bytes} bytes: wanted {status}, got {shown_api_answer(answer)}")
-    return f"{status}: {api_error_text(answer)[:EXCERPT]}; {_afterwards(session)}"
+    return f"{status}: {api_error_text(answer)[:EXCERPT]}; {_served_afterwards(session)}"
 
 
 def check_closed_routes(session: ApiSession) -> str:
@@ -116,17 +116,17 @@ def check_closed_routes(session: ApiSession) -> str:
 def check_hostile_grammars(session: ApiSession) -> str:
     for name, made in _GRAMMARS.items():
         _need_refused(name, session.wire.post(COMPLETION, {"prompt": "a", "max_tokens": 4, "grammar": made()}))
-    return f"400 for {len(_GRAMMARS)} of them; {_afterwards(session)}"
+    return f"400 for {len(_GRAMMARS)} of them; {_served_afterwards(session)}"
 
 
 def check_hostile_schemas(session: ApiSession) -> str:
     for name, made in _SCHEMAS.items():
-        for form in _forms(made()):
+        for form in _hostile_schema_forms(made()):
             _need_refused(name, session.chat("a", max_tokens=4, **form))
-    return f"400 for {len(_SCHEMAS)} of them, as response_format and as a tool; {_afterwards(session)}"
+    return f"400 for {len(_SCHEMAS)} of them, as response_format and as a tool; {_served_afterwards(session)}"
 
 
-def _forms(schema: Any) -> Iterator[dict[str, Any]]:
+def _hostile_schema_forms(schema: Any) -> Iterator[dict[str, Any]]:
     yield {"response_format": {"type": "json_object", "schema": schema}}
     yield {"tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": schema}}]}
 
@@ -138,7 +138,7 @@ def check_large_tokenize(session: ApiSession) -> str:
     if answer.status == 404:
         return "the server has no route that tokenizes"
     _need_refused(f"{len(text)} characters", answer)
-    return f"400 for {len(text)} characters, the limit is {most} bytes; {_afterwards(session)}"
+    return f"400 for {len(text)} characters, the limit is {most} bytes; {_served_afterwards(session)}"
 
 
 def _need_refused(name: str, answer: Answer) -> None:
@@ -148,11 +148,11 @@ def _need_refused(name: str, answer: Answer) -> None:
     )
 
 
-def _afterwards(session: ApiSession) -> str:
-    return f"then answered in {format_elapsed(_ordinary(session, 'afterwards'))}"
+def _served_afterwards(session: ApiSession) -> str:
+    return f"then answered in {format_elapsed(_check_ordinary_request(session, 'afterwards'))}"
 
 
-def _ordinary(session: ApiSession, when: str) -> float:
+def _check_ordinary_request(session: ApiSession, when: str) -> float:
     """Check an ordinary request of one token; returns the seconds it took."""
     answer = session.ask("Hello", max_tokens=1)
     need_promise(answer.status == 200, f"{when} an ordinary request gets {shown_api_answer(answer)}")

@@ -118,11 +118,11 @@ def check_usage_counts(session: ApiSession) -> CheckOutcome:
     short = api_answer_usage(session.complete("One, two,", max_tokens=1))[0]
     long = api_answer_usage(session.complete("One, two, three, four, five, six,", max_tokens=1))[0]
     need_promise(long > short, f"{long} prompt_tokens for the longer prompt, {short} for the shorter")
-    counted = [_counted(session, "One, two,", short), _counted_chat(session)]
+    counted = [_check_counted_prompt(session, "One, two,", short), _counted_chat(session)]
     return passed(f"{short} and {long} prompt_tokens; {'; '.join(counted)}")
 
 
-def _counted(session: ApiSession, prompt: str, used: int) -> str:
+def _check_counted_prompt(session: ApiSession, prompt: str, used: int) -> str:
     """Compare the reported prompt_tokens with the count of the server's own tokenizer."""
     answer = session.wire.post("/tokenize", {"content": prompt, "add_special": True})
     tokens = answer.body.get("tokens") if answer.status == 200 else None
@@ -142,7 +142,7 @@ def _counted_chat(session: ApiSession) -> str:
     if template.status != 200:
         return "no template to ask"
     used = api_answer_usage(session.wire.post(CHAT, body))[0]
-    return f"of a chat, {_counted(session, str(template.body.get('prompt')), used)}"
+    return f"of a chat, {_check_counted_prompt(session, str(template.body.get('prompt')), used)}"
 
 
 def check_seeds(session: ApiSession) -> CheckOutcome:

@@ -75,7 +75,7 @@ class Answer:
 
 
 @cache
-def _client() -> httpx2.Client:
+def _api_test_client() -> httpx2.Client:
     """The client of every request. trust_env=False: proxies from the environment must not see the key."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx2.Client(limits=limits, trust_env=False)
@@ -119,7 +119,7 @@ class Wire:
             headers["Authorization"] = f"Bearer {self.key}"
         started = time.perf_counter()
         timeout = httpx2.Timeout(self.timeout_s, connect=_CONNECT_TIMEOUT_S)
-        answer = _client().request(method, self.address + path, content=text, headers=headers, timeout=timeout)
+        answer = _api_test_client().request(method, self.address + path, content=text, headers=headers, timeout=timeout)
         duration_s = time.perf_counter() - started
         return Answer(answer.status_code, answer.text, answer.headers.get("content-type", ""), duration_s)
 

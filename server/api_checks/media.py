@@ -31,18 +31,20 @@ _Part = dict[str, object]
 
 def check_picture(session: ApiSession) -> str:
     """A picture is read: it takes tokens. What is not a picture is refused, and an address of one too."""
-    read = _read(session, _LOOK, _picture_part(png_picture(_SIDE)), "picture")
-    _refuses(session, _LOOK, _picture_part(b"not a picture"), "bytes that are not a picture")
-    with _listener() as (address, was_called):
-        _refuses(session, _LOOK, {"type": "image_url", "image_url": {"url": address}}, f"the address {address}")
+    read = _read_media_tokens(session, _LOOK, _picture_part(png_picture(_SIDE)), "picture")
+    _need_media_refused(session, _LOOK, _picture_part(b"not a picture"), "bytes that are not a picture")
+    with _listener_for_media_url() as (address, was_called):
+        _need_media_refused(
+            session, _LOOK, {"type": "image_url", "image_url": {"url": address}}, f"the address {address}"
+        )
         need_promise(not was_called(), "the server fetched an address that a request named")
     return f"{read}; what is not one is refused, and an address too, unfetched"
 
 
 def check_sound(session: ApiSession) -> str:
     """A sound is read: it takes tokens. What is not a sound is refused."""
-    read = _read(session, _HEAR, _sound_part(wav_sound()), "sound")
-    _refuses(session, _HEAR, _sound_part(b"not a sound"), "bytes that are not a sound")
+    read = _read_media_tokens(session, _HEAR, _sound_part(wav_sound()), "sound")
+    _need_media_refused(session, _HEAR, _sound_part(b"not a sound"), "bytes that are not a sound")
     return f"{read}; what is not one is refused"
 
 
@@ -63,23 +65,23 @@ def wav_sound() -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def _read(session: ApiSession, prompt: str, part: _Part, what: str) -> str:
+def _read_media_tokens(session: ApiSession, prompt: str, part: _Part, what: str) -> str:
     """Ask with and without this part of the message."""
     alone = api_answer_usage(session.chat(prompt, max_tokens=_TOKENS))[0]
-    answer = session.chat(prompt, messages=_messages(prompt, part), max_tokens=_TOKENS)
+    answer = session.chat(prompt, messages=_media_messages(prompt, part), max_tokens=_TOKENS)
     text, used = api_answer_text(answer), api_answer_usage(answer)[0]
     need_promise(used > alone, f"{used} prompt_tokens with the {what}, {alone} without: it was not read")
     need_promise(bool(text.strip()), f"the answer to a {what} is empty")
     return f"the {what} takes {used - alone} tokens and is answered with {text[:40]!r}"
 
 
-def _refuses(session: ApiSession, prompt: str, part: _Part, what: str) -> None:
-    answer = session.chat(prompt, messages=_messages(prompt, part), max_tokens=_TOKENS)
+def _need_media_refused(session: ApiSession, prompt: str, part: _Part, what: str) -> None:
+    answer = session.chat(prompt, messages=_media_messages(prompt, part), max_tokens=_TOKENS)
     is_refused = 400 <= answer.status < 500 and bool(api_error_text(answer))
     need_promise(is_refused, f"{what}: wanted 4xx with a reason, got {shown_api_answer(answer)}")
 
 
-def _messages(prompt: str, part: _Part) -> list[dict[str, object]]:
+def _media_messages(prompt: str, part: _Part) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "text", "text": prompt}, part]}]
 
 
@@ -92,7 +94,7 @@ def _sound_part(data: bytes) -> _Part:
 
 
 @contextmanager
-def _listener() -> Iterator[tuple[str, Callable[[], bool]]]:
+def _listener_for_media_url() -> Iterator[tuple[str, Callable[[], bool]]]:
     """An address of this machine, and whether anybody connects to it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(_AWAIT_S)

@@ -51,7 +51,7 @@ _EXAMPLE: Final[list[dict[str, object]]] = [
 
 def check_json_schema(session: ApiSession) -> CheckOutcome:
     form, refusal = _schema_form(session)
-    verdicts = {case.name: _asked(session, case, form) for case in CASES}
+    verdicts = {case.name: _schema_verdict_of_request(session, case, form) for case in CASES}
     rate = schema_rate(verdicts, form)
     said = (
         f"{_REFUSED} ({refusal}); as json_object with a schema, {schema_rate_text(rate)}"
@@ -62,9 +62,9 @@ def check_json_schema(session: ApiSession) -> CheckOutcome:
     return CheckOutcome("passed" if kept else "failed", said, schemas=rate)
 
 
-def _asked(session: ApiSession, case: SchemaCase, form: str) -> SchemaVerdict:
+def _schema_verdict_of_request(session: ApiSession, case: SchemaCase, form: str) -> SchemaVerdict:
     asked = {"max_tokens": _SCHEMA_TOKENS, "response_format": _response_format(form, case.schema)}
-    return _judged(session.chat(f"{case.prompt} Answer in JSON.", **asked), case.schema)
+    return _schema_verdict_of_answer(session.chat(f"{case.prompt} Answer in JSON.", **asked), case.schema)
 
 
 def _schema_form(session: ApiSession) -> tuple[str, str]:
@@ -80,7 +80,7 @@ def _response_format(form: str, schema: Schema) -> dict[str, object]:
     return {"type": form, "schema": schema}
 
 
-def _judged(answer: Answer, schema: Schema) -> SchemaVerdict:
+def _schema_verdict_of_answer(answer: Answer, schema: Schema) -> SchemaVerdict:
     if answer.status != 200:
         return SchemaVerdict("refused", shown_api_answer(answer))
     choice = api_answer_choice(answer)
@@ -96,17 +96,17 @@ def check_tool_calls(session: ApiSession) -> CheckOutcome:
     """
     if session.props.get("chat_template_caps", {}).get("supports_tools") is False:
         return CheckOutcome("not supported", "the model's chat template has no tools (chat_template_caps of /props)")
-    said, is_call = _call(session, [])
+    said, is_call = _tool_call_of_answer(session, [])
     if is_call:
         return passed(f"{said}, valid against the tool's schema", after_an_example=False)
-    later, is_call = _call(session, _EXAMPLE)
+    later, is_call = _tool_call_of_answer(session, _EXAMPLE)
     if is_call:
         finding = f"{later}, valid against the tool's schema, after an example of a call; without one, {said}"
         return passed(finding, after_an_example=True)
     raise BrokenPromise(f"tool_choice 'required' gave no tool call but {said}; after an example of one, {later}")
 
 
-def _call(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bool]:
+def _tool_call_of_answer(session: ApiSession, before: list[dict[str, object]]) -> tuple[str, bool]:
     """The checked tool call of an answer and True; else what came instead, and False."""
     prompt = _TOOL_PROMPT.format(city="Paris", days=3)
     answer = session.chat(

@@ -76,7 +76,7 @@ class ApiCheck:
     needs_medium: Medium | None = None  # not applicable to a model that does not read it
 
 
-def _told(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
+def _api_outcome(check: Callable[[ApiSession], str]) -> Callable[[ApiSession], CheckOutcome]:
     return lambda session: passed(check(session))
 
 
@@ -98,11 +98,11 @@ CHECKS: Final = (
     ApiCheck("json-schema", "answers conform to a JSON schema", check_json_schema, needs_chat=True),
     ApiCheck("tool-calls", "a required tool is called with valid arguments", check_tool_calls, needs_chat=True),
     ApiCheck(
-        "picture", "a picture is read; what is not one, and an address, is refused", _told(check_picture),
+        "picture", "a picture is read; what is not one, and an address, is refused", _api_outcome(check_picture),
         needs_chat=True, needs_medium="vision",
     ),
     ApiCheck(
-        "sound", "a sound is read; what is not one is refused", _told(check_sound), needs_chat=True,
+        "sound", "a sound is read; what is not one is refused", _api_outcome(check_sound), needs_chat=True,
         needs_medium="audio",
     ),
     ApiCheck("embeddings", "embeddings are served, or refused with the reason", check_embeddings, purposes=_ANY),
@@ -115,37 +115,39 @@ CHECKS: Final = (
              check_unknown_model, purposes=_ANY),
     ApiCheck("concurrency", f"{CONCURRENT_CLIENTS} clients at once are all answered", check_concurrency),
     ApiCheck(
-        "slow-clients", "idle connections do not block other clients, and end in seconds", _told(check_slow_clients),
+        "slow-clients", "idle connections do not block other clients, and end in seconds",
+        _api_outcome(check_slow_clients), purposes=_ANY,
+    ),
+    ApiCheck("large-body", "a body that is too large is refused", _api_outcome(check_large_body), purposes=_ANY),
+    ApiCheck(
+        "closed-routes", "routes that change the server or show requests are closed", _api_outcome(check_closed_routes),
         purposes=_ANY,
     ),
-    ApiCheck("large-body", "a body that is too large is refused", _told(check_large_body), purposes=_ANY),
     ApiCheck(
-        "closed-routes", "routes that change the server or show requests are closed", _told(check_closed_routes),
-        purposes=_ANY,
+        "hostile-grammars", "a grammar that would end or stall the server is refused",
+        _api_outcome(check_hostile_grammars),
     ),
     ApiCheck(
-        "hostile-grammars", "a grammar that would end or stall the server is refused", _told(check_hostile_grammars)
+        "hostile-schemas", "a schema that would end or stall the server is refused", _api_outcome(check_hostile_schemas)
     ),
-    ApiCheck(
-        "hostile-schemas", "a schema that would end or stall the server is refused", _told(check_hostile_schemas)
-    ),
-    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _told(check_large_tokenize),
+    ApiCheck("large-tokenize", "a text that is too large to tokenize is refused", _api_outcome(check_large_tokenize),
              purposes=_ANY),
 )
 # Those of models that embed texts or rank documents. Of the checks above they are asked what `purposes` says.
 VECTOR_CHECKS: Final = (
     ApiCheck(
-        "vectors", "every text has one vector, all of one size and of length 1", _told(check_vectors), purposes=_EMBED
+        "vectors", "every text has one vector, all of one size and of length 1", _api_outcome(check_vectors),
+        purposes=_EMBED,
     ),
-    ApiCheck("vector-order", "a text has the same vector alone and in a batch", _told(check_vector_order),
+    ApiCheck("vector-order", "a text has the same vector alone and in a batch", _api_outcome(check_vector_order),
              purposes=_EMBED),
-    ApiCheck("vector-base64", "a vector in base64 is the same", _told(check_base64), purposes=_EMBED),
-    ApiCheck("ranking", "every document has one score, whatever is ranked with it", _told(check_ranking),
+    ApiCheck("vector-base64", "a vector in base64 is the same", _api_outcome(check_base64), purposes=_EMBED),
+    ApiCheck("ranking", "every document has one score, whatever is ranked with it", _api_outcome(check_ranking),
              purposes=_RERANK),
-    ApiCheck("wrong-input", "what is not a text is refused, with the reason", _told(check_wrong_input),
+    ApiCheck("wrong-input", "what is not a text is refused, with the reason", _api_outcome(check_wrong_input),
              purposes=_VECTORS),
-    ApiCheck("vector-clients", f"{CLIENTS} clients at once get what each gets alone", _told(check_vector_clients),
-             purposes=_VECTORS),
+    ApiCheck("vector-clients", f"{CLIENTS} clients at once get what each gets alone",
+             _api_outcome(check_vector_clients), purposes=_VECTORS),
 )
 
 

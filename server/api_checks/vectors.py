@@ -39,7 +39,7 @@ Vector = Sequence[float]
 def check_vectors(session: ApiSession) -> str:
     """Of several texts: one vector each, of one length, of length 1."""
     answer = session.embed([*_TEXTS])
-    vectors = _vectors(answer, len(_TEXTS))
+    vectors = _served_vectors(answer, len(_TEXTS))
     sizes, lengths = {len(vector) for vector in vectors}, [math.hypot(*vector) for vector in vectors]
     need_promise(len(sizes) == 1, f"vectors of {sorted(sizes)} numbers")
     need_promise(all(abs(length - 1) <= _UNIT for length in lengths), f"lengths {[round(x, 4) for x in lengths]}")
@@ -51,13 +51,13 @@ def check_vectors(session: ApiSession) -> str:
 
 def check_vector_order(session: ApiSession) -> str:
     """A text's vector is the same alone, in a batch, and at another place of it."""
-    alone = [_vectors(session.embed(text), 1)[0] for text in _TEXTS]
+    alone = [_served_vectors(session.embed(text), 1)[0] for text in _TEXTS]
     for order in (range(len(_TEXTS)), range(len(_TEXTS) - 1, -1, -1)):
-        together = _vectors(session.embed([_TEXTS[at] for at in order]), len(_TEXTS))
+        together = _served_vectors(session.embed([_TEXTS[at] for at in order]), len(_TEXTS))
         for at, vector in zip(order, together, strict=True):
-            cosine = _cosine(vector, alone[at])
+            cosine = _cosine_of_served_vectors(vector, alone[at])
             _need_same(cosine, f"{_TEXTS[at]!r} has another vector in a batch than alone")
-    others = max(_cosine(alone[0], other) for other in alone[1:])
+    others = max(_cosine_of_served_vectors(alone[0], other) for other in alone[1:])
     need_promise(others < _SAME_COSINE, f"different texts have one vector: cosine {format_digits(others, 6)}")
     return f"{len(_TEXTS)} texts in two orders, each with the vector that it has alone"
 
@@ -65,30 +65,30 @@ def check_vector_order(session: ApiSession) -> str:
 def check_base64(session: ApiSession) -> str:
     """`encoding_format: base64`, which the openai client asks for, holds the same 32-bit numbers."""
     text = _TEXTS[0]
-    plain = _vectors(session.embed(text), 1)[0]
+    plain = _served_vectors(session.embed(text), 1)[0]
     answer = session.embed(text, encoding_format="base64")
     coded = _embedding_rows(answer, 1)[0].get("embedding")
     need_promise(isinstance(coded, str), f"no text in base64: {shown_api_answer(answer)}")
     raw = base64.b64decode(str(coded), validate=True)
     vector = struct.unpack(f"<{len(raw) // 4}f", raw)
     need_promise(len(vector) == len(plain), f"{len(vector)} numbers in base64, {len(plain)} without")
-    cosine = _cosine(vector, plain)
+    cosine = _cosine_of_served_vectors(vector, plain)
     _need_same(cosine, "the numbers in base64 are others")
     return f"the same {len(vector)} numbers"
 
 
 def check_ranking(session: ApiSession) -> str:
     """One score for each document, whatever else is ranked with it, and `top_n` of them if so asked."""
-    scores = _scores(session.rank(_QUERY, [*_TEXTS]), len(_TEXTS))
+    scores = _rerank_scores_served(session.rank(_QUERY, [*_TEXTS]), len(_TEXTS))
     spread = max(scores) - min(scores)
     need_promise(spread > 0, f"every document has the score {scores[0]}")
-    backwards = _scores(session.rank(_QUERY, [*reversed(_TEXTS)]), len(_TEXTS))
-    alone = [_scores(session.rank(_QUERY, [text]), 1)[0] for text in _TEXTS]
+    backwards = _rerank_scores_served(session.rank(_QUERY, [*reversed(_TEXTS)]), len(_TEXTS))
+    alone = [_rerank_scores_served(session.rank(_QUERY, [text]), 1)[0] for text in _TEXTS]
     for text, *three in zip(_TEXTS, scores, reversed(backwards), alone, strict=True):
         apart = max(three) - min(three)
         need_promise(apart <= _SAME_SCORE * spread, f"{text!r} has the scores {three} among others and alone")
     answer = session.rank(_QUERY, [*_TEXTS], top_n=2)
-    best = {int(row["index"]) for row in _results(answer)}
+    best = {int(row["index"]) for row in _rerank_results_served(answer)}
     wanted = set(sorted(range(len(scores)), key=lambda at: -scores[at])[:2])
     need_promise(best == wanted, f"top_n 2 gives the documents {sorted(best)}, the best are {sorted(wanted)}")
     least, most = (format_digits(score) for score in (min(scores), max(scores)))
@@ -99,9 +99,9 @@ def check_vector_clients(session: ApiSession) -> str:
     """Many clients at once get what each gets alone."""
     texts = [f"{_TEXTS[number % len(_TEXTS)]} {'word ' * number}" for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as clients:
-        together = list(clients.map(lambda text: _answered(session, text), texts))
+        together = list(clients.map(lambda text: _served_vector(session, text), texts))
     for number in (0, 7, CLIENTS - 1):
-        cosine = _cosine(together[number], _answered(session, texts[number]))
+        cosine = _cosine_of_served_vectors(together[number], _served_vector(session, texts[number]))
         _need_same(cosine, f"client {number} gets another answer than alone")
     return f"{CLIENTS} clients, each with its own answer"
 
@@ -121,10 +121,10 @@ def _need_same(cosine: float, otherwise: str) -> None:
     need_promise(cosine >= _SAME_COSINE, f"{otherwise}: cosine {format_digits(cosine, 6)}")
 
 
-def _answered(session: ApiSession, text: str) -> Vector:
+def _served_vector(session: ApiSession, text: str) -> Vector:
     if session.purpose == "embed":
-        return _vectors(session.embed(text), 1)[0]
-    return [*_scores(session.rank(text, [*_TEXTS]), len(_TEXTS)), 1.0]
+        return _served_vectors(session.embed(text), 1)[0]
+    return [*_rerank_scores_served(session.rank(text, [*_TEXTS]), len(_TEXTS)), 1.0]
 
 
 def _embedding_rows(answer: Answer, n: int) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def _embedding_rows(answer: Answer, n: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _vectors(answer: Answer, n: int) -> list[Vector]:
+def _served_vectors(answer: Answer, n: int) -> list[Vector]:
     vectors = [row.get("embedding") for row in _embedding_rows(answer, n)]
     for vector in vectors:
         is_finite = isinstance(vector, list) and vector and all(isinstance(x, (int, float)) for x in vector)
@@ -144,21 +144,21 @@ def _vectors(answer: Answer, n: int) -> list[Vector]:
     return vectors  # type: ignore[return-value]
 
 
-def _results(answer: Answer) -> list[dict[str, Any]]:
+def _rerank_results_served(answer: Answer) -> list[dict[str, Any]]:
     results = answer.body.get("results")
     is_list = answer.status == 200 and isinstance(results, list)
     need_promise(is_list, f"wanted 200 and results, got {shown_api_answer(answer)}")
     return list(results or ())
 
 
-def _scores(answer: Answer, n: int) -> list[float]:
+def _rerank_scores_served(answer: Answer, n: int) -> list[float]:
     """In the order of the documents."""
-    found = {int(row["index"]): float(row["relevance_score"]) for row in _results(answer)}
+    found = {int(row["index"]): float(row["relevance_score"]) for row in _rerank_results_served(answer)}
     need_promise(sorted(found) == [*range(n)], f"scores of the documents {sorted(found)}, asked for {n}")
     return [found[at] for at in range(n)]
 
 
-def _cosine(one: Vector, other: Vector) -> float:
+def _cosine_of_served_vectors(one: Vector, other: Vector) -> float:
     if len(one) != len(other):
         return 0.0
     return sum(a * b for a, b in zip(one, other, strict=True)) / ((math.hypot(*one) * math.hypot(*other)) or 1.0)

@@ -103,16 +103,18 @@ def read_chat_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ChatS
     given = vars(parser.parse_args(argv))
     value = {o.name: given[o.name.lower()] or environ.get(o.name) or o.default for o in OPTIONS}
     sampling = Sampling(
-        temperature=_number(float, "TEMPERATURE", value), top_p=_number(float, "TOP_P", value),
-        top_k=_number(int, "TOP_K", value), max_tokens=_number(int, "MAX_TOKENS", value),
+        temperature=_chat_setting_number(float, "TEMPERATURE", value),
+        top_p=_chat_setting_number(float, "TOP_P", value),
+        top_k=_chat_setting_number(int, "TOP_K", value),
+        max_tokens=_chat_setting_number(int, "MAX_TOKENS", value),
     )
     color = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-    port = _number(int, "PORT", value)
+    port = _chat_setting_number(int, "PORT", value)
     base_url = value["BASE_URL"] or urlsplit(DEFAULT_URL)._replace(netloc=f"127.0.0.1:{port}").geturl()
     return ChatSettings(base_url, Path(value["KEY_FILE"]), value["MODEL_NAME"], sampling, color)
 
 
-def _number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T:
+def _chat_setting_number(kind: Callable[[str], T], name: str, values: Mapping[str, str]) -> T:
     try:
         return kind(values[name])
     except ValueError:
@@ -293,7 +295,7 @@ def main() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     try:
-        _chat(read_chat_settings(sys.argv[1:], os.environ))
+        _chat_until_end(read_chat_settings(sys.argv[1:], os.environ))
     except ClientError as error:
         sys.exit(_say_last(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
     except KeyboardInterrupt:
@@ -302,7 +304,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _chat(settings: ChatSettings) -> None:
+def _chat_until_end(settings: ChatSettings) -> None:
     terminal = Terminal(sys.stdin, sys.stdout, sys.stderr, color=settings.color)
     client = Client(settings.base_url, settings.key_file, settings.model)
     model = client.model

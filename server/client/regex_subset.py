@@ -66,8 +66,8 @@ def normalise_client_regex(pattern: str) -> str:
         PatternRefused: the pattern has no such form, or is not a regular expression.
     """
     try:
-        text = _sequence(list(_parse(pattern)), starts=True, ends=True)
-        if max(_depths(text), default=0) > MAX_DEPTH:
+        text = _write_regex_sequence(list(_parse_regex(pattern)), starts=True, ends=True)
+        if max(_regex_group_depths(text), default=0) > MAX_DEPTH:
             raise _Reason(f"its groups are nested more than {MAX_DEPTH} deep")
     except _Reason as reason:
         raise PatternRefused(pattern, str(reason)) from None
@@ -76,7 +76,7 @@ def normalise_client_regex(pattern: str) -> str:
     return f"^{text}$"
 
 
-def _parse(pattern: str) -> Any:
+def _parse_regex(pattern: str) -> Any:
     if "{," in pattern:  # Python reads `{,3}` as `{0,3}`, other dialects as literal characters
         raise _Reason("dialects disagree about `{,`: write `{0,`")
     with warnings.catch_warnings():
@@ -92,38 +92,38 @@ def _parse(pattern: str) -> Any:
     return tree
 
 
-def _sequence(items: list[Any], *, starts: bool, ends: bool) -> str:
+def _write_regex_sequence(items: list[Any], *, starts: bool, ends: bool) -> str:
     """Write a sequence of items.
 
     `starts` (`ends`): the sequence begins (ends) the whole pattern, so an anchor is allowed there; without an anchor,
     any characters may come before (after) it.
     """
-    first = starts and bool(items) and _anchor(items[0]) == "^"
+    first = starts and bool(items) and _regex_anchor(items[0]) == "^"
     items = items[1:] if first else items
-    last = ends and bool(items) and _anchor(items[-1]) == "$"
+    last = ends and bool(items) and _regex_anchor(items[-1]) == "$"
     items = items[:-1] if last else items
     opens, closes = starts and not first, ends and not last
     if len(items) == 1 and _is_group(items[0]):  # the anchors may be inside the group
-        return _item(items[0], starts=opens, ends=closes)
-    return _between(items, opens, closes)
+        return _write_regex_item(items[0], starts=opens, ends=closes)
+    return _write_regex_between(items, opens, closes)
 
 
-def _between(items: list[Any], opens: bool, closes: bool) -> str:
+def _write_regex_between(items: list[Any], opens: bool, closes: bool) -> str:
     head = tail = ""
     if opens:  # an anchor may be inside the first group; without one, anything may come before
         if len(items) > 1 and _is_group(items[0]):
-            head, items = _item(items[0], starts=True, ends=False), items[1:]
+            head, items = _write_regex_item(items[0], starts=True, ends=False), items[1:]
         else:
-            head = _anything()
+            head = _any_regex_character()
     if closes:
         if items and _is_group(items[-1]):
-            tail, items = _item(items[-1], starts=False, ends=True), items[:-1]
+            tail, items = _write_regex_item(items[-1], starts=False, ends=True), items[:-1]
         elif items or not opens:
-            tail = _anything()
-    return head + "".join(_item(item) for item in items) + tail
+            tail = _any_regex_character()
+    return head + "".join(_write_regex_item(item) for item in items) + tail
 
 
-def _anchor(item: Any) -> str:
+def _regex_anchor(item: Any) -> str:
     return _ANCHORS.get(str(item[1]), "") if str(item[0]) == "AT" else ""
 
 
@@ -131,14 +131,16 @@ def _is_group(item: Any) -> bool:
     return str(item[0]) in ("BRANCH", "SUBPATTERN")
 
 
-def _item(item: Any, *, starts: bool = False, ends: bool = False) -> str:
+def _write_regex_item(item: Any, *, starts: bool = False, ends: bool = False) -> str:
     kind, value = str(item[0]), item[1]
     if kind == "BRANCH":
-        return _branch([_sequence(list(option), starts=starts, ends=ends) for option in value[1]])
+        return _write_regex_branch(
+            [_write_regex_sequence(list(option), starts=starts, ends=ends) for option in value[1]]
+        )
     if kind == "SUBPATTERN":
-        return _group(value, starts, ends)
+        return _write_regex_group(value, starts, ends)
     if kind in ("MAX_REPEAT", "MIN_REPEAT"):  # a lazy one matches the same whole strings
-        return _repeat(*value)
+        return _write_regex_repeat(*value)
     if kind in _WRITERS:
         return _WRITERS[kind](value)
     if kind == "AT":
@@ -146,14 +148,14 @@ def _item(item: Any, *, starts: bool = False, ends: bool = False) -> str:
     raise _Reason(_REASONS.get(kind, kind.lower()))
 
 
-def _group(value: Any, starts: bool, ends: bool) -> str:
+def _write_regex_group(value: Any, starts: bool, ends: bool) -> str:
     _number, added, removed, inner = value
     if added or removed:
         raise _Reason("inline flags")
-    return _wrap(_sequence(list(inner), starts=starts, ends=ends))
+    return _wrap_regex(_write_regex_sequence(list(inner), starts=starts, ends=ends))
 
 
-def _branch(options: Sequence[str]) -> str:
+def _write_regex_branch(options: Sequence[str]) -> str:
     """`(?:a|b)`; an empty option becomes a question mark, which grammars handle better."""
     written = [option for option in options if option]
     if not written:
@@ -161,8 +163,8 @@ def _branch(options: Sequence[str]) -> str:
     return f"(?:{'|'.join(written)})" + ("?" if len(written) < len(options) else "")
 
 
-def _repeat(least: int, most: int, inner: Any) -> str:
-    text = _wrap(_sequence(list(inner), starts=False, ends=False))
+def _write_regex_repeat(least: int, most: int, inner: Any) -> str:
+    text = _wrap_regex(_write_regex_sequence(list(inner), starts=False, ends=False))
     bounded = least if most == _UNBOUNDED else int(most)
     if max(least, bounded) > MAX_REPEATS:
         raise _Reason(f"it repeats something {max(least, bounded):,} times, and the limit is {MAX_REPEATS:,}")
@@ -175,19 +177,19 @@ def _repeat(least: int, most: int, inner: Any) -> str:
     return f"{text}{{{least}}}" if least == most else f"{text}{{{least},{most}}}"
 
 
-def _wrap(text: str) -> str:
+def _wrap_regex(text: str) -> str:
     """The text as one unit, so that a quantifier may follow it."""
     is_class = text.startswith("[") and text.find("]") == len(text) - 1
-    is_group = text.startswith("(") and all(_depths(text)[:-1]) and text.endswith(")")
+    is_group = text.startswith("(") and all(_regex_group_depths(text)[:-1]) and text.endswith(")")
     return text if is_class or is_group or not text else f"(?:{text})"
 
 
-def _literal(code: int) -> str:
+def _regex_literal(code: int) -> str:
     return chr(code) if chr(code) in _PLAIN else _class_or_escapes([("LITERAL", code)])
 
 
 def _not_literal(code: int) -> str:
-    return _write(_minus(_SAFE, [(code, code)]))
+    return _write_regex_class(_ranges_without(_SAFE, [(code, code)]))
 
 
 def _class_or_escapes(members: Sequence[Any]) -> str:
@@ -196,17 +198,21 @@ def _class_or_escapes(members: Sequence[Any]) -> str:
     if pairs[0][0] == "NEGATE":
         # Outside of ASCII, dialects disagree about what a category excludes, so only ASCII is allowed.
         universe = _ASCII if any(kind == "CATEGORY" for kind, _ in pairs) else _SAFE
-        return _write(_minus(universe, [r for pair in pairs[1:] for r in _ranges(*pair)]))
+        return _write_regex_class(
+            _ranges_without(universe, [r for pair in pairs[1:] for r in _regex_class_ranges(*pair)])
+        )
     named = [chr(value) for kind, value in pairs if kind == "LITERAL" and not _is_safe(value)]
-    escaped = ["".join(_spell(c) for c in json.dumps(char)[1:-1]) for char in named if not _is_surrogate(char)]
-    safe = [r for pair in pairs for r in _ranges(*pair)]
-    kept = _minus(_SAFE, _minus(((0, 0x10FFFF),), safe))
-    options = [*([_write(kept)] if kept or not escaped else []), *escaped]
+    escaped = [
+        "".join(_spell_regex_character(c) for c in json.dumps(char)[1:-1]) for char in named if not _is_surrogate(char)
+    ]
+    safe = [r for pair in pairs for r in _regex_class_ranges(*pair)]
+    kept = _ranges_without(_SAFE, _ranges_without(((0, 0x10FFFF),), safe))
+    options = [*([_write_regex_class(kept)] if kept or not escaped else []), *escaped]
     return options[0] if options == escaped[:1] or len(options) == 1 else f"(?:{'|'.join(options)})"
 
 
-def _spell(char: str) -> str:
-    return char if char in _PLAIN else _write([(ord(char), ord(char))])
+def _spell_regex_character(char: str) -> str:
+    return char if char in _PLAIN else _write_regex_class([(ord(char), ord(char))])
 
 
 def _is_safe(code: int) -> bool:
@@ -217,7 +223,7 @@ def _is_surrogate(char: str) -> bool:
     return 0xD800 <= ord(char) <= 0xDFFF
 
 
-def _ranges(kind: str, value: Any) -> Iterable[Range]:
+def _regex_class_ranges(kind: str, value: Any) -> Iterable[Range]:
     if kind == "LITERAL":
         return [(value, value)]
     if kind == "RANGE":
@@ -225,7 +231,7 @@ def _ranges(kind: str, value: Any) -> Iterable[Range]:
     return _CATEGORIES[str(value)]
 
 
-def _minus(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
+def _ranges_without(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
     """The code points of `ranges` that are in no hole."""
     left = list(ranges)
     for low, high in holes:
@@ -234,32 +240,35 @@ def _minus(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
     return left
 
 
-def _write(ranges: Sequence[Range]) -> str:
+def _write_regex_class(ranges: Sequence[Range]) -> str:
     if not ranges:
         raise _Reason("it has a class without any allowed character")
-    return "[" + "".join(_point(a) if a == b else f"{_point(a)}-{_point(b)}" for a, b in ranges) + "]"
+    return "[" + "".join(_regex_point(a) if a == b else f"{_regex_point(a)}-{_regex_point(b)}" for a, b in ranges) + "]"
 
 
-def _point(code: int) -> str:
+def _regex_point(code: int) -> str:
     if chr(code).isascii() and chr(code).isalnum():
         return chr(code)
     return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
 
 
-def _anything() -> str:
-    return _write(_SAFE) + "*"
+def _any_regex_character() -> str:
+    return _write_regex_class(_SAFE) + "*"
 
 
-def _depths(text: str) -> list[int]:
+def _regex_group_depths(text: str) -> list[int]:
     """How many groups are open after each character; literal brackets do not count, they are written as classes."""
     return list(accumulate((char == "(") - (char == ")") for char in text))
 
 
 _CATEGORIES: Final = {
-    "CATEGORY_DIGIT": _DIGIT, "CATEGORY_NOT_DIGIT": _minus(_ASCII, _DIGIT),
-    "CATEGORY_WORD": _WORD, "CATEGORY_NOT_WORD": _minus(_ASCII, _WORD),
-    "CATEGORY_SPACE": _BLANK, "CATEGORY_NOT_SPACE": _minus(_ASCII, _BLANK),
+    "CATEGORY_DIGIT": _DIGIT, "CATEGORY_NOT_DIGIT": _ranges_without(_ASCII, _DIGIT),
+    "CATEGORY_WORD": _WORD, "CATEGORY_NOT_WORD": _ranges_without(_ASCII, _WORD),
+    "CATEGORY_SPACE": _BLANK, "CATEGORY_NOT_SPACE": _ranges_without(_ASCII, _BLANK),
 }
 _WRITERS: Final[dict[str, Callable[[Any], str]]] = {
-    "LITERAL": _literal, "NOT_LITERAL": _not_literal, "IN": _class_or_escapes, "ANY": lambda _value: _write(_SAFE),
+    "LITERAL": _regex_literal,
+    "NOT_LITERAL": _not_literal,
+    "IN": _class_or_escapes,
+    "ANY": lambda _value: _write_regex_class(_SAFE),
 }

@@ -121,7 +121,7 @@ class _Writer:
         if kind == "array":
             return self._array(said, where)
         if kind == "string":
-            return _string(said, where)
+            return _string_schema_subset(said, where)
         if kind == "integer":
             return self._integer(said, where)
         if kind in ("number", "boolean", "null"):
@@ -156,19 +156,19 @@ class _Writer:
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
     def _integer(self, said: Json, where: str) -> dict[str, Any]:
-        low, high = _bounds(said)
+        low, high = _integer_schema_bounds(said)
         if low is not None and high is not None:
             if low > high:
                 raise SchemaRefused(where, f"no integer is at least {low} and at most {high}")
             if high - low < _MAX_LISTED and ("multipleOf" in said or self._constrainer == "in process"):
-                return _listed(said, low, high, where)
+                return _integers_as_enum(said, low, high, where)
         if self._constrainer == "in process":  # Outlines ignores bounds
             return {"type": "integer"}
         bounds = {"minimum": low, "maximum": high}
         return {"type": "integer"} | {k: v for k, v in bounds.items() if v is not None and abs(v) < _INT64}
 
 
-def _string(said: Json, where: str) -> dict[str, Any]:
+def _string_schema_subset(said: Json, where: str) -> dict[str, Any]:
     """With a pattern, the lengths are held back: both constrainers ignore one or the other."""
     pattern = said.get("pattern") or FORMATS.get(said.get("format", ""))
     if pattern is not None:
@@ -181,7 +181,7 @@ def _string(said: Json, where: str) -> dict[str, Any]:
     return {"type": "string", **lengths}
 
 
-def _listed(said: Json, low: int, high: int, where: str) -> dict[str, Any]:
+def _integers_as_enum(said: Json, low: int, high: int, where: str) -> dict[str, Any]:
     """A range as an enum of its integers, which both constrainers enforce, unlike ranges and multiples."""
     step = said.get("multipleOf", 1)
     values = [value for value in range(low, high + 1) if value % step == 0]
@@ -190,7 +190,7 @@ def _listed(said: Json, low: int, high: int, where: str) -> dict[str, Any]:
     return {"enum": values}
 
 
-def _bounds(said: Json) -> tuple[int | None, int | None]:
+def _integer_schema_bounds(said: Json) -> tuple[int | None, int | None]:
     """The smallest and the largest integer of the range; None: no bound."""
     lows = [-(-said[key] // 1) for key in ("minimum",) if key in said]
     lows += [said[key] // 1 + 1 for key in ("exclusiveMinimum",) if key in said]
@@ -201,7 +201,7 @@ def _bounds(said: Json) -> tuple[int | None, int | None]:
 
 def _refuse_cycles(definitions: Json) -> None:
     """Refuse recursive definitions: Outlines unrolls them to three levels, and is wrong below."""
-    leads = {name: {ref.rpartition("/")[2] for ref in _refs(node)} for name, node in definitions.items()}
+    leads = {name: {ref.rpartition("/")[2] for ref in _schema_refs(node)} for name, node in definitions.items()}
     for name in definitions:
         seen: set[str] = set()
         todo = set(leads[name])
@@ -212,11 +212,11 @@ def _refuse_cycles(definitions: Json) -> None:
             raise SchemaRefused(f"#/$defs/{name}", "it contains itself, which can be enforced over HTTP only")
 
 
-def _refs(node: Any) -> Iterator[str]:
+def _schema_refs(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
         node = list(node.values())
     if isinstance(node, list):
         for part in node:
-            yield from _refs(part)
+            yield from _schema_refs(part)

@@ -24,7 +24,7 @@ def spinner(out: TextIO, *, shown: bool) -> Iterator[threading.Event]:
     if not shown:
         yield arrived
         return
-    thread = threading.Thread(target=_turn, args=(out, arrived), daemon=True)
+    thread = threading.Thread(target=_turn_spinner, args=(out, arrived), daemon=True)
     thread.start()
     try:
         yield arrived
@@ -33,7 +33,7 @@ def spinner(out: TextIO, *, shown: bool) -> Iterator[threading.Event]:
         thread.join()
 
 
-def _turn(out: TextIO, arrived: threading.Event) -> None:
+def _turn_spinner(out: TextIO, arrived: threading.Event) -> None:
     for frame in itertools.cycle(_FRAMES):
         if arrived.wait(_STEP_S):
             break

@@ -119,7 +119,7 @@ class InProcess:
 
     def __init__(self, gguf_path: Path, threads: int | None = None) -> None:
         for name, package in (("llama_cpp", "llama-cpp-python"), ("outlines_core.kernels.numpy", "numba")):
-            _need(name, package)
+            _need_client_package(name, package)
         import llama_cpp
 
         try:
@@ -219,14 +219,14 @@ class _Task(Generic[M]):
         for number in range(retries + 1):
             text, finish_reason = ask(words, how)
             if finish_reason == "length":
-                raise _cut(text, sampling)
+                raise _answer_cut_error(text, sampling)
             found, broken = parse_client_answer(self.model_class, self.schema, text)
             if found is not None:
                 return found
-            words = f"{prompt}\n\nThis answer was wrong: {_quote(text)}\nThe reason: {broken}\nAnswer again."
+            words = f"{prompt}\n\nThis answer was wrong: {_quoted_answer(text)}\nThe reason: {broken}\nAnswer again."
             how = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + number + 1)
         message = f"{retries + 1} answers broke {self.model_class.__name__}; the last: {broken}."
-        raise AnswerInvalid(message, f"It was: {_quote(text)}")
+        raise AnswerInvalid(message, f"It was: {_quoted_answer(text)}")
 
 
 def parse_client_answer(model_class: type[M], schema: dict[str, Any], text: str) -> tuple[M | None, str]:
@@ -243,19 +243,19 @@ def parse_client_answer(model_class: type[M], schema: dict[str, Any], text: str)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        return None, f"{place}: {first['msg']} ({first['type']}, the value is {_quote(repr(first['input']))})"
+        return None, f"{place}: {first['msg']} ({first['type']}, the value is {_quoted_answer(repr(first['input']))})"
 
 
-def _cut(text: str, sampling: Sampling) -> AnswerCut:
-    message = f"The answer was cut at {sampling.max_tokens} tokens, or by the context: {_quote(text)}"
+def _answer_cut_error(text: str, sampling: Sampling) -> AnswerCut:
+    message = f"The answer was cut at {sampling.max_tokens} tokens, or by the context: {_quoted_answer(text)}"
     return AnswerCut(message, "Allow more tokens (MAX_TOKENS), or bound long fields (max_length, max_items).")
 
 
-def _quote(text: str) -> str:
+def _quoted_answer(text: str) -> str:
     return text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]} …"
 
 
-def _need(module: str, package: str) -> None:
+def _need_client_package(module: str, package: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:

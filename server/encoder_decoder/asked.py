@@ -45,8 +45,8 @@ def read_asked(body: Body, *, is_chat: bool) -> Asked:
     """
     _refuse_unsupported(body)
     return Asked(
-        prompt=_chat_prompt(body) if is_chat else _prompt(body), max_tokens=_max_tokens(body),
-        sampling=_sampling(body), stop=_stop(body), stream=bool(body.get("stream")), is_chat=is_chat,
+        prompt=_chat_prompt(body) if is_chat else _asked_prompt(body), max_tokens=_max_tokens(body),
+        sampling=_asked_sampling(body), stop=_asked_stop_texts(body), stream=bool(body.get("stream")), is_chat=is_chat,
         with_usage=bool((body.get("stream_options") or {}).get("include_usage")), model=str(body.get("model") or ""),
     )  # fmt: skip
 
@@ -75,11 +75,11 @@ def _refuse_unsupported(body: Body) -> None:
         raise BadBody("response_format is not supported: the server of an encoder-decoder writes plain text only")
     if not isinstance(body.get("stream_options") or {}, dict):
         raise BadBody("stream_options must be an object")
-    if _number(body, ("n", "best_of"), 1, 1, 1) != 1:
+    if _asked_number(body, ("n", "best_of"), 1, 1, 1) != 1:
         raise BadBody("n must be 1")
 
 
-def _prompt(body: Body) -> str:
+def _asked_prompt(body: Body) -> str:
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -93,10 +93,10 @@ def _chat_prompt(body: Body) -> str:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise BadBody("messages must be a list of objects with role and content")
-    return "\n".join(text for message in messages if (text := _content(message)))
+    return "\n".join(text for message in messages if (text := _asked_content(message)))
 
 
-def _content(message: Body) -> str:
+def _asked_content(message: Body) -> str:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
@@ -106,25 +106,26 @@ def _content(message: Body) -> str:
 
 
 def _max_tokens(body: Body) -> int:
-    most = int(_number(body, ("max_completion_tokens", "max_tokens", "n_predict"), -1, -1, _MOST_TOKENS))
+    most = int(_asked_number(body, ("max_completion_tokens", "max_tokens", "n_predict"), -1, -1, _MOST_TOKENS))
     return most if most >= 0 else _MOST_TOKENS
 
 
-def _sampling(body: Body) -> Sampling:
+def _asked_sampling(body: Body) -> Sampling:
     usual, huge = Sampling(), float(2**31 - 1)
-    seed = int(_number(body, ("seed",), usual.seed, -1, 2**32 - 1))
+    seed = int(_asked_number(body, ("seed",), usual.seed, -1, 2**32 - 1))
     return Sampling(
-        temperature=_number(body, ("temperature",), usual.temperature, 0, 100),
-        top_k=int(_number(body, ("top_k",), usual.top_k, -1, huge)),
-        top_p=_number(body, ("top_p",), usual.top_p, 0, 1), min_p=_number(body, ("min_p",), usual.min_p, 0, 1),
-        repeat_penalty=_number(body, ("repeat_penalty",), usual.repeat_penalty, 0, 100),
-        frequency_penalty=_number(body, ("frequency_penalty",), usual.frequency_penalty, -2, 2),
-        presence_penalty=_number(body, ("presence_penalty",), usual.presence_penalty, -2, 2),
+        temperature=_asked_number(body, ("temperature",), usual.temperature, 0, 100),
+        top_k=int(_asked_number(body, ("top_k",), usual.top_k, -1, huge)),
+        top_p=_asked_number(body, ("top_p",), usual.top_p, 0, 1),
+        min_p=_asked_number(body, ("min_p",), usual.min_p, 0, 1),
+        repeat_penalty=_asked_number(body, ("repeat_penalty",), usual.repeat_penalty, 0, 100),
+        frequency_penalty=_asked_number(body, ("frequency_penalty",), usual.frequency_penalty, -2, 2),
+        presence_penalty=_asked_number(body, ("presence_penalty",), usual.presence_penalty, -2, 2),
         seed=seed if seed >= 0 else usual.seed,
     )  # fmt: skip
 
 
-def _number(body: Body, names: tuple[str, ...], usual: float, least: float, most: float) -> float:
+def _asked_number(body: Body, names: tuple[str, ...], usual: float, least: float, most: float) -> float:
     name = next((name for name in names if body.get(name) is not None), "")
     value = body[name] if name else usual
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -133,7 +134,7 @@ def _number(body: Body, names: tuple[str, ...], usual: float, least: float, most
     return value
 
 
-def _stop(body: Body) -> tuple[str, ...]:
+def _asked_stop_texts(body: Body) -> tuple[str, ...]:
     stop = body.get("stop") or []
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -66,36 +66,36 @@ def read_image_settings(environment: Mapping[str, str]) -> ImageSettings:
     """
     if environment.get("LORA"):
         raise BadSetting("An adapter (LORA) cannot be applied to an encoder-decoder here.\nLeave LORA_FILE out.")
-    parallel = _number(environment, "PARALLEL") or _PARALLEL
+    parallel = _image_number(environment, "PARALLEL") or _PARALLEL
     return ImageSettings(
-        models=_models(environment), keys=_keys(environment), host=environment.get("HOST") or _EVERY,
-        port=_number(environment, "PORT") or 8080, n_ctx=_number(environment, "CONTEXT_SIZE") // parallel,
-        parallel=parallel, threads=_number(environment, "THREADS") or physical_cores(),
+        models=_image_models(environment), keys=_image_api_keys(environment), host=environment.get("HOST") or _EVERY,
+        port=_image_number(environment, "PORT") or 8080, n_ctx=_image_number(environment, "CONTEXT_SIZE") // parallel,
+        parallel=parallel, threads=_image_number(environment, "THREADS") or physical_cores(),
     )  # fmt: skip
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
+def _image_number(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name) or "0"
     if not value.isdecimal() or len(value) > 9:
         raise BadSetting(f"{name}={value} is not a whole number.\nGive a number, or leave it out.")
     return int(value)
 
 
-def _models(environment: Mapping[str, str]) -> dict[str, Path]:
+def _image_models(environment: Mapping[str, str]) -> dict[str, Path]:
     where = Path(environment.get("MODEL") or "/model")
     paths = sorted(p for p in where.rglob("*.gguf") if ".imatrix" not in p.name) if where.is_dir() else [where]
     paths = [path for path in paths if "-of-" not in path.stem or "-00001-of-" in path.stem]
     if not paths:
         raise BadSetting("Nothing to serve: no model has been built yet.\nBuild one: make build MODEL=org/name")
     for path in paths:
-        _check(path)
+        _check_image_model(path)
     if len(paths) > 1:
         return {path.stem: path for path in paths}
     mounted = Path(environment.get("MODEL_FILE") or "").name if not where.is_dir() else ""
     return {environment.get("MODEL_NAME") or Path(mounted or paths[0].name).stem: paths[0]}
 
 
-def _check(path: Path) -> None:
+def _check_image_model(path: Path) -> None:
     try:
         header = read_gguf_header(path)
     except (GgufError, OSError) as error:
@@ -105,9 +105,9 @@ def _check(path: Path) -> None:
         raise BadSetting(f"{what}\nType: docker compose -f compose.yaml up")
 
 
-def _keys(environment: Mapping[str, str]) -> tuple[str, ...]:
+def _image_api_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     if environment.get("API_KEY") == "off":
-        if not _is_loopback(environment.get("BIND_ADDRESS") or "127.0.0.1"):
+        if not _is_loopback_listener(environment.get("BIND_ADDRESS") or "127.0.0.1"):
             raise BadSetting("API_KEY=off beyond the loopback interface would let anyone in.\nLeave API_KEY out.")
         return ()
     path = Path(environment.get("API_KEY_FILE") or "/run/keys/api-key")
@@ -121,7 +121,7 @@ def _keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     return keys
 
 
-def _is_loopback(address: str) -> bool:
+def _is_loopback_listener(address: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(address.strip("[]")).is_loopback
     return address == "localhost"
@@ -130,11 +130,11 @@ def _is_loopback(address: str) -> bool:
 def main() -> NoReturn:
     """Serve until a signal comes."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, _end_image_server)
     llama_bin = os.environ.get("LLAMA_BIN")
     library = llama_library_path(Path(llama_bin) if llama_bin else None)
     try:
-        listed = _listing()
+        listed = _image_model_listing()
         settings = read_image_settings(os.environ)
         models = ServedModels(
             LlamaLibrary(library), settings.models, f"Quantyard's server of encoder-decoders ({Path(library).name})",
@@ -142,62 +142,62 @@ def main() -> NoReturn:
         )  # fmt: skip
         models.loaded(next(iter(settings.models)))
     except BadSetting as error:
-        _die(_BAD, *str(error).splitlines())
+        _die_of_image_server(_BAD, *str(error).splitlines())
     except CannotServe as error:
-        _die(_CANNOT, str(error))
+        _die_of_image_server(_CANNOT, str(error))
     _say_note()
     threading.Thread(target=_watch_files, args=(listed,), daemon=True).start()
     server = EncoderDecoderServer((settings.host, settings.port), models, settings.keys)
-    _say(f"{', '.join(settings.models)} on port {settings.port}, {settings.parallel} requests at once")
+    _say_on_image_log(f"{', '.join(settings.models)} on port {settings.port}, {settings.parallel} requests at once")
     server.serve_forever()
     sys.exit(0)
 
 
-def _folder() -> Path:
+def _image_model_folder() -> Path:
     return Path(os.environ.get("MODEL") or "/model")
 
 
 def _say_note() -> None:
     with suppress(OSError):
-        for line in (_folder() / ".note").read_text(encoding="utf-8").splitlines():
-            _say(f"note: {line}")
+        for line in (_image_model_folder() / ".note").read_text(encoding="utf-8").splitlines():
+            _say_on_image_log(f"note: {line}")
 
 
 def _watch_files(listed: Listing) -> None:
     """End the server when other files are in the folder than at its start, as entrypoint.sh does."""
     seen = listed
-    while _folder().is_dir():
+    while _image_model_folder().is_dir():
         time.sleep(_WATCH_S)
-        now = _listing()
+        now = _image_model_listing()
         is_being_written = any(time.time_ns() - ns < _WRITTEN_NS for _inode, _size, ns in now.values())
         if now == seen != listed and not is_being_written:
-            _say("other files are served from now on: starting anew")
+            _say_on_image_log("other files are served from now on: starting anew")
             os._exit(0)
         seen = now
 
 
-def _listing() -> Listing:
+def _image_model_listing() -> Listing:
     """The GGUFs of a folder, as they are now."""
     found = {}
-    for path in _folder().rglob("*.gguf"):
+    for path in _image_model_folder().rglob("*.gguf"):
         with suppress(OSError):
             status = path.stat()
             found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
     return found
 
 
-def _end(*_: Any) -> NoReturn:
+def _end_image_server(*_: Any) -> NoReturn:
     os._exit(0)  # without waiting for answers in progress
 
 
-def _die(code: int, fact: str, *advice: str) -> NoReturn:
-    _say(f"error: {fact}")
+def _die_of_image_server(code: int, fact: str, *advice: str) -> NoReturn:
+    _say_on_image_log(f"error: {fact}")
     for line in advice:
-        _say(line)
+        _say_on_image_log(line)
     sys.exit(code)
 
 
-def _say(text: str) -> None:
+def _say_on_image_log(text: str) -> None:
     print(f"[serve] {text}", file=sys.stderr, flush=True)  # noqa: T201 (the program's log)
 
 

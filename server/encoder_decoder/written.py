@@ -31,13 +31,13 @@ class WrittenText:
         if found:
             self.is_stopped, given = True, self._held[: min(found)]
             return given
-        n_held = 0 if is_end else max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        n_held = 0 if is_end else max((_overlap_with_stop_text(self._held, stop) for stop in self._stop), default=0)
         at = len(self._held) - n_held
         given, self._held = self._held[:at], self._held[at:]
         return given
 
 
-def _overlap(text: str, stop: str) -> int:
+def _overlap_with_stop_text(text: str, stop: str) -> int:
     """The length of the longest end of `text` with which `stop` begins."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -48,10 +48,10 @@ class Found:
 
 def read_rag_passages(folder: Path = DOCUMENTS) -> list[Passage]:
     """Every section of every Markdown file in a folder, in the order of file names."""
-    return [passage for path in sorted(folder.glob("*.md")) for passage in _sections(path)]
+    return [passage for path in sorted(folder.glob("*.md")) for passage in _rag_sections(path)]
 
 
-def _sections(path: Path) -> Iterator[Passage]:
+def _rag_sections(path: Path) -> Iterator[Passage]:
     title, *sections = path.read_text(encoding="utf-8").split("\n## ")
     topic = title.strip().removeprefix("# ")
     for section in sections:

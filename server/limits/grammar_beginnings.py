@@ -31,11 +31,11 @@ def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
         RecursionError: rules are nested too deeply.
     """
     beginnings = Beginnings(read)
-    circles = _circles(read)
+    circles = _grammar_rule_circles(read)
     for name, choices in read.rules.items():
         beginnings.of_rule(name)
         circle = {other for other, number in circles.items() if number == circles[name]}
-        if not circle.intersection(_references(choices)):
+        if not circle.intersection(_grammar_references(choices)):
             continue  # the rule is not recursive
         for group in grammar_choice_groups(choices):
             deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
@@ -46,7 +46,7 @@ def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
 
 
 def _leads_back(part: GrammarPart, circle: set[str]) -> bool:
-    return part.ref in circle if part.choices is None else not circle.isdisjoint(_references(part.choices))
+    return part.ref in circle if part.choices is None else not circle.isdisjoint(_grammar_references(part.choices))
 
 
 def _leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
@@ -76,7 +76,8 @@ class Beginnings:
 
     def _of_choices(self, choices: list[list[GrammarPart]]) -> tuple[Ranges, bool]:
         found = [self._of_parts(sequence) for sequence in choices]
-        return _merged([one for ranges, _empty in found for one in ranges]), any(empty for _ranges, empty in found)
+        ranges = _merged_ranges([one for each, _empty in found for one in each])
+        return ranges, any(empty for _each, empty in found)
 
     def of_sequence(self, parts: list[GrammarPart]) -> Ranges:
         return self._of_parts(parts)[0]
@@ -87,8 +88,8 @@ class Beginnings:
             found, may_be_empty = self.of_part(part)
             ranges.extend(found)
             if not may_be_empty:
-                return _merged(ranges), False
-        return _merged(ranges), True
+                return _merged_ranges(ranges), False
+        return _merged_ranges(ranges), True
 
     def of_part(self, part: GrammarPart) -> tuple[Ranges, bool]:
         if part.choices is not None:
@@ -123,7 +124,7 @@ def check_grammar_told_apart(name: str, beginnings: list[Ranges]) -> None:
         raise NotRead(f"rule {name[:40]!r} calls itself, or repeats, in two ways that begin alike")
 
 
-def _circles(read: ReadGrammar) -> dict[str, int]:
+def _grammar_rule_circles(read: ReadGrammar) -> dict[str, int]:
     """A number for each rule, the same for mutually recursive ones: strongly connected components (Tarjan, 1972)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -133,7 +134,7 @@ def _circles(read: ReadGrammar) -> dict[str, int]:
     def visit(name: str) -> None:
         order[name] = lowest[name] = len(order)
         stack.append(name)
-        for other in dict.fromkeys(_references(read.rules.get(name, []))):
+        for other in dict.fromkeys(_grammar_references(read.rules.get(name, []))):
             if other not in order:
                 visit(other)
                 lowest[name] = min(lowest[name], lowest[other])
@@ -150,7 +151,7 @@ def _circles(read: ReadGrammar) -> dict[str, int]:
     return circles
 
 
-def _references(choices: list[list[GrammarPart]]) -> Iterator[str]:
+def _grammar_references(choices: list[list[GrammarPart]]) -> Iterator[str]:
     for group in grammar_choice_groups(choices):
         yield from (part.ref for sequence in group for part in sequence if part.ref is not None)
 
@@ -161,11 +162,11 @@ def grammar_first_points(chars: str) -> Ranges:
         first = next(grammar_code_points(chars[1:-1]), None)
         return () if first is None else ((first, first),)
     if chars.startswith("["):
-        return _of_class(chars)
+        return _ranges_of_grammar_class(chars)
     return ((0, _LAST),)
 
 
-def _of_class(chars: str) -> Ranges:
+def _ranges_of_grammar_class(chars: str) -> Ranges:
     is_negated = chars.startswith("[^")
     points = list(grammar_code_points(chars[2 if is_negated else 1 : -1], dash=-1))
     ranges, at = [], 0
@@ -174,8 +175,8 @@ def _of_class(chars: str) -> Ranges:
         low, high = (points[at], points[at + 2]) if is_range else (points[at], points[at])
         ranges.append((ord("-") if low == -1 else low, ord("-") if high == -1 else high))
         at += 3 if is_range else 1
-    merged = _merged([(low, high) for low, high in ranges if low <= high])
-    found = _rest(merged) if is_negated else merged
+    merged = _merged_ranges([(low, high) for low, high in ranges if low <= high])
+    found = _ranges_not_in_grammar_class(merged) if is_negated else merged
     if not any(low <= _LAST for low, _high in found):
         raise NotRead(f"the class {chars[:40]} has no character")
     return found
@@ -191,7 +192,7 @@ def grammar_code_points(chars: str, dash: int = ord("-")) -> Iterator[int]:
             yield dash if plain == "-" else ord(plain)
 
 
-def _merged(ranges: list[tuple[int, int]]) -> Ranges:
+def _merged_ranges(ranges: list[tuple[int, int]]) -> Ranges:
     """The same code points in the fewest ranges, in order."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
@@ -202,7 +203,7 @@ def _merged(ranges: list[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
-def _rest(ranges: Ranges) -> Ranges:
+def _ranges_not_in_grammar_class(ranges: Ranges) -> Ranges:
     """The complement: every code point that is not in these ranges."""
     found, start = [], 0
     for low, high in ranges:

@@ -30,13 +30,13 @@ def check_grammar_loops(read: ReadGrammar, beginnings: Beginnings) -> None:
     shortest = _Shortest(read)
     for name, choices in read.rules.items():
         for group in grammar_choice_groups(choices):
-            _check_twice(name, [word for word in map(_word, group) if word])
+            _check_repeated_grammar_words(name, [word for word in map(_grammar_word, group) if word])
             for part in (part for sequence in group for part in sequence):
                 if part.high != 1 and not part.chars:
                     _check_loop(name, part, beginnings, shortest)
 
 
-def _check_twice(name: str, words: list[tuple[int, ...]]) -> None:
+def _check_repeated_grammar_words(name: str, words: list[tuple[int, ...]]) -> None:
     if len(set(words)) < len(words):
         raise NotRead(f"rule {name[:40]!r} lists one word twice in a choice")
 
@@ -44,10 +44,10 @@ def _check_twice(name: str, words: list[tuple[int, ...]]) -> None:
 def _check_loop(name: str, part: GrammarPart, beginnings: Beginnings, shortest: _Shortest) -> None:
     if beginnings.of_part(GrammarPart(part.choices, part.ref))[1]:
         raise NotRead(f"rule {name[:40]!r} repeats something that may be empty")
-    ways = list(_ways([[GrammarPart(part.choices, part.ref)]], beginnings.read, set()))
+    ways = list(_grammar_choice_sequences([[GrammarPart(part.choices, part.ref)]], beginnings.read, set()))
     if any(len(way) == 1 and way[0].high != 1 and way[0].low != way[0].high for way in ways):
         raise NotRead(f"rule {name[:40]!r} repeats a repetition")
-    words = [_word(way) for way in ways]
+    words = [_grammar_word(way) for way in ways]
     if all(words):
         _check_words(name, [word for word in words if word])
     else:
@@ -57,25 +57,25 @@ def _check_loop(name: str, part: GrammarPart, beginnings: Beginnings, shortest: 
 
 def _check_words(name: str, words: list[tuple[int, ...]]) -> None:
     """Words may begin alike, unless one is a prefix of another whose rest begins like a word."""
-    _check_twice(name, words)
+    _check_repeated_grammar_words(name, words)
     starts, known = {word[0] for word in words}, set(words)
     if any(word[:end] in known and word[end] in starts for word in words for end in range(1, len(word))):
         raise NotRead(f"rule {name[:40]!r} repeats words of which one may be a sequence of others")
 
 
-def _ways(choices: Choices, read: ReadGrammar, seen: set[str]) -> Iterator[list[GrammarPart]]:
+def _grammar_choice_sequences(choices: Choices, read: ReadGrammar, seen: set[str]) -> Iterator[list[GrammarPart]]:
     """The sequences of a choice; one that is only a group or a reference is replaced by its sequences."""
     for sequence in choices:
         only = sequence[0] if len(sequence) == 1 and (sequence[0].low, sequence[0].high) == (1, 1) else GrammarPart()
         if only.choices is not None:
-            yield from _ways(only.choices, read, seen)
+            yield from _grammar_choice_sequences(only.choices, read, seen)
         elif only.ref is not None and only.ref not in seen:
-            yield from _ways(read.rules.get(only.ref, []), read, seen | {only.ref})
+            yield from _grammar_choice_sequences(read.rules.get(only.ref, []), read, seen | {only.ref})
         else:
             yield sequence
 
 
-def _word(sequence: list[GrammarPart]) -> tuple[int, ...] | None:
+def _grammar_word(sequence: list[GrammarPart]) -> tuple[int, ...] | None:
     """The code points of a sequence of plain texts; None if it has other parts or is empty."""
     if any(not part.chars.startswith('"') or (part.low, part.high) != (1, 1) for part in sequence):
         return None

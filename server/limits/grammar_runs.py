@@ -35,7 +35,7 @@ def check_grammar_runs(read: ReadGrammar, most: int) -> None:
         TooManyWays: there are more than `most`.
         NotRead: a class has no character, or the grammar is too large to count.
     """
-    atoms = {part.chars: _atom(part.chars) for part in _parts(read) if part.chars}
+    atoms = {part.chars: _grammar_atom(part.chars) for part in _grammar_parts(read) if part.chars}
     left = _Left(_STEPS)
     seen = set()  # characters that match the same texts and classes have the same counts
     for char in sorted({point for ranges, _n in atoms.values() for low, high in ranges for point in (low, high + 1)}):
@@ -49,12 +49,12 @@ def check_grammar_runs(read: ReadGrammar, most: int) -> None:
             _Runs(read, lengths, most, left).check()
 
 
-def _parts(read: ReadGrammar) -> Iterator[GrammarPart]:
+def _grammar_parts(read: ReadGrammar) -> Iterator[GrammarPart]:
     for choices in read.rules.values():
         yield from (part for group in grammar_choice_groups(choices) for sequence in group for part in sequence)
 
 
-def _atom(chars: str) -> tuple[Ranges, int]:
+def _grammar_atom(chars: str) -> tuple[Ranges, int]:
     """The characters of which a text or class is a run, and the length of that run."""
     if not chars.startswith('"'):
         return grammar_first_points(chars), 1
@@ -176,10 +176,10 @@ class _Runs:
                 self.left.take(len(second))
                 for length, more in enumerate(second[: len(counts) - at]):
                     counts[at + length] += ways * more
-        return self._held(_trimmed(counts))
+        return self._held(_trimmed_run_counts(counts))
 
     def _sum(self, first: Counts, second: Counts) -> Counts:
-        return self._held(_sum(first, second))
+        return self._held(_sum_of_run_counts(first, second))
 
     def _held(self, counts: Counts) -> Counts:
         if (ways := max(counts, default=0)) > self.most:
@@ -187,12 +187,12 @@ class _Runs:
         return counts
 
 
-def _sum(first: Counts, second: Counts) -> Counts:
+def _sum_of_run_counts(first: Counts, second: Counts) -> Counts:
     longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
     return tuple(ways + (shorter[at] if at < len(shorter) else 0) for at, ways in enumerate(longer))
 
 
-def _trimmed(counts: list[int]) -> Counts:
+def _trimmed_run_counts(counts: list[int]) -> Counts:
     while counts and counts[-1] == 0:
         counts.pop()
     return tuple(counts)

@@ -63,7 +63,7 @@ def read_gbnf_grammar(text: str) -> ReadGrammar:
     Raises:
         NotRead: it is not GBNF; the message names the first wrong character.
     """
-    return _read(text, _GBNF, ReadGrammar(), [])
+    return _read_grammar_text(text, _GBNF, ReadGrammar(), [])
 
 
 def read_regex_grammar(text: str) -> ReadGrammar:
@@ -71,10 +71,10 @@ def read_regex_grammar(text: str) -> ReadGrammar:
     read = ReadGrammar(n_rules=1, is_pattern=True)
     top: list[list[GrammarPart]] = [[]]
     read.rules[""] = top
-    return _read(text, _REGEX, read, [top])
+    return _read_grammar_text(text, _REGEX, read, [top])
 
 
-def _read(
+def _read_grammar_text(
     text: str, syntax: re.Pattern[str], read: ReadGrammar, open_groups: list[list[list[GrammarPart]]]
 ) -> ReadGrammar:
     at = 0
@@ -90,13 +90,15 @@ def _read(
             open_groups = [read.rules.setdefault(found["rule"], [])]
             open_groups[0].append([])
         elif kind != "skip":
-            _take(kind, found, read, open_groups)
+            _take_grammar_token(kind, found, read, open_groups)
     if len(open_groups) > 1:
         raise NotRead("a group is not closed")
     return read
 
 
-def _take(kind: str, found: re.Match[str], read: ReadGrammar, open_groups: list[list[list[GrammarPart]]]) -> None:
+def _take_grammar_token(
+    kind: str, found: re.Match[str], read: ReadGrammar, open_groups: list[list[list[GrammarPart]]]
+) -> None:
     if not open_groups:
         raise NotRead("it does not begin with a rule")
     sequence = open_groups[-1][-1]
@@ -113,7 +115,7 @@ def _take(kind: str, found: re.Match[str], read: ReadGrammar, open_groups: list[
     elif kind == "times":
         if not sequence:
             raise NotRead(f"nothing stands before {found['times']!r}")
-        _repeat(sequence, *_bounds(found["times"]))
+        _repeat_grammar_part(sequence, *_grammar_repetition_bounds(found["times"]))
         read.n_optional += sequence[-1].low == 0
         read.n_written += max(sequence[-1].low, sequence[-1].high or 0)
     elif kind == "ref":
@@ -137,7 +139,7 @@ def _as_gbnf(piece: str) -> list[str]:
     return ["." if piece in {r"\D", r"\W", r"\S"} else f'"{piece}"']
 
 
-def _repeat(sequence: list[GrammarPart], low: int, high: int | None) -> None:
+def _repeat_grammar_part(sequence: list[GrammarPart], low: int, high: int | None) -> None:
     """Set the repetitions of the last part; one that already has some, as in `a*{3}`, becomes a group."""
     last = sequence[-1]
     if (last.low, last.high) != (1, 1):
@@ -145,17 +147,17 @@ def _repeat(sequence: list[GrammarPart], low: int, high: int | None) -> None:
     last.low, last.high = low, high
 
 
-def _bounds(times: str) -> tuple[int, int | None]:
+def _grammar_repetition_bounds(times: str) -> tuple[int, int | None]:
     if times[0] != "{":
         return {"*": (0, None), "+": (1, None), "?": (0, 1)}[times[0]]
     first, comma, second = times.rstrip("?+").strip("{} ").partition(",")
-    low = _number(first)
+    low = _grammar_repetition_number(first)
     if not comma:
         return low, low
-    return low, _number(second) if second.strip() else None
+    return low, _grammar_repetition_number(second) if second.strip() else None
 
 
-def _number(digits: str) -> int:
+def _grammar_repetition_number(digits: str) -> int:
     digits = digits.strip()
     return min(int(digits or 0), _LARGE) if len(digits) < 20 else _LARGE
 

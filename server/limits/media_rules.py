@@ -74,17 +74,17 @@ def _of_value(value: Any) -> Iterator[bytes]:
         if isinstance(address := value.get("url"), str):
             yield _of_address(address)
         if isinstance(data := value.get("data"), str):
-            yield _decoded(data)
+            yield _decoded_media(data)
 
 
 def _of_address(address: str) -> bytes:
     found = _DATA.match(address)
     if found is None:
         raise MediaError("a picture or sound must be in the request: data:image/png;base64,…")
-    return _decoded(address[found.end() :])
+    return _decoded_media(address[found.end() :])
 
 
-def _decoded(text: str) -> bytes:
+def _decoded_media(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -92,17 +92,17 @@ def _decoded(text: str) -> bytes:
 
 
 def _of_png(data: bytes) -> int:
-    return _number(data, 16, "big", 4) * _number(data, 20, "big", 4)
+    return _number_in_media(data, 16, "big", 4) * _number_in_media(data, 20, "big", 4)
 
 
 def _of_gif(data: bytes) -> int:
-    return _number(data, 6, "little", 2) * _number(data, 8, "little", 2)
+    return _number_in_media(data, 6, "little", 2) * _number_in_media(data, 8, "little", 2)
 
 
 def _of_bmp(data: bytes) -> int:
-    if _number(data, 14, "little", 4) == 12:  # bytes of the oldest header
-        return _number(data, 18, "little", 2) * _number(data, 20, "little", 2)
-    width, height = (int.from_bytes(_some(data, at, 4), "little", signed=True) for at in (18, 22))
+    if _number_in_media(data, 14, "little", 4) == 12:  # bytes of the oldest header
+        return _number_in_media(data, 18, "little", 2) * _number_in_media(data, 20, "little", 2)
+    width, height = (int.from_bytes(_bytes_of_media(data, at, 4), "little", signed=True) for at in (18, 22))
     return abs(width) * abs(height)
 
 
@@ -114,10 +114,10 @@ def _of_jpeg(data: bytes) -> int:
             at += 1 if marker == 0xFF else 2
             continue
         if marker in _JPEG_SIZES:
-            largest = max(largest, _number(data, at + 5, "big", 2) * _number(data, at + 7, "big", 2))
+            largest = max(largest, _number_in_media(data, at + 5, "big", 2) * _number_in_media(data, at + 7, "big", 2))
         if marker == 0xDA:  # the pixels follow
             break
-        at += 2 + _number(data, at + 2, "big", 2)
+        at += 2 + _number_in_media(data, at + 2, "big", 2)
     if not largest:
         raise MediaError("a JPEG does not say its size")
     return largest
@@ -126,8 +126,8 @@ def _of_jpeg(data: bytes) -> int:
 def _of_wav(data: bytes) -> int:
     at = 12
     while data[at : at + 4] != b"fmt ":
-        at += 8 + (_number(data, at + 4, "little", 4) + 1) // 2 * 2  # chunks begin at even places
-    if (rate := _number(data, at + 12, "little", 4)) < _LEAST_RATE:
+        at += 8 + (_number_in_media(data, at + 4, "little", 4) + 1) // 2 * 2  # chunks begin at even places
+    if (rate := _number_in_media(data, at + 12, "little", 4)) < _LEAST_RATE:
         raise MediaError(f"a sound has {rate} samples a second: at least {_LEAST_RATE} are needed")
     return 0
 
@@ -136,11 +136,11 @@ def _of_mp3(_data: bytes) -> int:
     return 0
 
 
-def _number(data: bytes, at: int, order: Any, n_bytes: int) -> int:
-    return int.from_bytes(_some(data, at, n_bytes), order)
+def _number_in_media(data: bytes, at: int, order: Any, n_bytes: int) -> int:
+    return int.from_bytes(_bytes_of_media(data, at, n_bytes), order)
 
 
-def _some(data: bytes, at: int, n_bytes: int) -> bytes:
+def _bytes_of_media(data: bytes, at: int, n_bytes: int) -> bytes:
     if at + n_bytes > len(data):
         raise IndexError
     return data[at : at + n_bytes]

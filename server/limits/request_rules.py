@@ -64,14 +64,14 @@ def parse_request_body(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError:
-        raise _over("json_depth", "too many") from None
+        raise _over_request_limit("json_depth", "too many") from None
     except ValueError as error:
         raise TooMuch(f"the body is not JSON: {str(error)[:80]}") from None
     if not isinstance(value, dict):
         raise TooMuch("the body is not a JSON object")
     depth, n_values = measure_request_json(value)
-    _hold("json_depth", depth)
-    _hold("json_values", n_values)
+    _hold_request_limit("json_depth", depth)
+    _hold_request_limit("json_values", n_values)
     return value
 
 
@@ -106,48 +106,48 @@ def check_request_limits(asked: Mapping[str, Any]) -> None:
         _check_count(name, asked.get(name), limit)
     for name, limit in _LISTS.items():
         if isinstance(listed := asked.get(name), list | dict):
-            _hold(limit, len(listed))
-    _check_texts(asked)
+            _hold_request_limit(limit, len(listed))
+    _check_request_texts(asked)
     _check_media(asked)
     if (grammar := asked.get("grammar")) is not None:
         check_grammar_limits(grammar)
     n_optional = 0
     for schema in request_schemas(asked):
         n_optional += check_schema_limits(schema)
-        _hold("schema_optional_all", n_optional)
+        _hold_request_limit("schema_optional_all", n_optional)
 
 
 def _check_count(name: str, value: Any, limit: str) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if value < _LEAST_TOKENS:
             raise TooMuch(f"{name} is {value}")
-        _hold(limit, value)
+        _hold_request_limit(limit, value)
 
 
-def _check_texts(asked: Mapping[str, Any]) -> None:
+def _check_request_texts(asked: Mapping[str, Any]) -> None:
     for name in ("stop", "stop_sequences"):
         stops = asked.get(name)
         for stop in stops if isinstance(stops, list) else [stops]:
             if isinstance(stop, str):
-                _hold("stop_chars", len(stop))
+                _hold_request_limit("stop_chars", len(stop))
     for name in ("prompt", "input"):
         prompts = asked.get(name)
         if isinstance(prompts, list) and not all(isinstance(one, int | float) for one in prompts):
-            _hold("prompts", len(prompts))
+            _hold_request_limit("prompts", len(prompts))
 
 
 def _check_media(asked: Mapping[str, Any]) -> None:
     try:
         for number, data in enumerate(request_media(asked), start=1):
-            _hold("media", number)
-            _hold("picture_pixels", media_pixels(data))
+            _hold_request_limit("media", number)
+            _hold_request_limit("picture_pixels", media_pixels(data))
     except MediaError as error:
         raise TooMuch(str(error)) from None
 
 
 def check_text_limit(text: Any) -> None:
     """Check a text to tokenize. Raises the same."""
-    _hold("text_bytes", _text_bytes(text))
+    _hold_request_limit("text_bytes", _text_bytes(text))
 
 
 def _text_bytes(text: Any) -> int:
@@ -161,10 +161,10 @@ def check_grammar_limits(grammar: Any) -> None:
     """Check a grammar in GBNF. Raises the same."""
     if not isinstance(grammar, str):
         raise TooMuch("grammar is not text")
-    _hold("grammar_chars", len(grammar))
+    _hold_request_limit("grammar_chars", len(grammar))
     try:
         read = read_gbnf_grammar(grammar)
-        _hold("grammar_rules", read.n_rules)
+        _hold_request_limit("grammar_rules", read.n_rules)
         _check_work(read, "grammar")
     except NotRead as error:
         raise TooMuch(f"grammar: {error}") from None
@@ -174,7 +174,7 @@ def check_grammar_limits(grammar: Any) -> None:
 
 def check_regex_limits(pattern: str) -> None:
     """Check a regular expression. Raises the same."""
-    _hold("pattern_chars", len(pattern))
+    _hold_request_limit("pattern_chars", len(pattern))
     try:
         _check_work(read_regex_grammar(pattern), "pattern")
     except NotRead as error:
@@ -183,19 +183,19 @@ def check_regex_limits(pattern: str) -> None:
 
 def _check_work(read: ReadGrammar, kind: str) -> None:
     """Check the cost of a parsed text; `kind` is "grammar" or "pattern" and selects the limits."""
-    _hold(f"{kind}_depth", read.depth)
+    _hold_request_limit(f"{kind}_depth", read.depth)
     size = GrammarSizes(read).all()
-    _hold(f"{kind}_optional", read.n_optional)
-    _hold(f"{kind}_optional_run", size.run)
-    _hold(f"{kind}_repeats", size.repeats)
-    _hold(f"{kind}_choices", size.ways)
-    _hold(f"{kind}_loops", size.loops)
-    _hold(f"{kind}_written", read.n_written)
+    _hold_request_limit(f"{kind}_optional", read.n_optional)
+    _hold_request_limit(f"{kind}_optional_run", size.run)
+    _hold_request_limit(f"{kind}_repeats", size.repeats)
+    _hold_request_limit(f"{kind}_choices", size.ways)
+    _hold_request_limit(f"{kind}_loops", size.loops)
+    _hold_request_limit(f"{kind}_written", read.n_written)
     check_grammar_loops(read, check_grammar_beginnings(read))
     try:
         check_grammar_runs(read, LIMITS[f"{kind}_run_ways"].most)
     except TooManyWays as error:
-        _hold(f"{kind}_run_ways", error.ways)
+        _hold_request_limit(f"{kind}_run_ways", error.ways)
 
 
 def check_schema_limits(schema: Any) -> int:
@@ -205,12 +205,12 @@ def check_schema_limits(schema: Any) -> int:
         The number of its properties that are not required.
     """
     depth, n_values = measure_request_json(schema)
-    _hold("schema_depth", depth)
-    _hold("schema_values", n_values)
+    _hold_request_limit("schema_depth", depth)
+    _hold_request_limit("schema_values", n_values)
     n_optional = 0
     try:
         for limit, value in measure_schema_size(schema, LIMITS["schema_expanded"].most):
-            _hold(limit, value)
+            _hold_request_limit(limit, value)
             n_optional += int(value) if limit == "schema_optional" else 0
         for pattern in schema_regexes(schema):
             check_regex_limits(pattern)
@@ -223,28 +223,28 @@ def check_schema_limits(schema: Any) -> int:
 
 def request_schemas(asked: Mapping[str, Any]) -> Iterator[Any]:
     """Every schema in a body."""
-    yield from _present(asked, "json_schema")
+    yield from _present_request_fields(asked, "json_schema")
     wanted = asked.get("response_format")
     if isinstance(wanted, dict):
-        yield from _present(wanted, "schema", "json_schema")
+        yield from _present_request_fields(wanted, "schema", "json_schema")
         if isinstance(named := wanted.get("json_schema"), dict):
-            yield from _present(named, "schema")
+            yield from _present_request_fields(named, "schema")
     for place in ("text", "output_config"):
         if isinstance(within := asked.get(place), dict) and isinstance(form := within.get("format"), dict):
-            yield from _present(form, "schema")
+            yield from _present_request_fields(form, "schema")
     if isinstance(form := asked.get("output_format"), dict):
-        yield from _present(form, "schema")
-    for tool in (*_listed(asked, "tools"), *_listed(asked, "functions")):
-        yield from _present(tool, "parameters", "input_schema")
+        yield from _present_request_fields(form, "schema")
+    for tool in (*_listed_request_objects(asked, "tools"), *_listed_request_objects(asked, "functions")):
+        yield from _present_request_fields(tool, "parameters", "input_schema")
         if isinstance(function := tool.get("function"), dict):
-            yield from _present(function, "parameters")
+            yield from _present_request_fields(function, "parameters")
 
 
-def _present(within: Mapping[str, Any], *names: str) -> Iterator[Any]:
+def _present_request_fields(within: Mapping[str, Any], *names: str) -> Iterator[Any]:
     return (within[name] for name in names if within.get(name) is not None)
 
 
-def _listed(asked: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+def _listed_request_objects(asked: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     found = asked.get(name)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
@@ -253,11 +253,11 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not a JSON number")
 
 
-def _hold(name: str, value: float) -> None:
+def _hold_request_limit(name: str, value: float) -> None:
     if value > LIMITS[name].most:
-        raise _over(name, f"{value:g}" if isinstance(value, float) else str(value))
+        raise _over_request_limit(name, f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _over(name: str, value: str) -> TooMuch:
+def _over_request_limit(name: str, value: str) -> TooMuch:
     limit = LIMITS[name]
     return TooMuch(f"{value} {limit.what}: at most {limit.most} are allowed")

@@ -35,7 +35,7 @@ def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
         RecursionError: references are nested too deeply.
     """
     n_branches = n_options = 0
-    for one in _parts(schema):
+    for one in _subschemas(schema):
         n_options += len(one["enum"]) if isinstance(one.get("enum"), list) else 0
         n_branches += sum(len(one[name]) for name in _BRANCHES if isinstance(one.get(name), list))
         n_branches += len(one["type"]) if isinstance(one.get("type"), list) else 0
@@ -49,10 +49,10 @@ def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
 
 def schema_regexes(schema: Any) -> Iterator[str]:
     """The regular expressions in a schema."""
-    yield from (one["pattern"] for one in _parts(schema) if isinstance(one.get("pattern"), str))
+    yield from (one["pattern"] for one in _subschemas(schema) if isinstance(one.get("pattern"), str))
 
 
-def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple[str, Any]]:
+def _schema_children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple[str, Any]]:
     """The direct subschemas of a schema, each with its keyword."""
     for name in _NAMED:
         if isinstance(named := schema.get(name), dict) and (definitions or name not in _DEFINITIONS):
@@ -63,13 +63,13 @@ def _children(schema: Mapping[str, Any], *, definitions: bool) -> Iterator[tuple
     yield from ((name, schema[name]) for name in _ONE if isinstance(schema.get(name), dict))
 
 
-def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+def _subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
     """The schema and all its subschemas, including definitions; references are not followed."""
     left = [schema]
     while left:
         if isinstance(one := left.pop(), dict):
             yield one
-            left.extend(inner for _name, inner in _children(one, definitions=True))
+            left.extend(inner for _name, inner in _schema_children(one, definitions=True))
 
 
 def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
@@ -84,8 +84,8 @@ def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
         yield from (("schema_string_chars", _n_chars(one)) for one in options)
     if "const" in schema:
         yield "schema_string_chars", _n_chars(schema["const"])
-    yield from (("schema_length", value) for value in _numbers(schema, "minLength", "maxLength"))
-    yield from (("schema_number", abs(value)) for value in _numbers(schema, *_NUMBERS))
+    yield from (("schema_length", value) for value in _schema_numbers(schema, "minLength", "maxLength"))
+    yield from (("schema_number", abs(value)) for value in _schema_numbers(schema, *_NUMBERS))
 
 
 def _n_chars(value: Any) -> int:
@@ -93,7 +93,7 @@ def _n_chars(value: Any) -> int:
     return len(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def _numbers(schema: Mapping[str, Any], *names: str) -> Iterator[float]:
+def _schema_numbers(schema: Mapping[str, Any], *names: str) -> Iterator[float]:
     for name in names:
         value = schema.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -119,11 +119,11 @@ class _Expansion:
         if not isinstance(schema, dict) or self.n > self.most:
             return
         self.n += 1
-        items = max((1, *_numbers(schema, "minItems", "maxItems")))
+        items = max((1, *_schema_numbers(schema, "minItems", "maxItems")))
         yield "schema_items", n_items * items
         if isinstance(reference := schema.get("$ref"), str):
             yield from self._refer(self._target(reference), n_items)
-        for name, inner in _children(schema, definitions=False):
+        for name, inner in _schema_children(schema, definitions=False):
             if name in _BRANCHES:
                 yield from self.follow(inner, n_items)
                 continue

@@ -88,14 +88,14 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is only in 
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.leave(self)
-        _cancel(self._head)
-        _cancel(self._sending)
+        _cancel_connection_timer(self._head)
+        _cancel_connection_timer(self._sending)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not self._needs_head:
-            _cancel(self._head)
+            _cancel_connection_timer(self._head)
 
     def on_response_complete(self) -> None:
         self._connections.used(self)
@@ -109,14 +109,14 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is only in 
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        _cancel(self._sending)
+        _cancel_connection_timer(self._sending)
 
     def send_400_response(self, msg: str) -> None:
         self._end(Refused(400, msg))
 
     def _await_head(self) -> None:
         """Start the deadline for a head, also on a closing connection, whose client may never read the last bytes."""
-        _cancel(self._head)
+        _cancel_connection_timer(self._head)
         self._head = self.loop.call_later(self._connections.head_s, self.transport.abort)
 
     def _end(self, refused: Refused) -> None:
@@ -126,6 +126,6 @@ class LimitedProtocol(H11Protocol):  # type: ignore[misc]  # uvicorn is only in 
         self.transport.close()
 
 
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
+def _cancel_connection_timer(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

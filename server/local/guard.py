@@ -138,8 +138,8 @@ class Guard:
         async def first_message() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        work = asyncio.create_task(_run(self.app(scope, first_message, answer)))
-        left = asyncio.create_task(_left(receive))
+        work = asyncio.create_task(_run_guarded_request(self.app(scope, first_message, answer)))
+        left = asyncio.create_task(_wait_for_client_to_leave(receive))
         try:
             await asyncio.wait((work, left), timeout=REQUEST_S, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not left.done():
@@ -152,11 +152,11 @@ class Guard:
             await asyncio.gather(work, left, return_exceptions=True)
 
 
-async def _run(work: Awaitable[None]) -> None:
+async def _run_guarded_request(work: Awaitable[None]) -> None:
     await work
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_client_to_leave(receive: Receive) -> None:
     """Wait until the client closes its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -181,7 +181,7 @@ class _Answer:
         begun ends before its end, by which its client knows.
         """
         if not self.has_begun:
-            await _answer(self.send, refused.status, refused.headers(), refused.body())
+            await _send_guard_answer(self.send, refused.status, refused.headers(), refused.body())
         elif self.is_stream:
             await self.send({"type": "http.response.body", "body": refused.event()})
 
@@ -196,9 +196,9 @@ def _check_route(method: str, path: str) -> None:
 
 async def _checked_body(scope: Message, receive: Receive) -> bytes:
     """Read and check the body; returns it serialized again, so that the application parses what was checked."""
-    _check_type(dict(scope["headers"]))
+    _check_content_type(dict(scope["headers"]))
     try:
-        body = await _read(receive, LIMITS["body_bytes"].most)
+        body = await _read_request_body(receive, LIMITS["body_bytes"].most)
     except TimeoutError:
         raise Refused(408, f"no part of the body arrived for {PIECE_S:g} s") from None
     try:
@@ -211,7 +211,7 @@ async def _checked_body(scope: Message, receive: Receive) -> bytes:
     return json.dumps(asked).encode()
 
 
-def _check_type(headers: Mapping[bytes, bytes]) -> None:
+def _check_content_type(headers: Mapping[bytes, bytes]) -> None:
     """Accept JSON and the form type that `curl -d` sends, unless it has an Origin: any web page can send forms."""
     kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
     is_from_curl = kind == b"application/x-www-form-urlencoded" and b"origin" not in headers
@@ -221,7 +221,7 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
         raise Refused(415, "a body must not be compressed")
 
 
-async def _read(receive: Receive, most: int) -> bytes:
+async def _read_request_body(receive: Receive, most: int) -> bytes:
     """The whole body. One that is too large is read to its end but not kept, so that the client can read the error."""
     body, n_bytes, more = bytearray(), 0, True
     while more:
@@ -252,9 +252,9 @@ async def guard_answer_json(send: Send, value: Mapping[str, Any]) -> None:
 
 async def guard_answer(send: Send, content_type: str, body: bytes) -> None:
     headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-    await _answer(send, HTTPStatus.OK, headers, body)
+    await _send_guard_answer(send, HTTPStatus.OK, headers, body)
 
 
-async def _answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+async def _send_guard_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": body})

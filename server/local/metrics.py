@@ -23,7 +23,9 @@ def merge_model_metrics(models: Mapping[str, str | None]) -> str:
         samples[_LOADED].append(f"{_LOADED}{{{label}}} {int(text is not None)}")
         for name, lines in _by_name(text or "").items():
             about.setdefault(name, [line for line in lines if line.startswith("#")])
-            samples.setdefault(name, []).extend(_labelled(line, label) for line in lines if not line.startswith("#"))
+            samples.setdefault(name, []).extend(
+                _labelled_metric(line, label) for line in lines if not line.startswith("#")
+            )
     return "".join(f"{line}\n" for name in about for line in (*about[name], *samples[name]))
 
 
@@ -35,6 +37,6 @@ def _by_name(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _labelled(line: str, label: str) -> str:
+def _labelled_metric(line: str, label: str) -> str:
     match = _SAMPLE.match(line)
     return f"{match[1]}{{{','.join(filter(None, (label, match[2])))}}}{match[3]}" if match else line

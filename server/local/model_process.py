@@ -81,15 +81,15 @@ class ModelProcess:
         Raises:
             ModelEnded: it could not, or not in time.
         """
-        process, kept = await _spawn(module, log)
+        process, kept = await _spawn_model_process(module, log)
         try:
             address = await _told_address(process, settings)
         except TimeoutError:
-            await _kill(process)
+            await _kill_model_process(process)
             how = f"was not ready in {model_load_timeout_s(settings.path):.0f} s: {_SLOW}"
             raise ModelEnded(settings.name, ExitCode.BAD_REQUEST, how) from None
         except BaseException:
-            await _kill(process)
+            await _kill_model_process(process)
             raise
         if not address:
             code = await process.wait()
@@ -107,10 +107,10 @@ class ModelProcess:
 
     async def stop(self) -> None:
         """End the process."""
-        await _kill(self._process)
+        await _kill_model_process(self._process)
 
 
-async def _spawn(module: str, log: Callable[[str], None]) -> tuple[asyncio.subprocess.Process, _Log]:
+async def _spawn_model_process(module: str, log: Callable[[str], None]) -> tuple[asyncio.subprocess.Process, _Log]:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", module, stdin=pipe, stdout=pipe, stderr=pipe, limit=_LONGEST_LINE,
@@ -156,7 +156,7 @@ class _Log:
         await self._task
 
     async def _read(self, stream: asyncio.StreamReader, log: Callable[[str], None]) -> None:
-        while block := await _line(stream):
+        while block := await _model_process_line(stream):
             line = printable_server_log_line(block.decode(errors="replace"))
             if not self._is_private:
                 log(line)
@@ -165,7 +165,7 @@ class _Log:
                 self.tail.append(line)
 
 
-async def _line(stream: asyncio.StreamReader) -> bytes:
+async def _model_process_line(stream: asyncio.StreamReader) -> bytes:
     """The next line; b"" at the end. What is longer than the limit comes in parts."""
     try:
         return await stream.readuntil()
@@ -180,7 +180,7 @@ def printable_server_log_line(line: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line.rstrip())
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+async def _kill_model_process(process: asyncio.subprocess.Process) -> None:
     """It has no state to save."""
     with suppress(ProcessLookupError):
         process.kill()

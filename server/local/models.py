@@ -58,7 +58,7 @@ class Models:
 
     def __post_init__(self) -> None:
         self._crashed = asyncio.get_running_loop().create_future()
-        self._stamps = {name: _stamp(settings.path) for name, settings in self.models.items()}
+        self._stamps = {name: _model_file_stamp(settings.path) for name, settings in self.models.items()}
 
     async def load_first(self) -> None:
         """Load the first model.
@@ -91,7 +91,7 @@ class Models:
             if path == _PROPS:
                 return await guard_answer_json(send, await self._props(process))
             forward = Forward(process.address, process.settings.key, self.client)
-            await forward(scope, _only(message), send)
+            await forward(scope, _receive_only(message), send)
         finally:
             process.n_requests -= 1
             self._answered.set()
@@ -156,7 +156,7 @@ class Models:
         if name not in self._loaded:
             async with self._loading:
                 if name not in self._loaded:
-                    if _stamp(self.models[name].path) != self._stamps[name]:
+                    if _model_file_stamp(self.models[name].path) != self._stamps[name]:
                         message = f"The file of {name} was replaced or removed after this server had started."
                         raise Refused(500, f"{message} Stop the server, and type: make serve ENGINE=local")
                     await self._make_room()
@@ -194,7 +194,7 @@ class Models:
             self._crashed.set_result(ended)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _model_file_stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes with another file: inode, size and time; None: there is none."""
     try:
         status = path.stat()
@@ -203,7 +203,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _only(message: Message) -> Receive:
+def _receive_only(message: Message) -> Receive:
     async def receive() -> Message:
         return message
 

@@ -42,21 +42,24 @@ _SHUTDOWN_S: Final = 1  # for answers in progress
 async def serve_local(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
-        models = Models(_models(settings), start_local_model, local_server_version(), client, settings.kept)
+        models = Models(_local_models(settings), start_local_model, local_server_version(), client, settings.kept)
         http = _Server(_http_config(Guard(Router(models), settings.key)))
-        tasks = [asyncio.create_task(work) for work in (_signalled(), _crash(models), _serve(models, http, settings))]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (_wait_for_signal(), _raise_model_crash(models), _serve_local_models(models, http, settings))
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
                     await task  # raises what ended it
         except ModelEnded as ended:
-            _log(f"error: {ended}")
-            _log(ended.tail)
+            _log_local_server(f"error: {ended}")
+            _log_local_server(ended.tail)
             return ended.exit_code
         finally:
             await models.stop()  # first: no answer is waited for
-            await _end(http, tasks)
+            await _end_local_server(http, tasks)
     return 0
 
 
@@ -71,10 +74,10 @@ async def start_local_model(settings: ModelSettings) -> ModelProcess:
     except (GgufError, OSError):  # llama-server says what is wrong with it
         is_encoder_decoder = False
     program = _OF_ENCODER_DECODERS if is_encoder_decoder else _PROGRAM
-    return await ModelProcess.start(program, settings, _log)
+    return await ModelProcess.start(program, settings, _log_local_server)
 
 
-async def _signalled() -> None:
+async def _wait_for_signal() -> None:
     """Wait for SIGINT or SIGTERM."""
     event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,11 +85,11 @@ async def _signalled() -> None:
     await event.wait()
 
 
-async def _crash(models: Models) -> None:
+async def _raise_model_crash(models: Models) -> None:
     raise await models.crashed()
 
 
-async def _end(http: _Server, tasks: list[asyncio.Task[None]]) -> None:
+async def _end_local_server(http: _Server, tasks: list[asyncio.Task[None]]) -> None:
     signalled, crashed, serving = tasks
     http.should_exit = True
     for task in (signalled, crashed, *([] if http.started else [serving])):
@@ -100,7 +103,7 @@ def local_server_version() -> str:
     return f"xllamacpp {package} (llama.cpp b{package.split('.')[2]})"
 
 
-def _models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
+def _local_models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
     return {
         model.name: ModelSettings(
             path=model.path, name=model.name, projector=model.projector, context_size=settings.context_size,
@@ -111,16 +114,16 @@ def _models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
     }  # fmt: skip
 
 
-async def _serve(models: Models, http: _Server, settings: LocalServerSettings) -> None:
+async def _serve_local_models(models: Models, http: _Server, settings: LocalServerSettings) -> None:
     await models.load_first()
     listening = socket.create_server((_HOST, settings.port))
-    _log(f"{models.server} serves {', '.join(models.models)} on http://{_HOST}:{settings.port}/v1")
-    _log(_promised(settings))
+    _log_local_server(f"{models.server} serves {', '.join(models.models)} on http://{_HOST}:{settings.port}/v1")
+    _log_local_server(_local_server_promises(settings))
     _allow_many_connections()
     await http.serve([listening])
 
 
-def _promised(settings: LocalServerSettings) -> str:
+def _local_server_promises(settings: LocalServerSettings) -> str:
     """What each request may have, and how many models stay loaded."""
     each = settings.context_size // settings.parallel
     tokens = f"with {each} tokens of context for each" if each else "with the context that the model was trained with"
@@ -153,7 +156,7 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard))
 
 
-def _log(text: str) -> None:
+def _log_local_server(text: str) -> None:
     if text:
         print(f"[serve] {text}", file=sys.stderr, flush=True)  # noqa: T201 (the program's log)
 
