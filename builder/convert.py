@@ -18,7 +18,7 @@ from builder.checks.hf_reference import OVER_LIMIT, RENDERS
 from builder.checks.nonfinite import find_nonfinite_tensors
 from builder.checks.tensors import count_nonfinite_blocks
 from builder.checks.tied_output import differs_from_tied_output, tied_output_note
-from builder.checks.tokenizer_files import refuse_missing_sentencepiece
+from builder.checks.tokenizer_files import refuse_unconvertible_tokenizer
 from builder.llama.conversion import (
     converter_architecture,
     converter_failure,
@@ -27,7 +27,7 @@ from builder.llama.conversion import (
     read_converter_config,
     read_converter_weights,
     refuse_nonfinite_weights,
-    refuse_unreadable_weights,
+    refuse_unconvertible_weights,
     run_converter,
 )
 from builder.llama.converter import open_converter
@@ -64,11 +64,11 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     source, target = stage.in_dir / "source", stage.files_dir / "model.gguf"
     config = read_converter_config(source / "config.json")
     architecture = converter_architecture(config)
-    refuse_missing_sentencepiece(source, architecture)
+    refuse_unconvertible_tokenizer(source, architecture)
     weights = read_converter_weights(source, allow_pickle=request.allow_pickle)
     tensors = {name: tensor for file in weights for name, tensor in file.tensors.items()}
     quantized = find_quantization(config, tensors) if weights else None
-    refuse_unreadable_weights(quantized)
+    refuse_unconvertible_weights(quantized)
     dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _converted_dtype(weights)
     outtype, reason = _choose_outtype(request, dtype)
     options = ["--outtype", outtype, "--model-name", request.name]

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from builder.checks.tokenizer_files import refuse_missing_sentencepiece
+from builder.checks.tokenizer_files import refuse_unconvertible_tokenizer
 from builder.llama.converter import NO_DRAFT_LAYERS, open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
@@ -191,7 +191,7 @@ def twin(stage: Stage, request: TwinRequest) -> StageOutcome:
     shop = _Workshop(stage, request.threads or 2)
     try:
         config = _twin_source_config(stage.in_dir / "source" / "config.json")
-        refuse_missing_sentencepiece(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
+        refuse_unconvertible_tokenizer(stage.in_dir / "source", str((config.get("architectures") or [""])[0]))
         facts = _twin_verdict(shop, config)
     except NotComparedError as error:
         facts = {

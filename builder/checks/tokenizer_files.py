@@ -15,7 +15,7 @@ from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
 
-def refuse_missing_sentencepiece(source: Path, architecture: str) -> None:
+def refuse_unconvertible_tokenizer(source: Path, architecture: str) -> None:
     """Refuse a SentencePiece tokenizer whose tokenizer.model is missing.
 
     Raises:

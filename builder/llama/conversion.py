@@ -76,7 +76,7 @@ def _refuse_pickle(source: Path, *, allow_pickle: bool) -> None:
         raise StageFailure(ExitCode.BAD_REQUEST, "pickle", message, hint)
 
 
-def refuse_unreadable_weights(quantized: WeightQuantization | None) -> None:
+def refuse_unconvertible_weights(quantized: WeightQuantization | None) -> None:
     """The plan refuses it before the download; where it could not see the headers, this does."""
     if quantized is not None and quantized.problem:
         message = f"The weights are quantized already: {quantized.title}. {as_sentence(quantized.problem)}"

@@ -31,7 +31,7 @@ if not __package__:  # as a script it finds only what is beside it
     sys.path.append(str(Path(__file__).parents[2]))
 
 from builder.twin_model.config_keys import config_key
-from builder.twin_model.shrink import shrink
+from builder.twin_model.shrink import shrink_to_twin
 
 NO_TWIN: Final = 3
 LACKS_PACKAGE: Final = 4
@@ -87,12 +87,12 @@ def _make_twin(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     raw = json.loads((args.source / "config.json").read_bytes())
-    small = shrink(raw, _transformers_config(args.source), args.full_depth)
+    small = shrink_to_twin(raw, _transformers_config(args.source), args.full_depth)
     config_path = args.twin / "config.json"
     config_path.write_text(json.dumps(small.config, allow_nan=False))
     model = _build_twin_model(args.twin, small.config)
     _refuse_unread_width(model, small.config)
-    randomize(model, args.seed)
+    randomize_twin(model, args.seed)
     _save_twin_model(model, args.twin)
     config_path.write_text(json.dumps(small.config, allow_nan=False))  # Transformers has written its own
     print(WEIGHTS_WRITTEN, flush=True)
@@ -165,7 +165,7 @@ def _spelt_otherwise(name: str) -> Any:
 # ---- weights -----------------------------------------------------------------------------------------
 
 
-def randomize(model: Any, seed: int) -> None:
+def randomize_twin(model: Any, seed: int) -> None:
     """Draw every weight anew, by what it is; those that share memory once."""
     import torch
 

@@ -1,6 +1,7 @@
 """Shrinks a model's config.json to one of the same kind that is built and run in a second.
 
-`shrink(config, defaults, full_depth=False) -> Shrunken`. Standard library alone: the converter's Python runs it too.
+`shrink_to_twin(config, defaults, full_depth=False) -> Shrunken`. Standard library alone, for the converter's Python
+runs it too.
 
 What stays is what decides the function: every kind of layer, biases, norms, soft-caps, scales, activations, rope bases
 and scalings, tied embeddings, the vocabulary. What gets smaller are numbers of alike things: layers of a kind, experts,
@@ -61,7 +62,9 @@ class Shrunken:
         return max(96, *(3 * self.window[0] if self.window else 0, _ROPE_CONTEXT + 64 if self.rope_context else 0))
 
 
-def shrink(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, full_depth: bool = False) -> Shrunken:
+def shrink_to_twin(
+    config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, full_depth: bool = False
+) -> Shrunken:
     """A small model of the same kind.
 
     Args:

@@ -21,23 +21,23 @@ def kendall_tau(one: Scores, other: Scores) -> float:
     return float((first * second).sum()) / whole if whole else 0.0
 
 
-def ranking(scores: Scores) -> list[int]:
+def document_ranking(scores: Scores) -> list[int]:
     """The documents from the best to the worst; of equals the first one first."""
     return [int(at) for at in np.argsort(-scores, kind="stable")]
 
 
-def overlap(one: Scores, other: Scores, best: int) -> float:
+def ranking_overlap(one: Scores, other: Scores, best: int) -> float:
     """The share of the first documents that both rankings have."""
-    return len({*ranking(one)[:best]} & {*ranking(other)[:best]}) / min(best, len(one))
+    return len({*document_ranking(one)[:best]} & {*document_ranking(other)[:best]}) / min(best, len(one))
 
 
 def ndcg(scores: Scores, relevant: Sequence[int], best: int) -> float:
     """Normalized discounted cumulative gain of the first documents (Järvelin and Kekäläinen, TOIS 20, 2002, 422)."""
-    gains = (1 / math.log2(place + 2) for place, at in enumerate(ranking(scores)[:best]) if at in relevant)
+    gains = (1 / math.log2(place + 2) for place, at in enumerate(document_ranking(scores)[:best]) if at in relevant)
     return sum(gains) / sum(1 / math.log2(place + 2) for place in range(min(best, len(relevant))))
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def mean_estimate(values: Sequence[float]) -> Estimate:
     """The mean and its standard error."""
     array = np.asarray(values, np.float64)
     spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0

@@ -46,7 +46,7 @@ def _given_setting(
     return GivenSetting(default, "default")
 
 
-def compose_environment(
+def compose_environment_of_settings(
     artifacts: Path, given: Mapping[str, GivenSetting], environment: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment for compose.yaml: the variables, and the serving settings from options and the settings file. Its

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
-from quantyard.cli.precedence import compose_environment, resolve_settings
+from quantyard.cli.precedence import compose_environment_of_settings, resolve_settings
 from quantyard.cli.render import build as summary
 from quantyard.cli.request import command_request
 from quantyard.cli.settings_file import read_settings_file
@@ -31,7 +31,7 @@ def serve_command(args: argparse.Namespace) -> None:
         raise BadRequest("QUANT is given without MODEL.", hint)
     if request.serve and request.serve.model_file:
         request = replace(request, model="")
-    sys.exit(serve(request, compose_environment(request.artifacts, given, os.environ), TerminalReporter()))
+    sys.exit(serve(request, compose_environment_of_settings(request.artifacts, given, os.environ), TerminalReporter()))
 
 
 def contract_command(args: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ _HEAD_BYTES: Final = 16384
 _SHUTDOWN_S: Final = 1  # for answers in progress
 
 
-async def serve_local(settings: LocalServerSettings) -> int:
+async def run_local_server(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
         models = Models(_local_models(settings), start_local_model, local_server_version(), client, settings.kept)
@@ -142,7 +142,7 @@ def _http_config(app: Guard) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is only in .venv-local
-    """uvicorn's server; signals are handled by `serve_local`, which has other processes to end too."""
+    """uvicorn's server; signals are handled by `run_local_server`, which has other processes to end too."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -162,4 +162,4 @@ def _log_local_server(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(serve_local(LocalServerSettings.model_validate_json(Path(sys.argv[1]).read_bytes()))))
+    sys.exit(asyncio.run(run_local_server(LocalServerSettings.model_validate_json(Path(sys.argv[1]).read_bytes()))))

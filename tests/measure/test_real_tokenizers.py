@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from builder.checks.text_report import token_findings
-from builder.checks.tokenizer_files import refuse_missing_sentencepiece
+from builder.checks.tokenizer_files import refuse_unconvertible_tokenizer
 from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
@@ -112,10 +112,10 @@ def test_words_added_to_a_tokenizer_are_tried_with_their_flags(
 
 def test_a_sentencepiece_model_needs_its_tokenizer_model(tmp_path: Path) -> None:
     folder = write_family("llama-2", tmp_path / "llama-2")
-    refuse_missing_sentencepiece(folder, "LlamaForCausalLM")
+    refuse_unconvertible_tokenizer(folder, "LlamaForCausalLM")
     (folder / "tokenizer.model").unlink()
     with pytest.raises(StageFailure) as refused:
-        refuse_missing_sentencepiece(folder, "LlamaForCausalLM")
+        refuse_unconvertible_tokenizer(folder, "LlamaForCausalLM")
     assert refused.value.exit_code == ExitCode.BAD_REQUEST and "Copy tokenizer.model" in refused.value.error.hint
 
 

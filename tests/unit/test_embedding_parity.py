@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from builder.checks.embedding_parity import compare_embeddings
-from eval.analysis.rankings import kendall_tau, ndcg, overlap, ranking
+from eval.analysis.rankings import document_ranking, kendall_tau, ndcg, ranking_overlap
 from eval.analysis.retrieval import Query, read_retrieval_pairs, reranked_documents
 from quantyard.formats.gguf import GgufHeader, read_gguf_header
 from quantyard.protocol.base import ExitCode
@@ -131,8 +131,8 @@ def test_rankings_are_compared_as_their_authors_define_it() -> None:
     assert kendall_tau(one, -one) == -1.0
     assert kendall_tau(one, other) == pytest.approx(2 / 3)  # one pair of six is turned
     assert kendall_tau(one, np.zeros(4)) == 0.0
-    assert ranking(other) == [0, 2, 1, 3]
-    assert overlap(one, other, 2) == 0.5
+    assert document_ranking(other) == [0, 2, 1, 3]
+    assert ranking_overlap(one, other, 2) == 0.5
     assert ndcg(one, [0, 1], 10) == 1.0
     assert ndcg(one, [3], 10) == pytest.approx(1 / math.log2(5))
 

@@ -10,7 +10,7 @@ import pytest
 from quantyard import cli
 from quantyard.cli.commands import COMMANDS
 from quantyard.cli.parser import parse_command_line
-from quantyard.cli.precedence import compose_environment, resolve_settings
+from quantyard.cli.precedence import compose_environment_of_settings, resolve_settings
 from quantyard.cli.request import read_command_request
 from quantyard.cli.settings import SETTINGS
 from quantyard.cli.settings_file import SettingsFile
@@ -79,14 +79,15 @@ def test_the_tools_of_the_local_engine_are_in_the_checkout_or_in_the_users_data(
 
 def test_compose_gets_what_options_and_the_file_say_of_serving(here: Path) -> None:
     given = resolve_settings(parse_command_line(["serve", "--port", "9000"]), {"THREADS": "2", "PATH": "/bin"}, FILE)
-    told = compose_environment(here / "artifacts", given, {"THREADS": "2", "PATH": "/bin"})
+    told = compose_environment_of_settings(here / "artifacts", given, {"THREADS": "2", "PATH": "/bin"})
     assert told == {
         "PATH": "/bin", "THREADS": "2", "PORT": "9000",
         "MODEL_FILE": str(here / "artifacts/served"), "KEYS_DIR": str(here / "artifacts/keys"),
     }
-    assert compose_environment(REPO_DIR / "artifacts", resolve_settings(parse_command_line(["serve"]), {}), {}) == {}
+    unset = resolve_settings(parse_command_line(["serve"]), {})
+    assert compose_environment_of_settings(REPO_DIR / "artifacts", unset, {}) == {}
     given = resolve_settings(parse_command_line(["serve", "--model-file", "a.gguf"]), {})
-    assert compose_environment(REPO_DIR / "artifacts", given, {}) == {"MODEL_FILE": str(here / "a.gguf")}
+    assert compose_environment_of_settings(REPO_DIR / "artifacts", given, {}) == {"MODEL_FILE": str(here / "a.gguf")}
 
 
 # ---- config ------------------------------------------------------------------------------------------

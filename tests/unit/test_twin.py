@@ -19,7 +19,7 @@ from builder.llama.run_tool import ToolRun
 from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
 from builder.twin_model.known import ignores_window, known_differences
 from builder.twin_model.layers import first_wrong_layer, layer_sentence
-from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink
+from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink_to_twin
 from builder.twin_model.sides import LACKS_PACKAGE, NotComparedError, refuse_failed_side
 from quantyard.card.render import render_card
 from quantyard.cli.json_outputs.building import build_output
@@ -68,7 +68,7 @@ def _text(config: Config) -> Config:
 @pytest.mark.parametrize("config", EVERY, ids=_NAMES)
 def test_no_key_comes_or_goes_but_what_a_quantizer_left_and_the_config_given_is_untouched(config: Config) -> None:
     before = copy.deepcopy(config)
-    small = shrink(config).config
+    small = shrink_to_twin(config).config
     assert config == before
     assert set(config) - set(small) <= {"quantization_config", "torch_dtype", "auto_map", "dtype"}
     assert set(small) <= set(config)
@@ -76,14 +76,14 @@ def test_no_key_comes_or_goes_but_what_a_quantizer_left_and_the_config_given_is_
 
 @pytest.mark.parametrize("config", EVERY, ids=_NAMES)
 def test_it_is_small_whatever_the_model_is(config: Config) -> None:
-    part = _text(shrink(config).config)
+    part = _text(shrink_to_twin(config).config)
     assert max(part.get("hidden_size", 0), part.get("d_model", 0)) <= 192
     assert part.get("n_routed_experts", 0) <= 8
 
 
 @pytest.mark.parametrize("config", EVERY, ids=_NAMES)
 def test_what_decides_the_function_stays(config: Config) -> None:
-    part, small = _text(config), _text(shrink(config).config)
+    part, small = _text(config), _text(shrink_to_twin(config).config)
     for name in (
         "rope_theta", "rms_norm_eps", "norm_epsilon", "hidden_act", "tie_word_embeddings", "use_bias", "vocab_size",
         "scoring_func", "routed_scaling_factor", "norm_topk_prob", "feed_forward_proj", "architectures",
@@ -94,7 +94,7 @@ def test_what_decides_the_function_stays(config: Config) -> None:
 def test_a_key_that_the_file_leaves_out_stays_out_but_for_widths_that_transformers_would_give() -> None:
     defaults = {"hidden_size": 2304, "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4,
                 "query_pre_attn_scalar": 256, "scoring_func": "sigmoid"}  # fmt: skip
-    small = _text(shrink(GEMMA3_4B, {"text_config": defaults}).config)
+    small = _text(shrink_to_twin(GEMMA3_4B, {"text_config": defaults}).config)
     assert "scoring_func" not in small
     assert small["head_dim"] == 32 == small["query_pre_attn_scalar"], "a scale that is the head's width stays so"
     assert (small["num_attention_heads"], small["num_key_value_heads"]) == (4, 2)
@@ -102,7 +102,7 @@ def test_a_key_that_the_file_leaves_out_stays_out_but_for_widths_that_transforme
 
 def test_heads_keep_their_ratio_and_whether_they_are_a_power_of_two() -> None:
     def heads(**changes: int) -> tuple[int, int]:
-        small = shrink({**LLAMA, **changes}).config
+        small = shrink_to_twin({**LLAMA, **changes}).config
         assert small["hidden_size"] % small["num_attention_heads"] == 0
         return small["num_attention_heads"], small["num_key_value_heads"]
 
@@ -128,7 +128,7 @@ def test_heads_keep_their_ratio_and_whether_they_are_a_power_of_two() -> None:
     ],
 )
 def test_every_kind_of_layer_is_there(config: Config, kinds: int) -> None:
-    found = shrink({**LLAMA, **config})
+    found = shrink_to_twin({**LLAMA, **config})
     assert found.depth == found.config["num_hidden_layers"] == kinds
     for name in ("layer_types", "no_rope_layers"):
         if name in config:
@@ -138,11 +138,11 @@ def test_every_kind_of_layer_is_there(config: Config, kinds: int) -> None:
 def test_layers_without_a_pattern_stay_all() -> None:
     types = ["full_attention"] * 32
     types[20] = "sliding_attention"
-    assert shrink({**LLAMA, "layer_types": types}).depth >= 21
+    assert shrink_to_twin({**LLAMA, "layer_types": types}).depth >= 21
 
 
 def test_dense_layers_before_experts_are_of_both_kinds() -> None:
-    small = shrink(DEEPSEEK_V3).config
+    small = shrink_to_twin(DEEPSEEK_V3).config
     assert small["first_k_dense_replace"] == 1 and small["num_hidden_layers"] == 3
     assert small["num_nextn_predict_layers"] == 0
     assert small["n_group"] <= small["n_routed_experts"] // 2, "two experts at least in a group"
@@ -151,15 +151,15 @@ def test_dense_layers_before_experts_are_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("name", sorted(DEPTH_MATTERS))
 def test_the_depth_stays_where_llama_cpp_decides_by_it(name: str) -> None:
-    assert shrink({**LLAMA, "architectures": [name]}).depth == 32
+    assert shrink_to_twin({**LLAMA, "architectures": [name]}).depth == 32
 
 
 def test_all_layers_stay_if_that_is_asked_for() -> None:
-    assert shrink(LLAMA, full_depth=True).depth == 32
+    assert shrink_to_twin(LLAMA, full_depth=True).depth == 32
 
 
 def test_a_window_gets_short_with_the_prompt_beyond_it() -> None:
-    found = shrink(MISTRAL)
+    found = shrink_to_twin(MISTRAL)
     assert found.window == (32, 4096) and found.config["sliding_window"] == 32
     assert found.prompt_tokens > 2 * 32
 
@@ -168,16 +168,16 @@ def test_a_window_gets_short_with_the_prompt_beyond_it() -> None:
     "changes", [{"sliding_window": None}, {"sliding_window": 32768}, {"use_sliding_window": False}]
 )
 def test_a_window_that_no_text_reaches_is_none(changes: Config) -> None:
-    assert shrink({**MISTRAL, **changes}).window is None
+    assert shrink_to_twin({**MISTRAL, **changes}).window is None
 
 
 def test_the_context_of_a_scaled_rope_gets_short_with_the_prompt_beyond_it() -> None:
-    found = shrink(LLAMA)
+    found = shrink_to_twin(LLAMA)
     assert found.rope_context == (256, 8192)
     rope = found.config["rope_scaling"]
     assert rope["original_max_position_embeddings"] == 256 < found.prompt_tokens
     assert rope["factor"] == 8.0 and found.config["max_position_embeddings"] == 4096, "in proportion"
-    assert shrink(MISTRAL).rope_context is None
+    assert shrink_to_twin(MISTRAL).rope_context is None
 
 
 def test_a_factor_for_each_frequency_stays_one_for_each() -> None:
@@ -186,20 +186,22 @@ def test_a_factor_for_each_frequency_stays_one_for_each() -> None:
         "hidden_size": 3072, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
         "rope_scaling": {"type": "longrope", "long_factor": factors, "short_factor": factors},
     }  # fmt: skip
-    small = shrink(config).config
+    small = shrink_to_twin(config).config
     width = small["hidden_size"] // small["num_attention_heads"]
     assert len(small["rope_scaling"]["long_factor"]) == width // 2
     assert small["original_max_position_embeddings"] == 256
 
 
 def test_the_part_of_a_head_that_a_rope_turns_stays_even() -> None:
-    small = shrink({**LLAMA, "hidden_size": 2560, "num_key_value_heads": 32, "partial_rotary_factor": 0.4}).config
+    small = shrink_to_twin(
+        {**LLAMA, "hidden_size": 2560, "num_key_value_heads": 32, "partial_rotary_factor": 0.4}
+    ).config
     turned = small["hidden_size"] / small["num_attention_heads"] * 0.4
     assert turned == int(turned) and int(turned) % 2 == 0
 
 
 def test_encoders_of_pictures_have_one_layer() -> None:
-    assert shrink(GEMMA3_4B).config["vision_config"]["num_hidden_layers"] == 1
+    assert shrink_to_twin(GEMMA3_4B).config["vision_config"]["num_hidden_layers"] == 1
 
 
 # ---- the comparison ----------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ class _Script:
         first = None if answer is True else int(answer)
         good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, 1.0, None)
         bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, 0.8, first)
-        small: Shrunken = shrink(attempt.config, full_depth=attempt.full_depth)
+        small: Shrunken = shrink_to_twin(attempt.config, full_depth=attempt.full_depth)
         facts = {
             "depth": small.depth, "real_depth": small.real_depth, "window": small.window,
             "rope_context": small.rope_context, "prompt_tokens": small.prompt_tokens,
