@@ -46,9 +46,9 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
         StageFailure: 2 if the text cannot be used, 3 if the model cannot be calibrated or its activations overflow,
             5 if disk or memory ran out.
     """
-    model = _read_model(stage, request)
+    model = _read_gguf_to_calibrate(stage, request)
     request = request.model_copy(update={"n_ctx": min(request.n_ctx, model.context_length or request.n_ctx)})
-    text = _write_text(stage, request, model)
+    text = _write_calibration_text(stage, request, model)
     work = _Work(stage, request, model, text)
     matrix = work.run()
     facts = _calibration_facts(request, text, matrix, model) | work.perplexity()
@@ -61,7 +61,7 @@ def calibrate(stage: Stage, request: CalibrateRequest) -> StageOutcome:
 # ---- the model and the text --------------------------------------------------------------------------
 
 
-def _read_model(stage: Stage, request: CalibrateRequest) -> GgufHeader:
+def _read_gguf_to_calibrate(stage: Stage, request: CalibrateRequest) -> GgufHeader:
     path = stage.in_dir / "source" / request.source_file
     try:
         model = read_gguf_model(path)
@@ -84,13 +84,13 @@ class _Text:
     llama_cpp: str  # version of the build that tokenized it
 
 
-def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
+def _write_calibration_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _Text:
     """Write the text beside the matrix, so that the matrix can be reproduced from it."""
     with open_llama_runtime(stage, model, request.threads) as runtime:
         if request.text_files:
             text, dialogues = users_calibration_text([stage.in_dir / "text" / name for name in request.text_files]), 0
         else:
-            text, dialogues = _our_text(runtime)
+            text, dialogues = _our_calibration_text(runtime)
         n_tokens, build = len(runtime.tokenize(text, add_special=True)), runtime.version()
     least = _LEAST_CHUNKS * request.n_ctx
     if n_tokens < least:
@@ -102,7 +102,7 @@ def _write_text(stage: Stage, request: CalibrateRequest, model: GgufHeader) -> _
     return _Text(path, file_sha256(path), n_tokens, dialogues, build)
 
 
-def _our_text(runtime: LlamaRuntime) -> tuple[str, int]:
+def _our_calibration_text(runtime: LlamaRuntime) -> tuple[str, int]:
     try:
         return own_calibration_text(runtime)
     except OverLimit as error:

@@ -70,13 +70,13 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
     quantized = find_quantization(config, tensors) if weights else None
     refuse_unconvertible_weights(quantized)
     dtype = half_dtype(config, plain_tensors(config, tensors)) if quantized else _converted_dtype(weights)
-    outtype, reason = _choose_outtype(request, dtype)
+    outtype, reason = _choose_conversion_type(request, dtype)
     options = ["--outtype", outtype, "--model-name", request.name]
     stage.begin("the converter starts")
     with ThreadPoolExecutor() as beside:  # the converter is busy with one core
         damaged = beside.submit(find_nonfinite_tensors, weights)
         untied = beside.submit(differs_from_tied_output, config, weights)
-        tokenizer_class = beside.submit(_ask_tokenizer, stage, source)
+        tokenizer_class = beside.submit(_write_tokenizer_reference, stage, source)
         converter = open_converter(llama_tools(stage), source, stage.scratch_dir)
         versions = beside.submit(converter_versions, stage, converter)
         completed = read_converter_config(converter.folder / "config.json")
@@ -86,13 +86,13 @@ def convert(stage: Stage, request: ConvertRequest) -> StageOutcome:
         raise converter_failure(stage, architecture, run)
     refuse_nonfinite_weights(damaged.result())
     model = read_gguf_model(target)
-    _refuse_overflow(model, outtype, dtype)
+    _refuse_conversion_overflow(model, outtype, dtype)
     notes = [*converter.notes, *([tied_output_note(model)] if untied.result() else [])]
     stage.begin("the original's tokens and embeddings")
     original = ask_original(llama_tools(stage), source, converter.env, model, stage.files_dir)
     facts: dict[str, JsonValue] = {
         "architecture": architecture, "source_dtype": quantized.title if quantized else dtype, "outtype": outtype,
-        "outtype_reason": reason, "lossless": _is_lossless(dtype, outtype, quantized),
+        "outtype_reason": reason, "lossless": _is_conversion_lossless(dtype, outtype, quantized),
         "tokenizer_class": tokenizer_class.result(),
         "n_tensors": len(model.tensors), "n_params": model.n_params, "transformers": converter.transformers,
         "notes": list(notes),
@@ -105,14 +105,14 @@ def _converted_dtype(weights: tuple[SafetensorsFile, ...]) -> str:
     return safetensors_dtype(weights) if weights else "BF16"
 
 
-def _is_lossless(dtype: str, outtype: str, quantized: WeightQuantization | None) -> bool:
+def _is_conversion_lossless(dtype: str, outtype: str, quantized: WeightQuantization | None) -> bool:
     """Unpacked weights are products with scales, which 16 bits round; those that are kept lose nothing."""
     if quantized is not None and not quantized.kept:
         return False
     return outtype in _LOSSLESS_INTO.get(dtype, {outtype})
 
 
-def _refuse_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
+def _refuse_conversion_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
     """The source is finite: what is not in the result, its type cannot hold."""
     if outtype not in ("f16", "q8_0") or dtype == "F16":
         return
@@ -123,13 +123,13 @@ def _refuse_overflow(model: GgufHeader, outtype: str, dtype: str) -> None:
         raise StageFailure(ExitCode.BAD_REQUEST, "outtype-overflow", message, hint)
 
 
-def _choose_outtype(request: ConvertRequest, dtype: str) -> tuple[str, str]:
+def _choose_conversion_type(request: ConvertRequest, dtype: str) -> tuple[str, str]:
     if request.outtype != "auto":
         return request.outtype, "asked for"
     return _LOSSLESS.get(dtype, ("bf16", f"the source is {dtype}, which bf16 holds"))
 
 
-def _ask_tokenizer(stage: Stage, source: Path) -> str:
+def _write_tokenizer_reference(stage: Stage, source: Path) -> str:
     """Write `reference.json`, what the Hugging Face side says; returns the tokenizer's class name."""
     path, script = stage.files_dir / "reference.json", Path(__file__).parent / "checks" / "hf_reference.py"
     tools = llama_tools(stage)
@@ -142,7 +142,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
 
     run = run_llama_tool(argv, tools.clean_env, on_line, _REFERENCE_TIMEOUT_S)
     if run.exit_code != 0:
-        raise _no_reference(stage, run, *conversations)
+        raise _no_tokenizer_reference(stage, run, *conversations)
     try:
         return Reference.model_validate_json(path.read_bytes()).tokenizer_class
     except ValidationError as error:
@@ -150,7 +150,7 @@ def _ask_tokenizer(stage: Stage, source: Path) -> str:
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "tokenizer", message, "Its files may be damaged.") from error
 
 
-def _no_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFailure:
+def _no_tokenizer_reference(stage: Stage, run: ToolRun, conversation: str = "") -> StageFailure:
     """Why the script ended: the template where it was at one, else the tokenizer."""
     if run.exit_code == OVER_LIMIT:
         return sandbox_template_failure(run.tail.splitlines()[-1], conversation)

@@ -111,7 +111,7 @@ def restore_dequantized_tokenizer(folder: Path, header: GgufHeader) -> bool:
     tokenizer = json.loads(path.read_bytes())
     tokenizer |= {"normalizer": None, "pre_tokenizer": wanted, "decoder": _BYTE_LEVEL}
     tokenizer["model"] |= {"byte_fallback": False, "fuse_unk": False, "unk_token": None}
-    _write_json(path, tokenizer)
+    _write_dequantized_json(path, tokenizer)
     _restore_special_tokens(folder / "tokenizer_config.json", tokenizer, header)
     return True
 
@@ -123,10 +123,10 @@ def _restore_special_tokens(path: Path, tokenizer: dict[str, Any], header: GgufH
         if (token := names.get(header.metadata.get(f"tokenizer.ggml.{key}_token_id"))) is not None:
             config[name] = token
         config.pop(f"{name}_id", None)
-    _write_json(path, config)
+    _write_dequantized_json(path, config)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_dequantized_json(path: Path, value: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
     partial.replace(path)

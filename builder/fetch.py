@@ -50,7 +50,7 @@ class _Job:
 
 def fetch(stage: Stage, request: FetchRequest) -> StageOutcome:
     """Download the missing files, `request.workers` at a time; the first failure stops the others."""
-    _check_paths(stage.files_dir, request.files)
+    _check_fetched_paths(stage.files_dir, request.files)
     use_bounded_hub_client()
     total = sum(entry.size_bytes for entry in request.files)
     meter = DownloadMeter(lambda done: stage.progress(done, total, "bytes"))
@@ -71,7 +71,7 @@ def _fetch_endpoint(request: FetchRequest) -> str:
     return (request.endpoint or constants.ENDPOINT).rstrip("/")
 
 
-def _check_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
+def _check_fetched_paths(files_dir: Path, files: tuple[FileEntry, ...]) -> None:
     root = files_dir.resolve()
     paths = [entry.path for entry in files]
     for path in paths:

@@ -50,14 +50,14 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     """
     tools, target = llama_tools(stage), stage.files_dir / "adapter.gguf"
     _refuse_without_converter(tools)
-    folder, base_folder = stage.in_dir / "adapter", _base_without_quantization(stage)
+    folder, base_folder = stage.in_dir / "adapter", _lora_base_without_quantization(stage)
     config = read_lora_config(folder)
     shapes = _adapter_shapes(folder, request)
     converter = open_converter(tools, base_folder, stage.scratch_dir)
-    base = _ask_base(stage, tools, converter, None if shapes else folder / _PICKLE)
+    base = _ask_lora_base(stage, tools, converter, None if shapes else folder / _PICKLE)
     adapter = LoraAdapter(config, lora_pairs(shapes or base.pickle))
     check_lora_fit(adapter.pairs, base)
-    run = _run_converter(stage, request, tools, folder, converter)
+    run = _run_lora_converter(stage, request, tools, folder, converter)
     if run.exit_code != 0 or not target.exists():
         raise _adapter_conversion_failure(stage, base, run)
     facts = {
@@ -77,7 +77,7 @@ def _refuse_without_converter(tools: LlamaTools) -> None:
         raise StageFailure(ExitCode.BAD_REQUEST, "no-lora-converter", message, hint)
 
 
-def _base_without_quantization(stage: Stage) -> Path:
+def _lora_base_without_quantization(stage: Stage) -> Path:
     """A copy of the base's small files without `quantization_config`.
 
     An adapter trained on a 4-bit copy of a model (QLoRA) also fits the model itself, but the converter refuses such a
@@ -117,7 +117,7 @@ def _adapter_shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, 
     return {name: tensor.shape for name, tensor in file.tensors.items()}
 
 
-def _ask_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle: Path | None) -> BaseSide:
+def _ask_lora_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle: Path | None) -> BaseSide:
     """Ask the converter for its name of the base model's architecture, and for the shapes of the base's tensors."""
     path, script = stage.scratch_dir / "base.json", Path(__file__).parent / "checks" / "lora_base.py"
     argv = [str(tools.converter_python), str(script), "--converter", str(tools.lora_converter)]
@@ -148,7 +148,7 @@ def _unreadable_adapter(run: ToolRun, pickle: Path | None) -> StageFailure:
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "base", message, hint, run.words)
 
 
-def _run_converter(
+def _run_lora_converter(
     stage: Stage, request: LoraRequest, tools: LlamaTools, folder: Path, converter: Converter
 ) -> ToolRun:
     """Convert to F32, which is lossless for any adapter."""
@@ -189,7 +189,7 @@ def check_lora_result(header: GgufHeader, adapter: LoraAdapter, architecture: st
     alpha = header.metadata.get("adapter.lora.alpha")
     if not (isinstance(alpha, float) and math.isclose(alpha, adapter.config.lora_alpha, rel_tol=1e-6)):
         wrong.append(f"adapter.lora.alpha is {alpha!r}, not {adapter.config.lora_alpha}")
-    wrong += _wrong_tensors({tensor.name: tensor for tensor in header.tensors}, adapter.pairs)
+    wrong += _wrong_lora_tensors({tensor.name: tensor for tensor in header.tensors}, adapter.pairs)
     if wrong:
         named = "; ".join(wrong[:_MAX_NAMED])
         message = f"The GGUF does not match the adapter: {named}. ({len(wrong)} differences in all.)"
@@ -197,7 +197,7 @@ def check_lora_result(header: GgufHeader, adapter: LoraAdapter, architecture: st
     return {"tensors": len(header.tensors), "n_params": header.n_params, "alpha": adapter.config.lora_alpha}
 
 
-def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPair]) -> list[str]:
+def _wrong_lora_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPair]) -> list[str]:
     """Check that each lora_a has a lora_b of the same rank, and that no weight was lost.
 
     The converter may split one module into several tensors, or stack many experts into one. It splits or stacks only
@@ -209,7 +209,9 @@ def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPa
     ]
     if wrong:
         return wrong
-    ranks = {name: (_rank_a(tensors[name + ".lora_a"]), tensors[name + ".lora_b"].shape[0]) for name in sorted(names)}
+    ranks = {
+        name: (_rank_of_lora_a(tensors[name + ".lora_a"]), tensors[name + ".lora_b"].shape[0]) for name in sorted(names)
+    }
     wrong = [f"{name} has rank {a} in lora_a and {b} in lora_b" for name, (a, b) in ranks.items() if a != b]
     if {b for _, b in ranks.values()} != {pair.rank for pair in pairs.values()}:
         wrong.append(f"its ranks are {sorted({b for _, b in ranks.values()})}, unlike the adapter's")
@@ -220,7 +222,7 @@ def _wrong_tensors(tensors: Mapping[str, TensorInfo], pairs: Mapping[str, LoraPa
     return wrong
 
 
-def _rank_a(tensor: TensorInfo) -> int:
+def _rank_of_lora_a(tensor: TensorInfo) -> int:
     """The rank of a lora_a, in ggml's order. For token embeddings it is transposed, since its rows are looked up."""
     dimension = 0 if tensor.name.startswith("token_embd.") else 1
     return tensor.shape[dimension] if len(tensor.shape) > dimension else 1

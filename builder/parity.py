@@ -50,7 +50,7 @@ def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
     """
     gguf = stage.in_dir / "model" / request.model_file
     try:
-        _refuse_without_memory(read_gguf_model(gguf).n_params)
+        _refuse_parity_without_memory(read_gguf_model(gguf).n_params)
         whole, floor = _compare_with_transformers(stage, request, gguf)
     except NotComparedError as error:
         said = f"The model itself was not compared: {str(error).rstrip('.')}."
@@ -73,7 +73,7 @@ def parity(stage: Stage, request: ParityRequest) -> StageOutcome:
     return StageOutcome(facts=facts)
 
 
-def _refuse_without_memory(n_params: int) -> None:
+def _refuse_parity_without_memory(n_params: int) -> None:
     needed, there = _BYTES_PER_WEIGHT * n_params, int(machine_memory_bytes() * _MEMORY_SHARE)
     if needed > there:
         room = f"{format_memory(needed)} of memory in 32 bits, and {format_memory(there)} are there"

@@ -58,10 +58,10 @@ def projector(stage: Stage, request: ProjectorRequest) -> StageOutcome:
             exact.paths[0].unlink()
             exact = run.make("bf16")
         rounded = run.make("q8_0")
-    _refuse_wrong(exact, text)
+    _refuse_wrong_projector(exact, text)
     traced = trace_projector(exact, weights)
-    _refuse_foreign_values(traced, weights)
-    error, worst = _keep_q8_0(exact, rounded)
+    _refuse_foreign_projector_values(traced, weights)
+    error, worst = _keep_q8_0_projector(exact, rounded)
     facts: dict[str, JsonValue] = {
         "media": list(exact.media), "projection_dim": exact.projection_dim, "n_tensors": len(exact.tensors),
         "n_params": exact.n_params, "n_same": len(traced.same), "n_moved": len(traced.moved),
@@ -111,7 +111,7 @@ def _nonfinite_projector_tensors(made: GgufHeader) -> list[str]:
     return [tensor.name for tensor in made.tensors if count_nonfinite_blocks(tensor.path, tensor)]
 
 
-def _refuse_wrong(made: GgufHeader, text: GgufHeader) -> None:
+def _refuse_wrong_projector(made: GgufHeader, text: GgufHeader) -> None:
     """Refuse a projector that llama.cpp could not use with this text model."""
     width = text.embedding_length
     faults = [f"the tensor {name} holds NaN or infinite weights" for name in _nonfinite_projector_tensors(made)[:1]]
@@ -126,7 +126,7 @@ def _refuse_wrong(made: GgufHeader, text: GgufHeader) -> None:
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "projector", message, "Build the text model alone: PARTS=text")
 
 
-def _refuse_foreign_values(traced: Traced, weights: tuple[SafetensorsFile, ...]) -> None:
+def _refuse_foreign_projector_values(traced: Traced, weights: tuple[SafetensorsFile, ...]) -> None:
     """Refuse a projector most of whose weights are not those of the source. A pickle checkpoint is not looked into."""
     if weights and traced.share < _LEAST_TRACED:
         share = format_percent(traced.share, 0)
@@ -135,7 +135,7 @@ def _refuse_foreign_values(traced: Traced, weights: tuple[SafetensorsFile, ...])
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "projector-values", message, hint)
 
 
-def _keep_q8_0(exact: GgufHeader, rounded: GgufHeader) -> tuple[float | None, str]:
+def _keep_q8_0_projector(exact: GgufHeader, rounded: GgufHeader) -> tuple[float | None, str]:
     """Remove the Q8_0 file unless it is as good; its error (None: it has no tensor of that type) and worst tensor."""
     error, worst = q8_0_error(exact, rounded)
     if not worst or error > Q8_0_BOUND or _nonfinite_projector_tensors(rounded):

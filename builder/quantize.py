@@ -45,12 +45,12 @@ def quantize(stage: Stage, request: QuantizeRequest) -> StageOutcome:
     if request.imatrix_file is not None:
         imatrix = read_imatrix(stage.in_dir / "imatrix" / request.imatrix_file)
         check_imatrix_fits(imatrix, model)
-    types = _recipe_types(model, request)
+    types = _recipe_types_to_quantize(model, request)
     log = _Log(stage)
     if llama_tools(stage).llama_bin is not None:
-        run = _with_program(stage, request, source, target, imatrix, types, log)
+        run = _quantize_with_program(stage, request, source, target, imatrix, types, log)
     else:
-        run = _with_bindings(request, source, target, imatrix, types, log)
+        run = _quantize_with_bindings(request, source, target, imatrix, types, log)
     if run.exit_code != 0 or not target.exists():
         raise _quantize_failure(stage, request, run)
     facts: dict[str, JsonValue] = {"quant": request.label}
@@ -90,7 +90,7 @@ def _refuse_requantizing(source: Path, request: QuantizeRequest) -> GgufHeader:
     return model
 
 
-def _recipe_types(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]:
+def _recipe_types_to_quantize(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]:
     """The type of each tensor that the recipe names; empty without a recipe."""
     try:
         return resolve_tensor_patterns(
@@ -101,7 +101,7 @@ def _recipe_types(model: GgufHeader, request: QuantizeRequest) -> dict[str, str]
         raise StageFailure(ExitCode.BAD_REQUEST, "recipe", message, problem.hint) from problem
 
 
-def _with_program(
+def _quantize_with_program(
     stage: Stage, request: QuantizeRequest, source: Path, target: Path, imatrix: Imatrix | None,
     types: Mapping[str, str], log: _Log,
 ) -> ToolRun:
@@ -110,13 +110,13 @@ def _with_program(
     argv = [str(tools.llama_bin / "llama-quantize")]
     argv += ["--allow-requantize"] if request.allow_requantize else []
     argv += ["--imatrix", str(imatrix.path)] if imatrix else []
-    argv += _type_options(types)
+    argv += _tensor_type_options(types)
     argv += [str(source), str(target), request.quant]
     argv += [str(request.threads)] if request.threads else []
     return run_llama_tool(argv, tools.clean_env, log)
 
 
-def _type_options(types: Mapping[str, str]) -> list[str]:
+def _tensor_type_options(types: Mapping[str, str]) -> list[str]:
     """One option for each tensor, by its whole name: llama-quantize uses the first pattern found anywhere in a name.
 
     The options for output and embedding do not fall back where rows do not fit a type, so `types` must fit already.
@@ -135,7 +135,7 @@ def quantize_tensor_regex(name: str) -> str:
     return f"^{name.replace('.', '[.]')}$"
 
 
-def _with_bindings(
+def _quantize_with_bindings(
     request: QuantizeRequest, source: Path, target: Path, imatrix: Imatrix | None, types: Mapping[str, str], log: _Log
 ) -> ToolRun:
     import ctypes
@@ -159,19 +159,19 @@ def _with_bindings(
         if name not in _OPTIONS
     ]
     if types:
-        params.output_tensor_type = _id_of(types, OUTPUT, params.output_tensor_type)
-        params.token_embedding_type = _id_of(types, EMBEDDING, params.token_embedding_type)
+        params.output_tensor_type = _ggml_type_id_to_quantize(types, OUTPUT, params.output_tensor_type)
+        params.token_embedding_type = _ggml_type_id_to_quantize(types, EMBEDDING, params.token_embedding_type)
         params.tt_overrides = _tensor_type_overrides(llama_cpp, named)
     values = _imatrix_for_llama(imatrix) if imatrix else []
     if values:
         params.imatrix = _imatrix_data(llama_cpp, values)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-    given = [*(("--imatrix", str(imatrix.path)) if imatrix else ()), *_type_options(types)]
+    given = [*(("--imatrix", str(imatrix.path)) if imatrix else ()), *_tensor_type_options(types)]
     argv = ("llama_model_quantize", *given, str(source), str(target), request.quant, str(request.threads))
     return ToolRun(argv, int(code), "\n".join(log.lines))
 
 
-def _id_of(types: Mapping[str, str], kind: str, otherwise: int) -> int:
+def _ggml_type_id_to_quantize(types: Mapping[str, str], kind: str, otherwise: int) -> int:
     name = f"{kind}.weight"
     return TYPE_BY_NAME[types[name]].id if name in types else otherwise
 

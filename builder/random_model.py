@@ -50,13 +50,13 @@ def random_model(stage: Stage, request: RandomModelRequest) -> StageOutcome:
     Raises:
         StageFailure: 70 if a tokenizer of that size cannot be trained, 5 if disk or memory ran out.
     """
-    _write_tokenizer(stage, request.vocab_size)
+    _write_random_tokenizer(stage, request.vocab_size)
     (stage.files_dir / "config.json").write_text(dump_finite_json(_random_model_config(request), indent=2) + "\n")
-    count = _write_weights(stage.files_dir / "model.safetensors", request)
+    count = _write_random_weights(stage.files_dir / "model.safetensors", request)
     return StageOutcome(facts={"n_params": count})
 
 
-def _write_tokenizer(stage: Stage, size: int) -> None:
+def _write_random_tokenizer(stage: Stage, size: int) -> None:
     """Write `tokenizer.model` and the `tokenizer_config.json` that transformers needs."""
     scratch, target = stage.scratch_dir / "text.txt", stage.files_dir / "tokenizer"
     scratch.write_text("\n".join(_random_tokenizer_lines()), encoding="utf-8")
@@ -104,7 +104,7 @@ def random_model_shapes(request: RandomModelRequest) -> dict[str, tuple[int, ...
     return found | {_LAST_NORM: (width,)}
 
 
-def _write_weights(path: Path, request: RandomModelRequest) -> int:
+def _write_random_weights(path: Path, request: RandomModelRequest) -> int:
     """The safetensors file: length of the header, header, tensors. Returns the number of weights."""
     found, header, at = random_model_shapes(request), dict[str, Any](), 0
     for name, shape in found.items():
@@ -114,11 +114,11 @@ def _write_weights(path: Path, request: RandomModelRequest) -> int:
     text = dump_finite_json(header).encode()
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        _write_tensors(stream, found, request.seed)
+        _write_random_tensors(stream, found, request.seed)
     return at // 2
 
 
-def _write_tensors(stream: IO[bytes], found: dict[str, tuple[int, ...]], seed: int) -> None:
+def _write_random_tensors(stream: IO[bytes], found: dict[str, tuple[int, ...]], seed: int) -> None:
     random = np.random.default_rng(seed)
     for name, shape in found.items():
         if len(shape) == 1:

@@ -49,9 +49,11 @@ def split(stage: Stage, request: SplitRequest) -> StageOutcome:
     tensors_bytes = split_tensor_bytes(source, request.max_size_bytes)
     tools = llama_tools(stage)
     if tools.llama_bin is not None:
-        outcome = _with_program(stage, request, tools.llama_bin / "llama-gguf-split", tools, source, tensors_bytes)
+        outcome = _split_with_program(
+            stage, request, tools.llama_bin / "llama-gguf-split", tools, source, tensors_bytes
+        )
     else:
-        outcome = _with_package(stage, request, source, tensors_bytes)
+        outcome = _split_with_package(stage, request, source, tensors_bytes)
     shards = _read_shards(stage, request)
     check_split_shards(stage, source, shards, request.max_size_bytes)
     facts = {"shards": len(shards.paths), "tensors": len(shards.tensors), "tensor_bytes": shards.tensor_bytes}
@@ -82,11 +84,11 @@ def split_tensor_bytes(source: GgufHeader, max_size_bytes: int) -> int:
     left = (max_size_bytes - overhead) // _UNIT_BYTES * _UNIT_BYTES
     largest = max(source.tensors, key=lambda tensor: tensor.size_bytes)
     if largest.size_bytes > left:
-        raise _too_large(largest, max_size_bytes, overhead)
+        raise _tensor_too_large_to_split(largest, max_size_bytes, overhead)
     return left
 
 
-def _too_large(tensor: TensorInfo, max_size_bytes: int, overhead: int) -> StageFailure:
+def _tensor_too_large_to_split(tensor: TensorInfo, max_size_bytes: int, overhead: int) -> StageFailure:
     needed = -(-tensor.size_bytes // _UNIT_BYTES) * _UNIT_BYTES + overhead
     message = (
         f"Tensor {tensor.name} is {tensor.size_bytes:,} bytes, and a tensor is never split: "
@@ -129,7 +131,7 @@ class _Log:
             self._stage.progress(self._bytes * self._done // self._n_shards, 2 * self._bytes, "bytes")
 
 
-def _with_program(
+def _split_with_program(
     stage: Stage, request: SplitRequest, program: Path, tools: LlamaTools, source: GgufHeader, tensors_bytes: int
 ) -> StageOutcome:
     target = stage.files_dir / request.prefix
@@ -139,32 +141,32 @@ def _with_program(
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, program.name)
         raise _split_failure(f"{program.name} cannot split this model ({run.end}).", run.tail)
-    return StageOutcome(tools={"llama.cpp": _version_of(program, tools)}, argv=(run.argv,))
+    return StageOutcome(tools={"llama.cpp": _split_program_version(program, tools)}, argv=(run.argv,))
 
 
-def _version_of(program: Path, tools: LlamaTools) -> str:
+def _split_program_version(program: Path, tools: LlamaTools) -> str:
     lines: list[str] = []
     run = run_llama_tool([str(program), "--version"], tools.clean_env, lines.append)
     found = [match[1].strip() for line in lines if (match := _VERSION.match(line))]
     return found[0] if found and run.exit_code == 0 else "unknown"
 
 
-def _with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tensors_bytes: int) -> StageOutcome:
+def _split_with_package(stage: Stage, request: SplitRequest, source: GgufHeader, tensors_bytes: int) -> StageOutcome:
     import gguf
 
     target = stage.files_dir / f"{request.prefix}.gguf"
     try:
         reader = gguf.GGUFReader(source.paths[0])
         writer = gguf.GGUFWriter(target, source.architecture, split_max_size=tensors_bytes)
-        _copy_metadata(reader, writer)
-        _copy_tensors(stage, reader, writer, source)
+        _copy_metadata_to_shards(reader, writer)
+        _copy_tensors_to_shards(stage, reader, writer, source)
     except (ValueError, KeyError, struct.error) as error:  # gguf's exceptions for values that it cannot write
         raise _split_failure(f"The package gguf cannot rewrite this model: {error}.", "") from error
     argv = ("gguf.GGUFWriter", str(target), f"split_max_size={tensors_bytes}")
     return StageOutcome(tools={"gguf": version("gguf")}, argv=(argv,))
 
 
-def _copy_metadata(reader: Any, writer: Any) -> None:
+def _copy_metadata_to_shards(reader: Any, writer: Any) -> None:
     """Copy strings as raw bytes: a tokenizer's vocabulary need not be UTF-8."""
     from gguf import GGUFValueType, Keys
 
@@ -178,7 +180,7 @@ def _copy_metadata(reader: Any, writer: Any) -> None:
         writer.add_key_value(name, value, kind, inner if is_array else None)
 
 
-def _copy_tensors(stage: Stage, reader: Any, writer: Any, source: GgufHeader) -> None:
+def _copy_tensors_to_shards(stage: Stage, reader: Any, writer: Any, source: GgufHeader) -> None:
     """Copy the tensors one by one: the reader maps the file, so only one is in memory."""
     for tensor in reader.tensors:
         writer.add_tensor_info(tensor.name, tensor.data.shape, tensor.data.dtype, tensor.n_bytes, tensor.tensor_type)
@@ -226,8 +228,8 @@ def check_split_shards(stage: Stage, source: GgufHeader, shards: GgufHeader, max
     """
     sizes = {path.name: path.stat().st_size for path in shards.paths}
     wrong = [f"{name} is {size:,} bytes, above the limit" for name, size in sizes.items() if size > max_size_bytes]
-    wrong += _metadata_differences(source.metadata, shards.metadata)
-    wrong += _tensor_differences(stage, source, shards)
+    wrong += _metadata_differences_of_shards(source.metadata, shards.metadata)
+    wrong += _tensor_differences_of_shards(stage, source, shards)
     if wrong:
         raise _wrong_shards(wrong)
 
@@ -238,7 +240,9 @@ def _wrong_shards(wrong: list[str]) -> StageFailure:
     return StageFailure(ExitCode.BUG, "verify-shards", message, _REPORT)
 
 
-def _metadata_differences(source: Mapping[str, MetadataValue], shards: Mapping[str, MetadataValue]) -> list[str]:
+def _metadata_differences_of_shards(
+    source: Mapping[str, MetadataValue], shards: Mapping[str, MetadataValue]
+) -> list[str]:
     before, after = (
         {k: _comparable_shard_value(v) for k, v in d.items() if not k.startswith("split.")} for d in (source, shards)
     )
@@ -253,7 +257,7 @@ def _comparable_shard_value(value: MetadataValue) -> tuple[object, ...]:
     return (type(value), repr(value))
 
 
-def _tensor_differences(stage: Stage, source: GgufHeader, shards: GgufHeader) -> list[str]:
+def _tensor_differences_of_shards(stage: Stage, source: GgufHeader, shards: GgufHeader) -> list[str]:
     """The differences between tensors. `read_gguf_model` has already refused a tensor name in two shards."""
     before, after = ({tensor.name: tensor for tensor in header.tensors} for header in (source, shards))
     wrong = [f"tensor {name} is only in the source" for name in sorted(before.keys() - after.keys())]

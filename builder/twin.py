@@ -131,7 +131,7 @@ class _Workshop:
                 raise NotComparedError(last_words_of_side(converted[0].result(), "The converter"))
         self.stage.begin("llama.cpp computes the twin")
         compute_llama_side(self._tools, gguf, out, self.threads, _TIMEOUT_S)
-        found = _read_found(out)
+        found = _read_twin_found(out)
         return found if found.is_equal else replace(found, wrong_layer=self._wrong_layer(gguf, out))
 
     def _wrong_layer(self, gguf: Path, out: Path) -> int | None:
@@ -173,7 +173,7 @@ class _Workshop:
         return run
 
 
-def _read_found(out: Path) -> _Found:
+def _read_twin_found(out: Path) -> _Found:
     prompts = json.loads((out / "prompts.json").read_bytes())
     parts = [compare_sides(out, "llama", number, prompt["positions"]) for number, prompt in enumerate(prompts)]
     return _Found(parts, json.loads((out / "facts.json").read_bytes()))

@@ -54,14 +54,14 @@ def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
     model = _read_gguf_to_verify(stage.in_dir / "model" / request.model_file)
     source = _read_gguf_to_verify(stage.in_dir / "source" / request.source_file)
     reference = _reference_to_verify(stage) if request.has_reference else None
-    _check_structure(source, model, request)
+    _verify_structure(source, model, request)
     with open_llama_runtime(stage, model, _verify_threads(request, model)) as runtime:
-        _check_blocks(stage, model, source)
+        _verify_blocks(stage, model, source)
         stage.begin("tokenizer and chat template")
         check_chat_template(runtime)
-        facts = {**_model_facts(model), **_verify_texts(runtime, reference, model, source, request)}
+        facts = {**_verified_model_facts(model), **_verify_texts(runtime, reference, model, source, request)}
         stage.begin("first decode")
-        facts["logits"] = _check_logits(runtime, model)
+        facts["logits"] = _verify_logits(runtime, model)
         facts |= compare_embeddings(runtime, model, _embeddings_to_verify(stage))
         return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
@@ -101,9 +101,9 @@ def _verify_threads(request: VerifyRequest, model: GgufHeader) -> int:
     return request.threads or (1 if model.tensor_bytes < _ONE_THREAD_BELOW_BYTES else 0)
 
 
-def _check_structure(source: GgufHeader, model: GgufHeader, request: VerifyRequest) -> None:
+def _verify_structure(source: GgufHeader, model: GgufHeader, request: VerifyRequest) -> None:
     """Same architecture, same tensors, types as the recipe says, or else as the quant's name promises."""
-    types = _recipe_types(source, request)
+    types = _recipe_types_to_verify(source, request)
     wrong = compare_tensors(source, model, None if types else request.quant) + check_recipe_types(types, model)
     if model.architecture != source.architecture:
         wrong.insert(0, f"The architecture is {model.architecture!r}, in the source {source.architecture!r}.")
@@ -113,7 +113,7 @@ def _check_structure(source: GgufHeader, model: GgufHeader, request: VerifyReque
         raise StageFailure(ExitCode.BUG, "verify-tensors", message, _REPORT, detail)
 
 
-def _recipe_types(source: GgufHeader, request: VerifyRequest) -> dict[str, str]:
+def _recipe_types_to_verify(source: GgufHeader, request: VerifyRequest) -> dict[str, str]:
     """What the recipe makes of each tensor it names; nothing without one."""
     try:
         return resolve_tensor_patterns(
@@ -123,7 +123,7 @@ def _recipe_types(source: GgufHeader, request: VerifyRequest) -> dict[str, str]:
         raise StageFailure(ExitCode.BAD_REQUEST, "recipe", problem.message, problem.hint) from problem
 
 
-def _check_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
+def _verify_blocks(stage: Stage, model: GgufHeader, source: GgufHeader) -> None:
     """No NaN or infinity in any block of any tensor; reads the whole file."""
     bad: dict[str, int] = {}
     done = 0
@@ -156,12 +156,12 @@ def _verify_texts(
     runtime: LlamaRuntime, reference: Reference | None, model: GgufHeader, source: GgufHeader, request: VerifyRequest
 ) -> dict[str, JsonValue]:
     if reference is None:
-        return _check_against_source(model, source)
+        return _verify_against_source(model, source)
     permitted = frozenset(request.allow_mismatch)
     can_score = why_gguf_cannot_generate(model) is None
     common = COMMON_SCRIPTS if gguf_purpose(model) == "generate" else COMMON_OF_EMBEDDERS
     findings = token_findings(runtime, reference, permitted, can_score=can_score, common=common)
-    n_chats, wrong_chat = _check_chats(runtime, reference, model, permitted)
+    n_chats, wrong_chat = _verify_chats(runtime, reference, model, permitted)
     return {
         "reference": reference.witness, "witnesses_that_differ": [*reference.disagreements],
         "probes": len(reference.probe_ids), "added_tokens": len(reference.added_tokens),
@@ -171,7 +171,7 @@ def _verify_texts(
     }  # fmt: skip
 
 
-def _check_chats(
+def _verify_chats(
     runtime: LlamaRuntime, reference: Reference, model: GgufHeader, permitted: frozenset[str]
 ) -> tuple[int | None, list[TextFinding]]:
     """How many conversations are the same, and the finding of one that differs and may."""
@@ -183,7 +183,7 @@ def _check_chats(
         return None, [TextFinding(kind=PLAIN_TEXT, outcome="allowed", example=failure.error.message[:800])]
 
 
-def _check_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, JsonValue]:
+def _verify_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, JsonValue]:
     """Without a Hugging Face side the best witness is the GGUF we started from: its tokenizer must be kept."""
     wrong = tokenizer_differences(source, model)
     if wrong:
@@ -193,14 +193,14 @@ def _check_against_source(model: GgufHeader, source: GgufHeader) -> dict[str, Js
     return {"reference": "the source GGUF (no Hugging Face tokenizer to compare with)", "tokenizer_keys": kept}
 
 
-def _check_logits(runtime: LlamaRuntime, model: GgufHeader) -> JsonValue:
+def _verify_logits(runtime: LlamaRuntime, model: GgufHeader) -> JsonValue:
     """Rows of logits that were finite, or why there are none to check."""
     if reason := why_gguf_cannot_generate(model):
         return f"not checked: {reason}"
     return runtime.finite_logits(PROMPTS)
 
 
-def _model_facts(model: GgufHeader) -> dict[str, JsonValue]:
+def _verified_model_facts(model: GgufHeader) -> dict[str, JsonValue]:
     types: dict[str, JsonValue] = {**count_tensor_types(model.tensors)}
     bits_per_weight = 8 * model.tensor_bytes / model.n_params if model.n_params else 0.0
     return {

@@ -41,7 +41,7 @@ def fetch_datasets(stage: Stage, request: DatasetsRequest) -> StageOutcome:
     entries = [TaskEntry(task=name) for name in request.tasks]
     folder = task_include_dir(stage, request.include_path)
     if any(b"nltk.download" in path.read_bytes() for path in code_of_tasks(entries, folder)):
-        _watch_nltk(nltk_data)
+        _watch_nltk_downloads(nltk_data)
     meter = _Meter(stage, count_tasks(entries, folder))
     load_tasks(entries, folder, allow_unsafe_code=request.allow_unsafe_code, on_task=meter.begin)
     meter.end()
@@ -185,7 +185,7 @@ def _dataset_rows(loaded: Any) -> dict[str, int]:
     return {str(split): len(rows) for split, rows in splits}
 
 
-def _watch_nltk(folder: Path) -> None:
+def _watch_nltk_downloads(folder: Path) -> None:
     """Make `nltk.download` raise when it fails: it only returns False, which tasks ignore.
 
     Called only for tasks that use it, since importing NLTK takes 3 s.

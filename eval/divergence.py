@@ -141,7 +141,7 @@ def divergence_chunks(models: Sequence[GgufModel], text: str, settings: Divergen
     for model in others:
         _refuse_other_vocabulary(baseline, model)
         if model.tokenize(text, add_special=with_special, parse_special=False) != tokens:
-            raise _other_tokens(model, "they tokenize the text differently")
+            raise _other_tokens_than_baseline(model, "they tokenize the text differently")
     return divergence_text_chunks(
         tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None
     )
@@ -200,15 +200,17 @@ def _decode_divergence_segment(context: Context, chunk: Ints, part: ChunkSegment
 
 def _refuse_other_vocabulary(baseline: GgufModel, model: GgufModel) -> None:
     if model.n_vocab != baseline.n_vocab:
-        raise _other_tokens(model, f"it has {model.n_vocab:,} tokens and the baseline {baseline.n_vocab:,}")
+        raise _other_tokens_than_baseline(
+            model, f"it has {model.n_vocab:,} tokens and the baseline {baseline.n_vocab:,}"
+        )
     for token in range(baseline.n_vocab):
         ours, theirs = (llama_cpp.llama_vocab_get_text(m.vocab, token) for m in (model, baseline))
         if ours != theirs:
             what = f"token {token} is {ours.decode(errors='replace')!r}, in the baseline"
-            raise _other_tokens(model, f"{what} {theirs.decode(errors='replace')!r}")
+            raise _other_tokens_than_baseline(model, f"{what} {theirs.decode(errors='replace')!r}")
 
 
-def _other_tokens(model: GgufModel, why: str) -> StageFailure:
+def _other_tokens_than_baseline(model: GgufModel, why: str) -> StageFailure:
     message = f"{model.path.name} cannot be compared with the baseline: {why}."
     hint = "Choose the baseline that the file was quantized from."
     return StageFailure(ExitCode.BAD_REQUEST, "vocabulary", message, hint)

@@ -87,7 +87,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     ) if request.tasks else ()
     stage.begin("self-check of the scores")
     checked = self_check(lm)
-    records = _run_entries(stage, request, lm, leaves)
+    records = _evaluate_entries(stage, request, lm, leaves)
     threads = lm.scorer.n_threads
     evaluation = Evaluation(
         file=lm.model.facts(request.label, _evaluated_sha256(stage, request)), self_check=checked,
@@ -106,7 +106,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     )
 
 
-def _run_entries(
+def _evaluate_entries(
     stage: Stage, request: EvaluateRequest, lm: LlamaLM, leaves: Sequence[LeafTask]
 ) -> list[EntryRecord]:
     for unfinished in stage.files_dir.glob(".*"):

@@ -75,14 +75,14 @@ def measure_speed(context: Context, settings: SpeedSettings, on_repeat: OnRepeat
     Args:
         on_repeat: called with the number of repeats done.
     """
-    prompt = _any_tokens(context.model, settings.prompt_tokens)
-    generated = _any_tokens(context.model, settings.generated_tokens)
-    _read_s(context, prompt)
-    _write_s(context, generated[:_WARM_UP_TOKENS])
+    prompt = _tokens_to_time(context.model, settings.prompt_tokens)
+    generated = _tokens_to_time(context.model, settings.generated_tokens)
+    _timed_prompt_s(context, prompt)
+    _timed_generation_s(context, generated[:_WARM_UP_TOKENS])
     prompt_s, generation_s = [], []
     for done in range(1, settings.repeats + 1):
-        prompt_s.append(_read_s(context, prompt))
-        generation_s.append(_write_s(context, generated))
+        prompt_s.append(_timed_prompt_s(context, prompt))
+        generation_s.append(_timed_generation_s(context, generated))
         on_repeat(done)
     return Times(tuple(prompt_s), tuple(generation_s))
 
@@ -107,7 +107,7 @@ def _open_timed_model(path: Path, runtime: Runtime, settings: SpeedSettings) -> 
     return model, context, time.perf_counter() - started
 
 
-def _read_s(context: Context, tokens: Ints) -> float:
+def _timed_prompt_s(context: Context, tokens: Ints) -> float:
     """Seconds to process a prompt, from an empty KV cache."""
     context.clear()
     started = time.perf_counter()
@@ -118,7 +118,7 @@ def _read_s(context: Context, tokens: Ints) -> float:
     return time.perf_counter() - started
 
 
-def _write_s(context: Context, tokens: Ints) -> float:
+def _timed_generation_s(context: Context, tokens: Ints) -> float:
     """Seconds to decode these tokens one by one, with the logits of each, from an empty KV cache."""
     context.clear()
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def _write_s(context: Context, tokens: Ints) -> float:
     return time.perf_counter() - started
 
 
-def _any_tokens(model: GgufModel, count: int) -> Ints:
+def _tokens_to_time(model: GgufModel, count: int) -> Ints:
     """Random valid tokens, the same every time; the first is BOS if the model adds it."""
     tokens = np.random.default_rng(DEFAULT_SEED).integers(0, model.n_vocab, count, np.int32)
     if model.adds_bos:

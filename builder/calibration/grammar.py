@@ -38,7 +38,7 @@ def read_calibration_grammar(path: Path) -> Rules:
         block = _add_calibration_rule(line, rules)
         if block not in rules:
             raise BadGrammarError(f"{path.name}, line {number}: {line!r} is not a rule")
-    _check_slots(path.name, rules)
+    _check_calibration_slots(path.name, rules)
     return {name: tuple(alternatives) for name, alternatives in rules.items()}
 
 
@@ -53,7 +53,7 @@ def _add_calibration_rule(line: str, rules: dict[str, list[str]]) -> str:
     return name
 
 
-def _check_slots(file: str, rules: Mapping[str, list[str]]) -> None:
+def _check_calibration_slots(file: str, rules: Mapping[str, list[str]]) -> None:
     for name, alternatives in rules.items():
         for text in alternatives:
             memory = {slot[3] for slot in _SLOT.finditer(text) if slot[3]}

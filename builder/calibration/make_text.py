@@ -40,12 +40,12 @@ def calibration_documents() -> Iterator[dict[str, object]]:
         for name in SHARES
     }
     for turn in range(TURNS):
-        for name, share in _in_turn(turn):
+        for name, share in _calibration_domains_of_turn(turn):
             for _ in range(share):
                 yield _calibration_document(name, writers[name].document())
 
 
-def _in_turn(turn: int) -> list[tuple[str, int]]:
+def _calibration_domains_of_turn(turn: int) -> list[tuple[str, int]]:
     """The domains, rotated so that each turn starts with another one."""
     rows = list(SHARES.items())
     first = turn % len(rows)

@@ -58,14 +58,14 @@ def ask_original(
     purpose = gguf_purpose(model)
     if purpose == "generate":
         return None
-    pooling: Pooling = "rank" if purpose == "rerank" else _own_pooling(source)
+    pooling: Pooling = "rank" if purpose == "rerank" else _pooling_of_source(source)
     asked: dict[str, Any] = {
         "purpose": purpose, "pooling": pooling, "max_tokens": model.context_length, "dtype": "float32",
         "template": str(model.metadata.get("tokenizer.chat_template.rerank", "")),
         "texts": _embedding_parity_texts() if purpose == "embed" else [],
         "pairs": _rerank_pairs() if purpose == "rerank" else [],
     }  # fmt: skip
-    why_not = _no_memory(model.n_params) or _run_hf_embeddings(tools, source, env, asked, folder)
+    why_not = _no_memory_for_embedder(model.n_params) or _run_hf_embeddings(tools, source, env, asked, folder)
     path = folder / EMBEDDINGS_FILE
     if not why_not:
         try:
@@ -89,14 +89,14 @@ def _run_hf_embeddings(
     return "" if run.exit_code == 0 else (run.error or (run.tail.splitlines() or [run.end])[-1])[:400]
 
 
-def _no_memory(n_params: int) -> str:
+def _no_memory_for_embedder(n_params: int) -> str:
     needed, there = 4 * n_params, int(available_memory_bytes() * _MEMORY_SHARE)
     if needed <= there:
         return ""
     return f"it takes {format_memory(needed)} of memory in 32 bits, and {format_memory(there)} are free"
 
 
-def _own_pooling(source: Path) -> Pooling:
+def _pooling_of_source(source: Path) -> Pooling:
     modules = _read_embedder_json(source / MODULES_FILE)
     return read_pooling(_read_embedder_json(source / pooling_file(modules)))
 
@@ -156,8 +156,12 @@ def compare_embeddings(
     if reference is None or reference.why_not:
         why = reference.why_not if reference else "the source is a GGUF"
         return {**facts, "embeddings_not_compared": why}
-    scripts = _compare_scores(runtime, reference.pairs) if purpose == "rerank" else _compare_vectors(runtime, reference)
-    _refuse_english(scripts, model, reference)
+    scripts = (
+        _compare_rerank_scores(runtime, reference.pairs)
+        if purpose == "rerank"
+        else _compare_embeddings(runtime, reference)
+    )
+    _refuse_embeddings_of_english(scripts, model, reference)
     warned = scripts_below(scripts)
     return {
         **facts, "embedding_reference": reference.witness,
@@ -171,7 +175,7 @@ def scripts_below(scripts: Sequence[ScriptAgreement]) -> list[str]:
     return [found.script for found in scripts if found.agreement < english - SCRIPT_BELOW]
 
 
-def _compare_vectors(runtime: LlamaRuntime, reference: EmbeddingReference) -> list[ScriptAgreement]:
+def _compare_embeddings(runtime: LlamaRuntime, reference: EmbeddingReference) -> list[ScriptAgreement]:
     found = runtime.embeddings([text.text for text in reference.texts])
     cosines: dict[str, list[float]] = {}
     for text, values in zip(reference.texts, found, strict=True):
@@ -182,7 +186,7 @@ def _compare_vectors(runtime: LlamaRuntime, reference: EmbeddingReference) -> li
     ]
 
 
-def _compare_scores(runtime: LlamaRuntime, pairs: Sequence[ScoredPair]) -> list[ScriptAgreement]:
+def _compare_rerank_scores(runtime: LlamaRuntime, pairs: Sequence[ScoredPair]) -> list[ScriptAgreement]:
     found = runtime.scores([(pair.query, pair.document) for pair in pairs])
     by_script: dict[str, list[tuple[float, float]]] = {}
     for pair, score in zip(pairs, found, strict=True):
@@ -210,7 +214,9 @@ def _rerank_correlation(both: Sequence[tuple[float, float]]) -> float | None:
     return _embedding_cosine(one - one.mean(), other - other.mean()) if one.std() else None
 
 
-def _refuse_english(scripts: Sequence[ScriptAgreement], model: GgufHeader, reference: EmbeddingReference) -> None:
+def _refuse_embeddings_of_english(
+    scripts: Sequence[ScriptAgreement], model: GgufHeader, reference: EmbeddingReference
+) -> None:
     english = next((found for found in scripts if found.script == ENGLISH), None)
     least = ENGLISH_LEAST_QUANTIZED if model.is_quantized else ENGLISH_LEAST
     if english is None or english.agreement >= least:

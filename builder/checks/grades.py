@@ -78,7 +78,7 @@ def difference_kind(
         return f"{SCRIPT}{rare[0]}"
     if text[:1].isspace() and _same_but_for_the_start(expected, found):
         return LEADING_SPACE
-    return NORMALIZATION if _has_invisible(text) or _is_decomposed(text) else PLAIN_TEXT
+    return NORMALIZATION if _has_invisible_characters(text) or _is_decomposed_unicode(text) else PLAIN_TEXT
 
 
 def added_token_kind(token: str) -> str:
@@ -97,13 +97,13 @@ def _same_but_for_the_start(expected: list[int], found: list[int]) -> bool:
     return expected[len(expected) - rest :] == found[len(found) - rest :]
 
 
-def _has_invisible(text: str) -> bool:
+def _has_invisible_characters(text: str) -> bool:
     kinds = {unicodedata.category(letter) for letter in text if letter not in "\t\n\r"}
     is_emoji = "So" in kinds
     return bool(kinds & ({"Cc", "Co", "Cn", "Zl", "Zp"} if is_emoji else {"Cc", "Cf", "Co", "Cn", "Zl", "Zp"}))
 
 
-def _is_decomposed(text: str) -> bool:
+def _is_decomposed_unicode(text: str) -> bool:
     return not unicodedata.is_normalized("NFC", text)
 
 
@@ -117,14 +117,14 @@ def finding_outcome(finding: TextFinding, permitted: frozenset[str], *, worst_te
     """
     if finding.kind == PLAIN_TEXT:
         is_refused = is_certain or finding.share > PLAIN_TEXT_SHARE or worst_text > ONE_TEXT_SHARE
-        return _unless_permitted(finding, permitted) if is_refused else "record"
+        return _grade_unless_permitted(finding, permitted) if is_refused else "record"
     if finding.kind.startswith(SCRIPT):
         if (finding.nats_per_token or 0.0) > SCRIPT_NATS_PER_TOKEN:
-            return _unless_permitted(finding, permitted)
+            return _grade_unless_permitted(finding, permitted)
         is_seen = finding.share > SCRIPT_SHARE or not finding.tokens
         return "warn" if is_seen else "record"
     return "warn" if finding.kind == LEADING_SPACE and is_certain else "record"
 
 
-def _unless_permitted(finding: TextFinding, permitted: frozenset[str]) -> Outcome:
+def _grade_unless_permitted(finding: TextFinding, permitted: frozenset[str]) -> Outcome:
     return "allowed" if finding.kind in permitted else "refuse"

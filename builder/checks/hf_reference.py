@@ -82,23 +82,23 @@ def hf_reference_facts(
         folder: the model's; without it transformers' tokenizer is the only witness.
     """
     probes, template = _run_checks_module("tokenizer_probes.py"), getattr(tokenizer, "chat_template", None)
-    _refuse_large(template)
+    _refuse_large_chat_template(template)
     chats, refused = hf_render_chats(tokenizer, probes["CONVERSATIONS"], limit) if template else ([], {})
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "bos_token": tokenizer.bos_token,
-        **_token_facts(tokenizer, folder, probes),
+        **_reference_token_facts(tokenizer, folder, probes),
         "chat_template": bool(template),
         "chats": chats,
         "refused_chats": refused,
     }
 
 
-def _token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) -> dict[str, Any]:
+def _reference_token_facts(tokenizer: Any, folder: Path | None, probes: dict[str, Any]) -> dict[str, Any]:
     """What the witnesses say: ids without BOS and EOS, those of some texts with them, and who disagrees."""
     tools, corpus = _run_checks_module("witness.py"), _run_checks_module("corpus.py")
     witnesses = tools["tokenizer_witnesses"](folder, tokenizer)
-    added = [token for token in tools["added_tokens"](folder, tokenizer) if _is_text(token["content"])]
+    added = [token for token in tools["added_tokens"](folder, tokenizer) if _is_reference_text(token["content"])]
     names = [token["content"] for token in added]
     encode: Callable[[str, bool], list[int]] = tools["judging_encode"](witnesses, names)
     apart = tools["encode_apart"](encode, {token["content"]: token["id"] for token in added})
@@ -165,14 +165,14 @@ def hf_render_chats(
     return chats, refused
 
 
-def _refuse_large(template: Any) -> None:
+def _refuse_large_chat_template(template: Any) -> None:
     """A template, or several by name."""
     for text in template.values() if isinstance(template, dict) else [template]:
         if isinstance(text, str) and len(text) > _MAX_TEMPLATE:
             raise OverLimit(f"has {len(text):,} characters, more than the {_MAX_TEMPLATE:,} allowed")
 
 
-def _is_text(text: str) -> bool:
+def _is_reference_text(text: str) -> bool:
     """Not where a lone surrogate stands in it, as a special token's name in JSON may have one."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 

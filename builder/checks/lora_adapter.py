@@ -111,11 +111,11 @@ def read_lora_config(folder: Path) -> AdapterConfig:
     except ValidationError as error:
         message = f"{_CONFIG} is not what PEFT writes: {error}"
         raise _refused_adapter("bad-adapter-config", message, "Save or download the adapter again.") from error
-    _refuse_unrepresentable(config)
+    _refuse_unrepresentable_adapter(config)
     return config
 
 
-def _refuse_unrepresentable(config: AdapterConfig) -> None:
+def _refuse_unrepresentable_adapter(config: AdapterConfig) -> None:
     if config.peft_type != "LORA":
         message = f"peft_type is {config.peft_type!r}, and llama.cpp knows LORA alone."
         raise _refused_adapter("adapter-kind", message, MERGE)
@@ -144,7 +144,7 @@ def lora_pairs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraPair]:
     for name, shape in shapes.items():
         if name.endswith(_UNTRAINED):
             continue
-        match = _TENSOR.match(name) or _refuse_tensor(name)
+        match = _TENSOR.match(name) or _refuse_adapter_tensor(name)
         sides.setdefault(match["module"], {})[match["side"] or match["rows"]] = shape
         if match["rows"]:
             embeddings.add(match["module"])
@@ -155,7 +155,7 @@ def lora_pairs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraPair]:
     return {module: _lora_pair(module, both, module in embeddings) for module, both in sides.items()}
 
 
-def _refuse_tensor(name: str) -> NoReturn:
+def _refuse_adapter_tensor(name: str) -> NoReturn:
     message = f"A GGUF cannot hold this adapter: {name} is neither a lora_A nor a lora_B."
     raise _refused_adapter("adapter-tensors", message, MERGE)
 

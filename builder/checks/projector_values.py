@@ -120,10 +120,10 @@ def _rounded_projector_bits(values: npt.NDArray[Any], type_name: str) -> Iterato
         part = flat[at : at + _CHUNK]
         wide = (part.astype("<u4") << 16).view("<f4") if part.dtype == np.dtype("<u2") else part.astype("<f4")
         with np.errstate(over="ignore"):
-            yield _as_type(wide, type_name)
+            yield _projector_values_as_type(wide, type_name)
 
 
-def _as_type(wide: npt.NDArray[Any], type_name: str) -> _Bits:
+def _projector_values_as_type(wide: npt.NDArray[Any], type_name: str) -> _Bits:
     if type_name == "F16":
         return wide.astype("<f2").view("<u2")
     bits: _Bits = wide.view("<u4")

@@ -68,7 +68,10 @@ def count_nonfinite_bytes(path: Path, offset: int, size_bytes: int, layout: Tens
     """The same for `size_bytes` bytes at `offset` of any file, laid out as this type; reads 4 MiB at a time."""
     if not layout.scales:
         return 0
-    return sum(_count_bad(chunk, layout) for chunk in _tensor_chunks(path, offset, size_bytes, layout.type_size_bytes))
+    return sum(
+        _count_nonfinite_values(chunk, layout)
+        for chunk in _tensor_chunks(path, offset, size_bytes, layout.type_size_bytes)
+    )
 
 
 def exceeds_f16(tensor: TensorInfo) -> bool:
@@ -86,12 +89,12 @@ def _tensor_chunks(path: Path, offset: int, size_bytes: int, block_bytes: int) -
         stream.seek(offset)
         while size_bytes:
             chunk = buffer[: min(size_bytes, len(buffer))]
-            _read_exactly(stream, chunk, path)
+            _read_tensor_chunk(stream, chunk, path)
             size_bytes -= len(chunk)
             yield chunk
 
 
-def _read_exactly(stream: FileIO, chunk: memoryview, path: Path) -> None:
+def _read_tensor_chunk(stream: FileIO, chunk: memoryview, path: Path) -> None:
     done = 0
     while done < len(chunk):
         n_bytes = stream.readinto(chunk[done:])
@@ -100,14 +103,14 @@ def _read_exactly(stream: FileIO, chunk: memoryview, path: Path) -> None:
         done += n_bytes
 
 
-def _count_bad(chunk: memoryview, layout: TensorType) -> int:
-    bad = _is_bad(chunk, layout.scales[0], layout.type_size_bytes)
+def _count_nonfinite_values(chunk: memoryview, layout: TensorType) -> int:
+    bad = _is_nonfinite_scale(chunk, layout.scales[0], layout.type_size_bytes)
     for scale in layout.scales[1:]:
-        bad |= _is_bad(chunk, scale, layout.type_size_bytes)
+        bad |= _is_nonfinite_scale(chunk, scale, layout.type_size_bytes)
     return int(np.count_nonzero(bad))
 
 
-def _is_bad(chunk: memoryview, scale: BlockScale, block_bytes: int) -> npt.NDArray[np.bool_]:
+def _is_nonfinite_scale(chunk: memoryview, scale: BlockScale, block_bytes: int) -> npt.NDArray[np.bool_]:
     if scale.kind == "iq1_m":
         bits, exponent = _iq1_m_bits(chunk, scale.offset_bytes, block_bytes), _EXPONENT["f16"][1]
     else:
@@ -147,7 +150,7 @@ def compare_tensors(source: GgufHeader, quantized: GgufHeader, quant: str | None
     ]
     for name in before.keys() & after.keys():
         wrong += _compare_tensor(before[name], after[name], quant)
-    return sorted(wrong) + (_broken_promise(quantized, quant) if quant else [])
+    return sorted(wrong) + (_broken_quant_promise(quantized, quant) if quant else [])
 
 
 def check_recipe_types(types: Mapping[str, str], quantized: GgufHeader) -> list[str]:
@@ -188,7 +191,7 @@ def _widest_bits_per_weight(before: TensorInfo, quant: str | None) -> float:
     return max([before.type.bits_per_weight, *promised])
 
 
-def _broken_promise(quantized: GgufHeader, quant: str) -> list[str]:
+def _broken_quant_promise(quantized: GgufHeader, quant: str) -> list[str]:
     promised = PROMISED_TYPES.get(quant)
     candidates = [tensor for tensor in quantized.tensors if is_tensor_worth_comparing(tensor)]
     if promised is None or any(_has_promised_type(tensor, name) for tensor in candidates for name in promised):

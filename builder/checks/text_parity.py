@@ -54,11 +54,11 @@ def compare_chats(runtime: LlamaRuntime, reference: Reference, model: GgufHeader
         try:
             text = runtime.render_chat(chat.messages)
         except ChatRefused as error:
-            raise _wrong_chat(chat, f"llama.cpp refuses it: {error}") from error
+            raise _wrong_chat_rendering(chat, f"llama.cpp refuses it: {error}") from error
         except OverLimit as error:
             raise sandbox_template_failure(str(error), chat.name) from error
         if not is_same_chat(chat.text, text, reference.bos_token, has_date=has_date):
-            raise _wrong_chat(chat, first_text_difference(chat.text, text))
+            raise _wrong_chat_rendering(chat, first_text_difference(chat.text, text))
     return len(reference.chats)
 
 
@@ -83,7 +83,7 @@ def first_text_difference(expected: str, got: str) -> str:
     return f"from character {at} on, {expected[at:end]!r} is expected and {got[at:end]!r} found"
 
 
-def _wrong_chat(chat: ChatReference, what: str) -> StageFailure:
+def _wrong_chat_rendering(chat: ChatReference, what: str) -> StageFailure:
     message = f"The conversation {chat.name!r} is not rendered as with Hugging Face: {what}."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "verify-chat-template", message, _TEMPLATE_HINT)
 

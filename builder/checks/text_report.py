@@ -63,21 +63,22 @@ def _text_parity_finding(kind: str, counts: KindCounts, cost: float | None, perm
 def _text_parity_example(counts: KindCounts) -> str:
     if counts.passages and not counts.is_certain:
         passage, found = counts.passages[0]
-        return f"in {passage.name}: {_ids_of(TextDifference('', passage.ids, found))}"
+        return f"in {passage.name}: {_different_token_ids(TextDifference('', passage.ids, found))}"
     difference = counts.probes[0]
-    return f"{_quoted_passage(difference.text)}: {_ids_of(difference)}"
+    return f"{_quoted_passage(difference.text)}: {_different_token_ids(difference)}"
 
 
 def _quoted_passage(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
 
 
-def _ids_of(difference: TextDifference) -> str:
+def _different_token_ids(difference: TextDifference) -> str:
     expected, found = difference.expected, difference.found
-    return f"{_ids_from(expected, found)} expected, {_ids_from(found, expected)} found"
+    ours, theirs = _ids_from_token_difference(found, expected), _ids_from_token_difference(expected, found)
+    return f"{theirs} expected, {ours} found"
 
 
-def _ids_from(ids: list[int], other: list[int]) -> str:
+def _ids_from_token_difference(ids: list[int], other: list[int]) -> str:
     """The ids from shortly before the first difference."""
     at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
     start = max(0, at - 2)

@@ -41,10 +41,10 @@ def tokenizer_witnesses(folder: Path | None, tokenizer: Any) -> list[Witness]:
         tokenizer: what transformers loaded from the folder.
     """
     found = [_transformers_witness(tokenizer)]
-    if folder and (folder / "tokenizer.model").is_file() and (pieces := _of_sentencepiece(folder, tokenizer)):
+    if folder and (folder / "tokenizer.model").is_file() and (pieces := _sentencepiece_witness(folder, tokenizer)):
         found.insert(0, pieces)
     if folder and (folder / "tokenizer.json").is_file():
-        found.insert(0, _of_file(folder / "tokenizer.json"))
+        found.insert(0, _tokenizer_json_witness(folder / "tokenizer.json"))
     return found
 
 
@@ -58,7 +58,7 @@ def _transformers_witness(tokenizer: Any) -> Witness:
     return Witness(f"{type(tokenizer).__name__} of transformers {_witness_version('transformers')}", encode)
 
 
-def _of_file(path: Path) -> Witness:
+def _tokenizer_json_witness(path: Path) -> Witness:
     """`tokenizer.json`, without the truncation and padding that some files ask for."""
     from tokenizers import Tokenizer
 
@@ -69,7 +69,7 @@ def _of_file(path: Path) -> Witness:
     return Witness(title, lambda text, special: list(file.encode(text, add_special_tokens=special).ids))
 
 
-def _of_sentencepiece(folder: Path, tokenizer: Any) -> Witness | None:
+def _sentencepiece_witness(folder: Path, tokenizer: Any) -> Witness | None:
     """`tokenizer.model`; None where this Python cannot read it (a tiktoken file has the same name).
 
     BOS and EOS are those that the class adds: the file says nothing of them.
@@ -163,7 +163,7 @@ def added_tokens(folder: Path | None, tokenizer: Any) -> list[dict[str, Any]]:
         tokens = [(int(token["id"]), str(token["content"]), token) for token in found]
     else:
         decoder = getattr(tokenizer, "added_tokens_decoder", {})
-        tokens = [(int(id_), str(token), _flags_of(token)) for id_, token in decoder.items()]
+        tokens = [(int(id_), str(token), _added_token_flags(token)) for id_, token in decoder.items()]
     return [
         {"id": id_, "content": content, **{flag: bool(said.get(flag)) for flag in FLAGS}}
         for id_, content, said in sorted(tokens, key=lambda token: token[0])
@@ -171,7 +171,7 @@ def added_tokens(folder: Path | None, tokenizer: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _flags_of(token: Any) -> dict[str, Any]:
+def _added_token_flags(token: Any) -> dict[str, Any]:
     """The flags of one of transformers' added tokens."""
     return {flag: getattr(token, flag, False) for flag in FLAGS}
 

@@ -91,7 +91,7 @@ class Collector:
         # ggml does not promise the layout of its struct. `name` is its last field that is read here: if it is where
         # we expect it, so are the others.
         if tensor.name != self._ggml.ggml_get_name(address):
-            self.problem = self.problem or _other_layout()
+            self.problem = self.problem or _other_activation_layout()
         elif asking:
             return bool(kind == b"MUL_MAT_ID" or (kind == b"MUL_MAT" and self._wanted(tensor)))
         else:
@@ -100,12 +100,13 @@ class Collector:
 
     def _wanted(self, tensor: _Tensor) -> bool:
         weight, inputs = tensor.src[0].contents, tensor.src[1].contents
-        name = _weight_name(weight.name).removeprefix("enc.").removeprefix("dec.")
+        name = _imatrix_weight_name(weight.name).removeprefix("enc.").removeprefix("dec.")
         return inputs.type == _F32 and inputs.ne[1] >= _LEAST_ROWS and name.startswith("blk.")
 
     def _add(self, product: _Tensor, *, with_experts: bool) -> None:
         weight, inputs = product.src[0].contents, product.src[1].contents
-        name, rows = _weight_name(weight.name), _strided_activations(inputs, np.float32)  # (…, tokens, row length)
+        name = _imatrix_weight_name(weight.name)
+        rows = _strided_activations(inputs, np.float32)  # (…, tokens, row length)
         if with_experts:
             self._add_experts(
                 name, weight.ne[2], rows[0], _strided_activations(product.src[2].contents, np.int32)[0, 0]
@@ -199,13 +200,13 @@ class LocalReader(BindingsRuntime):
         return super()._context_params(n_tokens or self._n_ctx, callback or self._see)
 
 
-def _other_layout() -> StageFailure:
+def _other_activation_layout() -> StageFailure:
     message = "The installed llama-cpp-python has another layout of ggml_tensor than Quantyard supports."
     hint = "Install the pinned version: make images ENGINE=local. Or compute the matrix with ENGINE=docker."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "calibrate", message, hint)
 
 
-def _weight_name(name: bytes) -> str:
+def _imatrix_weight_name(name: bytes) -> str:
     """`CUDA0#blk.0.attn_k.weight#0` is a copy of `blk.0.attn_k.weight`."""
     text = name.decode(errors="replace")
     return text.split("#")[1] if "#" in text else text

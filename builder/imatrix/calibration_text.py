@@ -62,10 +62,10 @@ def users_calibration_text(paths: list[Path]) -> str:
     Raises:
         StageFailure: `bad-text` (2): one is binary, not UTF-8, or empty.
     """
-    return _BETWEEN.join(_users_file(path) for path in paths)
+    return _BETWEEN.join(_users_calibration_file(path) for path in paths)
 
 
-def _users_file(path: Path) -> str:
+def _users_calibration_file(path: Path) -> str:
     data = path.read_bytes()
     try:
         text = data.decode()

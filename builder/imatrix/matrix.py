@@ -84,7 +84,7 @@ def read_imatrix(path: Path) -> Imatrix:
         raise _bad_imatrix(f"{path.name} covers no tensor")
     n_chunks, chunk_tokens = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
     found = Imatrix(path, entries, int(str(n_chunks or 0)), int(str(chunk_tokens or 0)))
-    _refuse_not_finite(found)
+    _refuse_imatrix_not_finite(found)
     return found
 
 
@@ -100,7 +100,7 @@ def _imatrix_entries(path: Path, header: GgufHeader) -> Iterator[tuple[str, Imat
         yield name, ImatrixEntry(name, sums, counts)
 
 
-def _refuse_not_finite(matrix: Imatrix) -> None:
+def _refuse_imatrix_not_finite(matrix: Imatrix) -> None:
     for entry in matrix.entries.values():
         if not (np.isfinite(imatrix_values(entry.sums)).all() and np.isfinite(entry.counts).all()):
             raise _bad_imatrix(

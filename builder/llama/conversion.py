@@ -55,7 +55,7 @@ def converter_architecture(config: dict[str, Any]) -> str:
 def read_converter_weights(source: Path, *, allow_pickle: bool) -> tuple[SafetensorsFile, ...]:
     """The checked headers of the safetensors files; empty for a pickle checkpoint that was allowed."""
     if not any(source.glob("*.safetensors")):
-        _refuse_pickle(source, allow_pickle=allow_pickle)
+        _refuse_pickle_to_convert(source, allow_pickle=allow_pickle)
         return ()
     try:
         weights = read_safetensors_folder(source)
@@ -65,7 +65,7 @@ def read_converter_weights(source: Path, *, allow_pickle: bool) -> tuple[Safeten
     return weights
 
 
-def _refuse_pickle(source: Path, *, allow_pickle: bool) -> None:
+def _refuse_pickle_to_convert(source: Path, *, allow_pickle: bool) -> None:
     pickles = sorted(p.name for p in source.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if not pickles:
         message = "The folder holds no weights: no *.safetensors file."
@@ -118,7 +118,9 @@ def converter_failure(stage: Stage, architecture: str, run: ToolRun) -> StageFai
     log_tool_tail(stage, run)
     message = f"llama.cpp's converter failed on {architecture}: {run.error or run.end}"
     hint = "Its last output says why."
-    return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", _as_sentence(message), hint, run.words)
+    return StageFailure(
+        ExitCode.UNSUPPORTED_MODEL, "convert-failed", _converter_error_sentence(message), hint, run.words
+    )
 
 
 def log_tool_tail(stage: Stage, run: ToolRun) -> None:
@@ -127,7 +129,7 @@ def log_tool_tail(stage: Stage, run: ToolRun) -> None:
         stage.log(line)
 
 
-def _as_sentence(text: str) -> str:
+def _converter_error_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

@@ -80,10 +80,12 @@ _COMPLETIONS: Final = (
 
 def open_converter(tools: LlamaTools, source: Path, scratch: Path) -> Converter:
     """The converter for the model in `source`; `scratch` takes the folder that it reads, where it is another one."""
-    config = _read_object(source / "config.json")
+    config = _read_converter_object(source / "config.json")
     own = [row for row in _COMPLETIONS if row.applies(config)]
     folder = _completed_converter_source(source, config, own, scratch / "completed") if own else source
-    reason = _needs_installed(tools.transformers4, config, _read_object(source / "tokenizer_config.json"))
+    reason = _needs_installed_transformers(
+        tools.transformers4, config, _read_converter_object(source / "tokenizer_config.json")
+    )
     notes, arguments = tuple(row.note for row in own), _converter_arguments(config, source)
     if tools.transformers4 is None or reason:
         why = f"the installed one: {reason or 'there is no other'}"
@@ -103,7 +105,7 @@ def _converter_arguments(config: Config, source: Path) -> tuple[str, ...]:
         return ()
 
 
-def _needs_installed(folder: Path | None, config: Config, tokenizer: Config) -> str:
+def _needs_installed_transformers(folder: Path | None, config: Config, tokenizer: Config) -> str:
     """Why 4.57 will not do; "" where it will."""
     parts = [config, *(part for name in _PARTS if isinstance(part := config.get(name), dict))]
     version = re.match(r"\d+", str(config.get("transformers_version", "")))
@@ -138,7 +140,7 @@ def _completed_converter_source(source: Path, config: Config, rows: list[_Comple
     return folder
 
 
-def _read_object(path: Path) -> Config:
+def _read_converter_object(path: Path) -> Config:
     """A JSON object; {} where there is none to read: who needs it says so."""
     try:
         found = json.loads(path.read_bytes())

@@ -51,9 +51,9 @@ def open_converter_input(
         return
     with tempfile.TemporaryDirectory(prefix="converter-") as folder:
         view = Path(folder) / "source"
-        _link_files(source, view, weights)
+        _link_converter_files(source, view, weights)
         if told is not None:
-            _replace_config(view, told)
+            _replace_converter_config(view, told)
         launcher: tuple[str, ...] = ()
         if renamed:
             mapping = Path(folder) / "names.json"
@@ -67,7 +67,7 @@ def _converter_finds_weights(source: Path, weights: Sequence[SafetensorsFile]) -
     return (source / INDEX_NAME).is_file() or all(file.path.name.startswith(_PREFIX) for file in weights)
 
 
-def _link_files(source: Path, view: Path, weights: Sequence[SafetensorsFile]) -> None:
+def _link_converter_files(source: Path, view: Path, weights: Sequence[SafetensorsFile]) -> None:
     """Link every file but the index, whose names are others now."""
     view.mkdir()
     taken = {file.path.name for file in weights}
@@ -79,7 +79,7 @@ def _link_files(source: Path, view: Path, weights: Sequence[SafetensorsFile]) ->
         (view / name).symlink_to(file.path)
 
 
-def _replace_config(view: Path, config: Mapping[str, Any]) -> None:
+def _replace_converter_config(view: Path, config: Mapping[str, Any]) -> None:
     """Give the view another config.json. One of ModelOpt speaks of quantized weights too, and goes with it."""
     (view / "config.json").unlink()
     (view / "config.json").write_text(dump_finite_json(dict(config)))

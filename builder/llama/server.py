@@ -27,7 +27,7 @@ class LlamaServer:
     """One llama-server. `start` returns at once; the first `ask` waits until the model is loaded."""
 
     def __init__(self, command: list[str], timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
-        self._port, self._timeout_s = _free_port(), timeout_s
+        self._port, self._timeout_s = _free_port_of_template_server(), timeout_s
         self.argv = (*command, "--host", _HOST, "--port", str(self._port))
         self._connection = http.client.HTTPConnection(_HOST, self._port, timeout=timeout_s)
         self._process: subprocess.Popen[bytes] | None = None
@@ -133,7 +133,7 @@ class LlamaServer:
         return TailWithReason.of_lines(lines, _LOG_TAIL_LINES)
 
 
-def _free_port() -> int:
+def _free_port_of_template_server() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])

@@ -38,7 +38,7 @@ def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
     """Write a one-layer llama with the tokenizer metadata of `model` to `path`; a few megabytes at most."""
     kept = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
     metadata = {**_SHAPE, **kept}
-    tensors = list(_template_model_tensors(_vocabulary_size(model)))
+    tensors = list(_template_model_tensors(_template_model_vocabulary_size(model)))
     with path.open("wb") as out, model.paths[0].open("rb") as source:
         out.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
         for key, value in metadata.items():
@@ -59,7 +59,7 @@ def write_llama_template_model(path: Path, model: GgufHeader) -> Path:
     return path
 
 
-def _vocabulary_size(model: GgufHeader) -> int:
+def _template_model_vocabulary_size(model: GgufHeader) -> int:
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     return tokens.length if isinstance(tokens, GgufArray) else 0
 

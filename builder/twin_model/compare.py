@@ -58,7 +58,8 @@ def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> 
     return Agreement(
         max_delta=float(deltas.max()), spread=spread,
         same_top=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
-        mean_kld=_twin_mean_kld(first, second), n_positions=len(positions), least_cosine=_least_cosine(first, second),
+        mean_kld=_twin_mean_kld(first, second), n_positions=len(positions),
+        least_cosine=_twin_least_cosine(first, second),
         first_wrong=positions[int(wrong[0])] if len(wrong) else None,
     )  # fmt: skip
 
@@ -76,18 +77,18 @@ def join_agreements(parts: Sequence[Agreement]) -> Agreement:
     )  # fmt: skip
 
 
-def _least_cosine(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+def _twin_least_cosine(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
     rows = (first.T, second.T) if first.shape[1] == 1 else (first, second)
     lengths = np.linalg.norm(rows[0], axis=1) * np.linalg.norm(rows[1], axis=1)
     return float((np.einsum("ij,ij->i", *rows) / np.maximum(lengths, np.finfo(np.float64).tiny)).min())
 
 
 def _twin_mean_kld(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
-    p, q = _log_softmax(first), _log_softmax(second)
+    p, q = _log_softmax_of_twin(first), _log_softmax_of_twin(second)
     return max(float((np.exp(p) * (p - q)).sum(axis=1).mean()), 0.0)
 
 
-def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _log_softmax_of_twin(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return found

@@ -134,7 +134,7 @@ def _build_twin_model(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
 
     name = (config.get("architectures") or [""])[0]
-    kind = getattr(transformers, name, None) or _spelt_otherwise(name)
+    kind = getattr(transformers, name, None) or _class_spelt_otherwise(name)
     if kind is None:
         raise NoTwin(f"Transformers has no class {name}; it comes with the model as code, which is never run")
     try:
@@ -154,7 +154,7 @@ def _refuse_unread_width(model: Any, config: dict[str, Any]) -> None:
         raise NoTwin(f"Transformers' class {type(model).__name__} does not read {name} of config.json")
 
 
-def _spelt_otherwise(name: str) -> Any:
+def _class_spelt_otherwise(name: str) -> Any:
     """Transformers' class whose name has other capitals than in the model's own code, such as MPTForCausalLM."""
     import transformers
 
@@ -215,7 +215,7 @@ def _twin_prompts(small: Any, model: Any, seed: int) -> list[dict[str, Any]]:
 
     random = torch.Generator().manual_seed(seed)
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    avoided, size = set(_special_ids(small.config)), int(text.vocab_size)
+    avoided, size = set(_special_ids_of_twin(small.config)), int(text.vocab_size)
     limits = [limit[0] for limit in (small.window, small.rope_context) if limit]
     if type(model).__name__.endswith("ForSequenceClassification"):
         allowed = [token for token in range(size) if token not in avoided]
@@ -243,11 +243,11 @@ def _twin_sequences(allowed: list[int], n_labels: int, random: Any) -> dict[str,
     return {"tokens": [], "sequences": sequences, "labels": n_labels, "positions": [*range(_SEQUENCES)]}
 
 
-def _special_ids(config: Any) -> Iterator[int]:
+def _special_ids_of_twin(config: Any) -> Iterator[int]:
     """Every id that config.json names: an image's, a pad's; they may stand for something else than a word."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _special_ids(value)
+            yield from _special_ids_of_twin(value)
         elif name.endswith(("token_id", "token_index", "_id")):
             yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
 

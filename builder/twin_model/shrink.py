@@ -75,7 +75,7 @@ def shrink_to_twin(
     small: Config = copy.deepcopy(dict(config))
     for stale in ("quantization_config", "auto_map", "torch_dtype", "dtype", "_name_or_path"):
         small.pop(stale, None)
-    part, given = _text_part(small, defaults or {})
+    part, given = _text_part_of_twin(small, defaults or {})
     for stale in ("dtype", "torch_dtype"):
         part.pop(stale, None)
     _complete_twin_widths(part, given)
@@ -90,13 +90,13 @@ def shrink_to_twin(
     return found
 
 
-def _text_part(config: Config, defaults: Mapping[str, Any]) -> tuple[Config, Mapping[str, Any]]:
+def _text_part_of_twin(config: Config, defaults: Mapping[str, Any]) -> tuple[Config, Mapping[str, Any]]:
     """The language model inside a config of several parts, and its defaults."""
     for name in _PARTS:
         inner = config.get(name)
         if isinstance(inner, dict):
             given = defaults.get(name)
-            return _text_part(inner, given if isinstance(given, Mapping) else {})
+            return _text_part_of_twin(inner, given if isinstance(given, Mapping) else {})
     return config, defaults
 
 

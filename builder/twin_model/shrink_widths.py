@@ -39,7 +39,7 @@ def shrink_widths(part: Config) -> None:
         new_hidden = min(max(_HIDDEN, 8 * math.ceil(hidden / (heads * dim) * new_hidden / 8)), 3 * _HIDDEN)
     _scale_attention_scalar(part, dim, new_dim, hidden // heads, new_hidden // new_heads)
     part[heads_name], part[hidden_name] = new_heads, new_hidden
-    place = _kv_place(part)
+    place = _twin_kv_heads_place(part)
     if kv_name := config_key(place, "kv_heads"):
         place[kv_name] = new_kv
     if (name := config_key(part, "head_dim")) and isinstance(part[name], int):
@@ -67,7 +67,7 @@ def _head_dim(part: Config, hidden: int, heads: int) -> int:
     return part[name] if name and isinstance(part[name], int) else hidden // heads
 
 
-def _kv_place(part: Config) -> Config:
+def _twin_kv_heads_place(part: Config) -> Config:
     """Where the heads of keys are counted: a few configs have a part for attention."""
     inner = part.get("attn_config")
     return inner if isinstance(inner, dict) and config_key(inner, "kv_heads") else part
@@ -75,7 +75,7 @@ def _kv_place(part: Config) -> Config:
 
 def _fewer_heads(part: Config, heads: int) -> tuple[int, int]:
     """Heads, and heads of keys: some of both, in about their ratio; no power of two where it was none."""
-    place = _kv_place(part)
+    place = _twin_kv_heads_place(part)
     name = config_key(place, "kv_heads")
     kv = place[name] if name and isinstance(place[name], int) else heads
     odd = heads & (heads - 1) != 0
@@ -96,7 +96,7 @@ def _dim_factor(part: Config, dim: int) -> int:
 
 
 def _rope_divides(part: Config, dim: int, factor: int) -> bool:
-    turned = [dim * share for share in _partial_shares(part)]
+    turned = [dim * share for share in _twin_partial_rotary_shares(part)]
     turned += [part[name] for name in ("rotary_dim", "n_rot") if isinstance(part.get(name), int)]
     sections = [n for rope in config_ropes(part) for n in rope.get("mrope_section") or []]
     factors = [len(v) for rope in config_ropes(part) for v in rope.values() if isinstance(v, list) and len(v) > 4]
@@ -104,7 +104,7 @@ def _rope_divides(part: Config, dim: int, factor: int) -> bool:
     return whole and all(size % factor == 0 for size in (*sections, *factors))
 
 
-def _partial_shares(part: Config) -> list[float]:
+def _twin_partial_rotary_shares(part: Config) -> list[float]:
     names = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent", "rotary_percent")
     found = [part[name] for name in names if isinstance(part.get(name), int | float)]
     return found + [r["partial_rotary_factor"] for r in config_ropes(part) if r.get("partial_rotary_factor")]

@@ -42,7 +42,7 @@ def read_divergence_text(suite_dir: Path, file: str | None) -> DivergenceText:
         StageFailure: `bad-text` (2): no such file, not UTF-8, or empty.
     """
     if file is None:
-        return _our_prose()
+        return _our_divergence_text()
     try:
         whole = (suite_dir / file).read_bytes().decode()
     except OSError as error:
@@ -56,7 +56,7 @@ def read_divergence_text(suite_dir: Path, file: str | None) -> DivergenceText:
     return DivergenceText(file, whole.removesuffix("\n"), documents)  # llama-perplexity drops the last newline too
 
 
-def _our_prose() -> DivergenceText:
+def _our_divergence_text() -> DivergenceText:
     lines = _PROSE_FILE.read_text(encoding="utf-8").splitlines()
     documents = tuple(json.loads(line)["text"] for line in lines if line)
     return DivergenceText(OUR_PROSE, _BETWEEN.join(documents), documents)

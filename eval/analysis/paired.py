@@ -65,20 +65,20 @@ def paired_differences(baseline: Evaluation, other: Evaluation, margin: float) -
 
 
 def _refuse_other_questions(baseline: Evaluation, other: Evaluation) -> None:
-    ours, theirs = _by_task(baseline), _by_task(other)
+    ours, theirs = _outcomes_by_task(baseline), _outcomes_by_task(other)
     one, two = baseline.file.label, other.file.label
     for key in (*ours, *(key for key in theirs if key not in ours)):
         if key not in ours or key not in theirs:
             has, lacks = (one, two) if key in ours else (two, one)
             raise NotComparable(f"Task {key[1]} ({key[2]}-shot) was run on {has} but not on {lacks}.")
-        _refuse_other_documents(ours[key], theirs[key], f"of task {key[1]} differ between {one} and {two}")
+        _refuse_other_paired_documents(ours[key], theirs[key], f"of task {key[1]} differ between {one} and {two}")
 
 
-def _by_task(evaluation: Evaluation) -> Mapping[tuple[str, str, int], TaskOutcome]:
+def _outcomes_by_task(evaluation: Evaluation) -> Mapping[tuple[str, str, int], TaskOutcome]:
     return {(o.entry, o.task, o.num_fewshot): o for o in evaluation.outcomes}
 
 
-def _refuse_other_documents(ours: TaskOutcome, theirs: TaskOutcome, differ: str) -> None:
+def _refuse_other_paired_documents(ours: TaskOutcome, theirs: TaskOutcome, differ: str) -> None:
     if ours.version != theirs.version:
         raise NotComparable(f"The versions {differ}: {ours.version} and {theirs.version}.")
     if len(ours.doc_hashes) != len(theirs.doc_hashes):
@@ -98,7 +98,7 @@ def _are_columns_comparable(one: MetricColumn, two: MetricColumn) -> bool:
 
 
 def _paired_difference(one: MetricColumn, two: MetricColumn, margin: float) -> PairedDifference:
-    allowed = margin * _margin_unit(one, two)
+    allowed = margin * _margin_unit_of_comparison(one, two)
     if one.kind == two.kind == "right or wrong":
         return _flipped_answers(one, two, allowed)
     if one.kind == "perplexity":
@@ -123,7 +123,7 @@ def _flipped_answers(one: MetricColumn, two: MetricColumn, margin: float) -> Pai
     return PairedDifference(one, two, delta, p, margin, (lost, gained), effect)
 
 
-def _margin_unit(one: MetricColumn, two: MetricColumn) -> float:
+def _margin_unit_of_comparison(one: MetricColumn, two: MetricColumn) -> float:
     """1 if the margin is absolute or the delta is already relative, else the magnitude of the baseline's value."""
     if one.kind in ("perplexity", "bits"):
         return 1.0

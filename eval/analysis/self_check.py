@@ -76,12 +76,12 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
     """
     answers = _known_answers(lm)
     on_progress(1, 3)
-    packed, plain, control = _three_ways(lm)
+    packed, plain, control = _self_check_three_ways(lm)
     on_progress(2, 3)
     found = SelfCheck(
         known_answers=len(KNOWN_ANSWERS), known_answers_right=answers,
         packed_difference=_self_check_rms(packed - plain), noise=_self_check_rms(control - plain),
-        rolling_difference=_rolling_difference(lm), n_tokens=len(plain),
+        rolling_difference=_self_check_rolling_difference(lm), n_tokens=len(plain),
     )
     on_progress(3, 3)
     _judge_self_check(found, has_encoder=lm.model.has_encoder)
@@ -119,7 +119,7 @@ def _self_check_answer(context: Context, encoded: Sequence[int], start: int) -> 
     return tokens
 
 
-def _three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
+def _self_check_three_ways(lm: LlamaLM) -> tuple[Doubles, Doubles, Doubles]:
     """Log-probabilities of the same requests: packed, unpacked, and unpacked with flash attention off."""
     requests = self_check_requests(lm)
     packed = lm.scorer.score(requests).logprobs
@@ -163,7 +163,7 @@ def _self_check_rows(context: Context, request: Request, one_by_one: bool) -> np
     return np.concatenate(rows[-len(request.targets) :])
 
 
-def _rolling_difference(lm: LlamaLM) -> float:
+def _self_check_rolling_difference(lm: LlamaLM) -> float:
     """Largest difference, in nats per token, between a text's loglikelihood without context and its rolling one."""
     texts = [stem + ending for stem, ending in zip(_STEMS, _ENDINGS, strict=False)]
     rolling = lm.loglikelihood_rolling(_self_check_instances("loglikelihood_rolling", [(text,) for text in texts]))

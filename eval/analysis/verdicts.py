@@ -91,7 +91,7 @@ def questions_needed(found: PairedDifference, n_tested: int) -> int:
     margin.
     """
     z = normal_quantile(1 - _ALPHA / max(1, n_tested))
-    error = _standard_error(found)
+    error = _standard_error_of_n_questions(found)
     differences = found.delta.value + _NODES * error(found.n)
     may_be_none = found.delta.low <= 0 <= found.delta.high
 
@@ -104,7 +104,7 @@ def questions_needed(found: PairedDifference, n_tested: int) -> int:
     return _first_sample_size(enough, found.n + 1)
 
 
-def _standard_error(found: PairedDifference) -> Callable[[int], float]:
+def _standard_error_of_n_questions(found: PairedDifference) -> Callable[[int], float]:
     """The standard error of the difference as a function of the number of questions.
 
     That of right-or-wrong answers is half of Tango's interval in z: near √(v/m + z²/m²) / (1 + z²/m) for m questions

@@ -65,7 +65,7 @@ class Scorer:
         share = self._model.shares_memory
         settings = self._context_settings(requests, share)
         self.n_tokens_requested += sum(len(request.tokens) + len(request.encoded) for request in requests)
-        parts, n_done = _by_encoded(requests), 0
+        parts, n_done = _requests_by_encoder_text(requests), 0
         found: list[Scores] = []
         with Context(self._model, settings) as context:
             for encoded, numbers in parts.items():
@@ -73,7 +73,7 @@ class Scorer:
                 plan = plan_prefix_tree([requests[number] for number in numbers], limits)
                 if encoded:
                     context.encode(encoded, min(settings.n_seq_max, len(plan.sequences) + 1))
-                progress = partial(_report_part, on_progress, n_done, len(requests))
+                progress = partial(_report_scored_part, on_progress, n_done, len(requests))
                 found.append(_Run(context, plan, self._softmax, progress, len(numbers)).run())
                 n_done += len(numbers)
             self.n_tokens_decoded += context.n_tokens_decoded
@@ -86,7 +86,7 @@ class Scorer:
         return ContextSettings(cells, MAX_SEQUENCES if share else 1, self.n_threads, n_encoded)
 
 
-def _by_encoded(requests: Sequence[Request]) -> dict[tuple[int, ...], list[int]]:
+def _requests_by_encoder_text(requests: Sequence[Request]) -> dict[tuple[int, ...], list[int]]:
     """The numbers of the requests with the same text for the encoder; of a decoder all, under (). Never empty."""
     parts: dict[tuple[int, ...], list[int]] = {} if requests else {(): []}
     for number, request in enumerate(requests):
@@ -94,7 +94,7 @@ def _by_encoded(requests: Sequence[Request]) -> dict[tuple[int, ...], list[int]]
     return parts
 
 
-def _report_part(on_progress: OnProgress, before: int, total: int, done: int, _of_part: int) -> None:
+def _report_scored_part(on_progress: OnProgress, before: int, total: int, done: int, _of_part: int) -> None:
     on_progress(before + done, total)
 
 
@@ -137,14 +137,14 @@ class _Run:
     def _together(self, group: PrefixGroup) -> None:
         """Decode the tokens that the group adds to the kept path, each for all sequences that contain it."""
         self._share_path(group)
-        nodes = _nodes_of(self._plan, group)
+        nodes = _prefix_nodes_of_group(self._plan, group)
         for start in range(0, len(nodes.tokens), BATCH_TOKENS):
             self._decode(nodes, slice(start, start + BATCH_TOKENS))
         self._keep_path(group)
 
     def _alone(self, group: PrefixGroup) -> None:
         self._context.clear()
-        nodes = _nodes_of(self._plan, group)
+        nodes = _prefix_nodes_of_group(self._plan, group)
         alone = _Nodes(nodes.tokens, nodes.depth, nodes.sequence, np.zeros_like(nodes.first), nodes.count)
         for start in range(0, len(nodes.tokens), BATCH_TOKENS):
             self._decode(alone, slice(start, start + BATCH_TOKENS))
@@ -199,7 +199,7 @@ class _Nodes:
     count: npt.NDArray[np.int32]  # how many consecutive sequences contain it
 
 
-def _nodes_of(plan: PrefixPlan, group: PrefixGroup) -> _Nodes:
+def _prefix_nodes_of_group(plan: PrefixPlan, group: PrefixGroup) -> _Nodes:
     """The nodes that a group adds. A node belongs to the sequence that adds it and to those after it that share it."""
     tokens, depths, owners, counts = [], [], [], []
     shared = np.zeros(max(len(plan.sequences[j]) for j in range(group.first, group.last)), np.int32)

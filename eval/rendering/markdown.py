@@ -39,7 +39,7 @@ def render_report_markdown(report: EvalReport) -> str:
         render_report_sentences(report),
         _markdown_files_table(report),
         *_markdown_task_sections(report),
-        _self_check(report),
+        _markdown_self_check(report),
     ]
     legend = verdict_legend(report).items()
     reading = _HOW_TO_READ.format(verdicts="\n".join(f"- **{verdict}**: {meaning}." for verdict, meaning in legend))
@@ -103,7 +103,7 @@ def _markdown_files_table(report: EvalReport) -> str:
         "file", "size", "bits per weight", *(figure.name for figure in figures), "PPL", "rolling PPL", "ΔPPL",
         "mean KLD", "p99 KLD", "same top token", "prompt tokens/s", "generated tokens/s", "peak memory",
     )  # fmt: skip
-    rows = [_file_row(m, figures) for m in report.measurements]
+    rows = [_markdown_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
     table = _markdown_table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
     return f"## Files\n\n{table}{_markdown_languages(report)}"
@@ -122,7 +122,7 @@ def _markdown_languages(report: EvalReport) -> str:
     return f"\n\nMean cosine by language:\n\n{_markdown_table(['file', *names], rows, 1)}"
 
 
-def _file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[str]:
+def _markdown_file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[str]:
     d, s, file = m.divergence, m.speed, m.file
     return [
         file.label, numbers.format_file_size(file.size_bytes), numbers.format_bits_per_weight(file.bits_per_weight),
@@ -141,11 +141,11 @@ def _file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[
 
 def _markdown_task_sections(report: EvalReport) -> list[str]:
     """One section per file with the metrics of the suite's entries; tasks within groups are summarized in a line."""
-    sections = [_task_section(report, m) for m in report.measurements[1:] if m.comparisons]
-    return [f"## Tasks\n\n{sections[0]}", *sections[1:]] if sections else _scores_alone(report)
+    sections = [_markdown_task_section(report, m) for m in report.measurements[1:] if m.comparisons]
+    return [f"## Tasks\n\n{sections[0]}", *sections[1:]] if sections else _markdown_scores_alone(report)
 
 
-def _task_section(report: EvalReport, m: Measurement) -> str:
+def _markdown_task_section(report: EvalReport, m: Measurement) -> str:
     shown = {score.task for score in headline_scores(report.suite, report.measurements[0].scores)}
     chances = {(s.task, s.metric): s.chance for s in report.measurements[0].scores}
     head = ("task", "metric", "verdict", "questions", report.baseline, m.file.label, "Δ (95 %)", "lost / gained", "p")
@@ -187,7 +187,7 @@ def _markdown_verdict(c: Comparison) -> str:
     return f"**{c.verdict}**" if c.verdict in ("worse", "better") else c.verdict
 
 
-def _scores_alone(report: EvalReport) -> list[str]:
+def _markdown_scores_alone(report: EvalReport) -> list[str]:
     """The scores of the baseline, for a report without other files."""
     shown = headline_scores(report.suite, report.measurements[0].scores)
     if not shown:
@@ -203,15 +203,15 @@ def _markdown_score(s: Score) -> str:
 # ---- the end -----------------------------------------------------------------------------------------
 
 
-def _self_check(report: EvalReport) -> str:
-    rows = [_self_check_row(m.file.label, m.self_check) for m in report.measurements if m.self_check]
+def _markdown_self_check(report: EvalReport) -> str:
+    rows = [_markdown_self_check_row(m.file.label, m.self_check) for m in report.measurements if m.self_check]
     if not rows:
         return ""
     head = ("file", "known answers right", "packed vs plain", "continued vs rolling", "noise (A/A)")
     return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{_markdown_table(head, rows, 1)}"
 
 
-def _self_check_row(label: str, check: SelfCheck) -> list[str]:
+def _markdown_self_check_row(label: str, check: SelfCheck) -> list[str]:
     found = (check.packed_difference, check.rolling_difference, check.noise)
     return [
         label,
@@ -223,11 +223,13 @@ def _self_check_row(label: str, check: SelfCheck) -> list[str]:
 def _markdown_not_measured(report: EvalReport) -> str:
     if any(m.similarity for m in report.measurements):
         missing = ["tasks, perplexity, divergence and speed: the model does not generate text"]
-        return "## Not measured\n\n" + "\n".join(f"- {what}" for what in [*missing, *_without_comparison(report)])
+        return "## Not measured\n\n" + "\n".join(
+            f"- {what}" for what in [*missing, *_markdown_without_comparison(report)]
+        )
     missing = []
     if not any(m.scores for m in report.measurements):
         missing.append("tasks (the suite has none)")
-    missing += _without_comparison(report)
+    missing += _markdown_without_comparison(report)
     for name, found in (("divergence", "divergence"), ("speed and memory", "speed")):
         without = [m.file.label for m in report.measurements if getattr(m, found) is None]
         if len(without) == len(report.measurements):
@@ -241,7 +243,7 @@ def _markdown_not_measured(report: EvalReport) -> str:
     return "## Not measured\n\n" + "\n".join(f"- {what}" for what in missing) if missing else ""
 
 
-def _without_comparison(report: EvalReport) -> list[str]:
+def _markdown_without_comparison(report: EvalReport) -> list[str]:
     if len(report.measurements) == 1:
         return ["the cost of quantization: no file beside the baseline"]
     shown = {s.task for s in headline_scores(report.suite, report.measurements[0].scores)}

@@ -72,7 +72,11 @@ def _report_verdicts_sentence(shown: Sequence[Comparison]) -> str:
         for name, which in groups.items()
         if which[0].verdict in ("better", "same", "worse")
     ]
-    open_ = [_left_open(which) for which in groups.values() if which[0].verdict in ("too few questions", "no signal")]
+    open_ = [
+        _report_verdicts_left_open(which)
+        for which in groups.values()
+        if which[0].verdict in ("too few questions", "no signal")
+    ]
     parts = ([f"it is {_joined_report_words(told)}"] if told else []) + ([_joined_report_words(open_)] if open_ else [])
     return f"Of {len(shown)} task{'s' * (len(shown) > 1)}, {'; '.join(parts)}."
 
@@ -89,7 +93,7 @@ def _report_verdict_tasks(name: str, which: Sequence[Comparison]) -> str:
     return f"{name} on {n} ({', '.join(names)})"
 
 
-def _left_open(which: Sequence[Comparison]) -> str:
+def _report_verdicts_left_open(which: Sequence[Comparison]) -> str:
     what = "no signal" if which[0].verdict == "no signal" else "too few questions to tell"
     return f"{len(which)} {'has' if len(which) == 1 else 'have'} {what}"
 

@@ -56,14 +56,14 @@ def _check_field(key: str, value: Any, task: Any) -> None:
 
 def _check_answer(number: int, answer: Any, choices: list[Any]) -> None:
     right = answer if isinstance(answer, list) else [answer]
-    if not right or not all(_is_choice(one, choices) for one in right):
+    if not right or not all(_is_choice_of_question(one, choices) for one in right):
         fact = f"the answer of question {number} is {answer!r}"
         raise TaskSlip(
             f"{fact}, which is not one of its {len(choices)} choices nor an index into them, counted from 0."
         )
 
 
-def _is_choice(answer: Any, choices: list[Any]) -> bool:
+def _is_choice_of_question(answer: Any, choices: list[Any]) -> bool:
     if isinstance(answer, int) and not isinstance(answer, bool):
         return 0 <= answer < len(choices)
     return isinstance(answer, str) and answer in choices

@@ -22,12 +22,12 @@ def unusable_task(name: str, path: Path | None, error: Exception) -> StageFailur
         message = f"{where} needs a package that is not installed: {_task_error_line(error)}"
         return StageFailure(ExitCode.BAD_REQUEST, "missing-package", message, "Leave the task out of the suite.")
     if isinstance(error, TypeError) and (key := _UNKNOWN_KEY.search(str(error))):
-        return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} {_unknown_key(key[1])}", _HELP)
+        return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} {_unknown_task_key(key[1])}", _HELP)
     reason = str(error) if isinstance(error, TaskSlip) else _task_error_reason(error)
     return StageFailure(ExitCode.BAD_REQUEST, "bad-task", f"{where} cannot be used: {reason}", _HELP)
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_task_key(key: str) -> str:
     from lm_eval.config.task import TaskConfig
 
     near = difflib.get_close_matches(key, [field.name for field in dataclasses.fields(TaskConfig)], n=1)

@@ -66,17 +66,17 @@ def task_members(entry: Any) -> Iterator[str]:
     if entry.kind is Kind.TAG:
         yield from sorted(entry.tags)
     elif entry.kind is Kind.GROUP:
-        yield from _in_group(entry.cfg)
+        yield from _tasks_in_group(entry.cfg)
 
 
-def _in_group(config: Mapping[str, Any]) -> Iterator[str]:
+def _tasks_in_group(config: Mapping[str, Any]) -> Iterator[str]:
     tasks = config.get("task")
     for item in tasks if isinstance(tasks, list) else ():
         if isinstance(item, str):
             yield item
         elif isinstance(item, dict):
             yield from (str(item[key]) for key in ("task", "group") if isinstance(item.get(key), str))
-            yield from _in_group(item)  # a group defined in place
+            yield from _tasks_in_group(item)  # a group defined in place
 
 
 def known_task_names(include_dir: Path | None) -> set[str]:
@@ -142,7 +142,7 @@ def _included_task_files(folder: Path, value: str) -> Iterator[Path]:
 
 def _candidate_task_files(names: Iterable[str]) -> frozenset[Path]:
     """The YAML files that contain one of these names, and those that include such a file, directly or indirectly."""
-    hits = {path for name in names for path in _files_with(name)}
+    hits = {path for name in names for path in _task_files_with(name)}
     queue = list(hits)
     while queue:
         new = _task_file_includers().get(queue.pop(), frozenset()) - hits
@@ -152,7 +152,7 @@ def _candidate_task_files(names: Iterable[str]) -> frozenset[Path]:
 
 
 @cache
-def _files_with(name: str) -> frozenset[Path]:
+def _task_files_with(name: str) -> frozenset[Path]:
     plain = name.encode()
     word = re.compile(rb"(?<!%b)%b(?!%b)" % (_WORD, re.escape(plain), _WORD))
     return frozenset(path for path, text in _task_file_texts().items() if plain in text and word.search(text))

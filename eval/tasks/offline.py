@@ -108,7 +108,7 @@ def take_datasets_offline(folder: Path | None, scratch: Path) -> None:
             return local(path, name, **{**sent_dataset_options(options), "cache_dir": cache})
         found = fetched.get(dataset_call_key(path, name, options))
         if found is None or folder is None:
-            raise _not_fetched(path, name)
+            raise _dataset_not_fetched(path, name)
         return datasets.load_from_disk(str(folder / found.folder))
 
     datasets.disable_caching()  # with caching, `map` would write next to the read-only files
@@ -133,7 +133,7 @@ def replace_dataset_loader(load: Load) -> None:
     datasets.load_dataset = datasets.load.load_dataset = load
     # Tasks use only `evaluate.load`, and importing the real library would import transformers and torch if installed.
     replacement = ModuleType("evaluate")
-    replacement.load = _refuse_metric  # type: ignore[attr-defined]
+    replacement.load = _refuse_metric_offline  # type: ignore[attr-defined]
     sys.modules["evaluate"] = replacement
 
 
@@ -169,13 +169,13 @@ def _read_fetched_sets(folder: Path) -> FetchedSets:
         raise StageFailure(ExitCode.BUG, "bug", f"{folder} has no usable {INDEX}: {error}") from error
 
 
-def _not_fetched(path: str, name: str | None) -> StageFailure:
+def _dataset_not_fetched(path: str, name: str | None) -> StageFailure:
     what = f"{path} ({name})" if name else path
     message = f"The data set {what} was not fetched, and measuring has no network."
     hint = "If a task's own Python code loads it, set in the suite: needs_network: true"
     return StageFailure(ExitCode.BAD_REQUEST, "data-set-not-fetched", message, hint)
 
 
-def _refuse_metric(name: str, *_args: Any, **_kwargs: Any) -> Any:
+def _refuse_metric_offline(name: str, *_args: Any, **_kwargs: Any) -> Any:
     message = f"The metric {name!r} is code from the Hub, and Quantyard never runs that."
     raise StageFailure(ExitCode.BAD_REQUEST, "remote-code", message, "Leave the task out, or use a metric of lm-eval.")

@@ -72,7 +72,7 @@ def _task_metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
             per_question = _per_question(metric, [sample[metric] for sample in samples])
             if not isinstance(value, float | int) or per_question is None:
                 continue
-            if not np.isfinite([value, *np.ravel(per_question)]).all() or not _is_mean(per_question, value):
+            if not np.isfinite([value, *np.ravel(per_question)]).all() or not _is_metric_mean(per_question, value):
                 continue
             stderr = found.get(f"{metric}_stderr,{name}")
             yield MetricOutcome(
@@ -93,7 +93,7 @@ def _per_question(metric: str, values: Sequence[Any]) -> tuple[Value, ...] | Non
         return None
 
 
-def _is_mean(values: Sequence[Value], aggregate: float) -> bool:
+def _is_metric_mean(values: Sequence[Value], aggregate: float) -> bool:
     """Whether lm-eval's value is the mean of the questions' values; weighted metrics pass, they have their own mean."""
     numbers = [value for value in values if isinstance(value, float)]
     return len(numbers) < len(values) or abs(float(np.mean(numbers)) - aggregate) <= _TOLERANCE

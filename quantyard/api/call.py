@@ -76,14 +76,14 @@ def _api_value_as_text(function: str, setting: Setting, value: object) -> str:
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif isinstance(value, Integral) and not isinstance(value, bool):  # also numpy's integers
-        value = str(int(value)) if _takes_bytes(setting) else int(value)
+        value = str(int(value)) if _does_api_setting_take_bytes(setting) else int(value)
     if not isinstance(value, str | int | float | list):
         message = f"{function}: {setting.name.lower()!r} cannot be of the type {type(value).__name__}."
         raise BadRequest(message, "Give text, a number, True or False, a path, or a list of texts or paths.")
     return setting_text(function, setting.name.lower(), setting, value)
 
 
-def _takes_bytes(setting: Setting) -> bool:
+def _does_api_setting_take_bytes(setting: Setting) -> bool:
     return setting.kind == "size" or setting.name == "TARGET_SIZE"
 
 

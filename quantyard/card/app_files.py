@@ -38,10 +38,10 @@ def card_app_texts(subject: CardSubject) -> dict[str, str]:
     if not subject.taken or subject.is_encoder_decoder or purpose not in _DOMAINS:
         return {}
     found = {MODELFILE: _ollama_modelfile(subject, purpose)} if all(map(_PLAIN.fullmatch, names)) else {}
-    return found | ({MODEL_YAML: _model_yaml(subject, purpose)} if subject.context.repo_id else {})
+    return found | ({MODEL_YAML: _lm_studio_model_yaml(subject, purpose)} if subject.context.repo_id else {})
 
 
-def _context_tokens(subject: CardSubject) -> int:
+def _app_context_tokens(subject: CardSubject) -> int:
     """The context to begin with; 0: not known."""
     use = subject.manifest.use
     return min(use.context_tokens, _CONTEXT) if use else 0
@@ -105,7 +105,7 @@ def _ollama_parameter_lines(subject: CardSubject, purpose: Purpose) -> Iterator[
         yield 'TEMPLATE "{{ .Prompt }}"'
     if (use := subject.manifest.use) and use.context_tokens:
         yield f"# It was trained for {format_count(use.context_tokens)} tokens; more of them take more memory."
-        yield f"PARAMETER num_ctx {_context_tokens(subject)}"
+        yield f"PARAMETER num_ctx {_app_context_tokens(subject)}"
     if purpose != "generate":
         return
     if sampling := _app_sampling(subject):
@@ -117,7 +117,7 @@ def _ollama_parameter_lines(subject: CardSubject, purpose: Purpose) -> Iterator[
 # ---- LM Studio ---------------------------------------------------------------------------------------
 
 
-def _model_yaml(subject: CardSubject, purpose: Purpose) -> str:
+def _lm_studio_model_yaml(subject: CardSubject, purpose: Purpose) -> str:
     import yaml
 
     user, _, repo = subject.context.repo_id.partition("/")
@@ -152,7 +152,7 @@ def _lm_studio_metadata(subject: CardSubject, purpose: Purpose) -> dict[str, Any
         "domain": _DOMAINS[purpose],
         **({"architectures": [measured[0].architecture]} if measured else {}),
         "compatibilityTypes": ["gguf"],
-        **({"paramsStrings": [_short_count(measured[0].n_params)]} if measured else {}),
+        **({"paramsStrings": [_app_parameter_count(measured[0].n_params)]} if measured else {}),
         **({"minMemoryUsageBytes": min(peaks)} if peaks else {}),
         **({"contextLengths": [use.context_tokens]} if use and use.context_tokens else {}),
         **({"vision": bool(projector and projector.files and "vision" in projector.media)} if purpose == "generate"
@@ -160,7 +160,7 @@ def _lm_studio_metadata(subject: CardSubject, purpose: Purpose) -> dict[str, Any
     }  # fmt: skip
 
 
-def _short_count(n_params: int) -> str:
+def _app_parameter_count(n_params: int) -> str:
     """135_000_000 → "135M", 8_030_000_000 → "8B", 1_540_000_000 → "1.5B"."""
     if n_params < 999_500_000:
         return f"{round(n_params / 1e6)}M"
@@ -176,6 +176,6 @@ def _lm_studio_config(subject: CardSubject) -> dict[str, Any]:
         fields.append({"key": f"llm.prediction.{key}", "value": written})
     if stops := _app_stop_texts(subject):
         fields.append({"key": "llm.prediction.stopStrings", "value": stops})
-    tokens = _context_tokens(subject)
+    tokens = _app_context_tokens(subject)
     load = {"load": {"fields": [{"key": "llm.load.contextLength", "value": tokens}]}} if tokens else {}
     return ({"operation": {"fields": fields}} if fields else {}) | load

@@ -76,9 +76,9 @@ def card_score_values(found: Comparison, *, share: bool) -> tuple[SafeMarkdown, 
 
 def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
     """Against the baseline: points for shares, per cent for perplexities, else the metric's own unit."""
-    if _is_relative(found.metric):
+    if _is_card_relative_0_1(found.metric):
         return _card_spread_0_1(found.delta, 100, 2 if abs(found.delta.value) < 0.01 else 1, " %")
-    if share and _is_share(found.value) and _is_share(found.baseline):
+    if share and _is_card_share_0_1(found.value) and _is_card_share_0_1(found.baseline):
         return _card_spread_0_1(found.delta, 100, 1, "")
     width = max(abs(found.delta.low), abs(found.delta.high), 1e-9)
     return _card_spread_0_1(found.delta, 1, max(0, 1 - math.floor(math.log10(width))), "")
@@ -87,7 +87,7 @@ def card_delta(found: Comparison, *, share: bool) -> SafeMarkdown:
 def card_verdict(found: Comparison, chance: float | None) -> SafeMarkdown:
     """The verdict of a comparison, with the number of questions it would need."""
     if found.questions_needed:
-        return SafeMarkdown(f"too few questions ({_rounded_up(found.questions_needed)} would do)")
+        return SafeMarkdown(f"too few questions ({_card_rounded_up_0_1(found.questions_needed)} would do)")
     if found.verdict == "no signal" and chance is not None:
         return SafeMarkdown(f"no signal (chance is {format_percent(chance)})")
     return SafeMarkdown(f"**{found.verdict}**" if found.verdict in ("worse", "better") else found.verdict)
@@ -125,14 +125,14 @@ def card_task_name(task: str, metric: str) -> SafeMarkdown:
 
 
 def _card_value_0_1(x: float, *, share: bool) -> SafeMarkdown:
-    return SafeMarkdown(format_percent(x) if share and _is_share(x) else format_digits(x, 4))
+    return SafeMarkdown(format_percent(x) if share and _is_card_share_0_1(x) else format_digits(x, 4))
 
 
-def _is_share(x: float) -> bool:
+def _is_card_share_0_1(x: float) -> bool:
     return 0 <= x <= 1
 
 
-def _is_relative(metric: str) -> bool:
+def _is_card_relative_0_1(metric: str) -> bool:
     name = metric.split(",", maxsplit=1)[0]
     return name.endswith("perplexity") or name == "bits_per_byte"
 
@@ -142,7 +142,7 @@ def _card_spread_0_1(interval: Interval, scale: float, places: int, unit: str) -
     return SafeMarkdown(f"{value}{unit} ({low} to {high})")
 
 
-def _rounded_up(n: int) -> str:
+def _card_rounded_up_0_1(n: int) -> str:
     """Two digits are all that such a forecast deserves."""
     step = 10 ** max(0, len(str(n)) - 2)
     return f"{math.ceil(n / step) * step:,}"

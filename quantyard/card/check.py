@@ -40,12 +40,12 @@ def _card_block_differences(card: str, subject: CardSubject, blocks: Iterable[Bl
     names = {name for name, _ in found}
     missing = [f"{block.title}: not on the card" for name, block in wanted.items() if name not in names]
     unknown = [f"{clean_card_text(name)}: on the card, not in the manifest" for name, _ in found if name not in wanted]
-    told = [line for name, lines in found if name in wanted for line in _of_block(lines, wanted[name])]
-    return [*_of_metadata(card, subject), *told, *missing, *unknown]
+    told = [line for name, lines in found if name in wanted for line in _card_differences_of_block(lines, wanted[name])]
+    return [*_card_differences_of_metadata(card, subject), *told, *missing, *unknown]
 
 
-def _of_block(lines: list[str], block: Block) -> Iterator[str]:
-    return _of_table(lines, block) if isinstance(block, CardTable) else _of_lines(lines, block)
+def _card_differences_of_block(lines: list[str], block: Block) -> Iterator[str]:
+    return _of_table(lines, block) if isinstance(block, CardTable) else _card_differences_of_lines(lines, block)
 
 
 def _of_table(lines: list[str], wanted: CardTable) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _of_table(lines: list[str], wanted: CardTable) -> Iterator[str]:
         if key not in on_card:
             yield f"{wanted.title}, {_shown_card_cell(row[0])}: not on the card"
         else:
-            yield from _of_row(wanted, on_card[key], row)
+            yield from _card_differences_of_row(wanted, on_card[key], row)
     yield from (
         f"{wanted.title}, {_shown_card_cell(key[0])}: not in the manifest" for key in on_card if key not in expected
     )
@@ -74,7 +74,7 @@ def _numbered_card_rows(rows: Iterable[Sequence[str]]) -> dict[tuple[str, int], 
     return found
 
 
-def _of_row(wanted: CardTable, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
+def _card_differences_of_row(wanted: CardTable, on_card: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
     if len(on_card) != len(expected):
         cells = _card_cell_difference(f"{len(on_card)} cells", str(len(expected)))
         yield f"{wanted.title}, {_shown_card_cell(expected[0])}: {cells}"
@@ -84,38 +84,38 @@ def _of_row(wanted: CardTable, on_card: Sequence[str], expected: Sequence[str]) 
             yield f"{wanted.title}, {_shown_card_cell(expected[0])}, {column}: {_card_cell_difference(here, there)}"
 
 
-def _of_lines(lines: list[str], wanted: Block) -> Iterator[str]:
+def _card_differences_of_lines(lines: list[str], wanted: Block) -> Iterator[str]:
     expected = [line.rstrip() for line in wanted.lines() if line.strip()]
     for what, a, b, c, d in SequenceMatcher(None, lines, expected, autojunk=False).get_opcodes():
         if what != "equal":
             yield f"{wanted.title}: {_card_cell_difference(' '.join(lines[a:b]), ' '.join(expected[c:d]))}"
 
 
-def _of_metadata(card: str, subject: CardSubject) -> Iterator[str]:
+def _card_differences_of_metadata(card: str, subject: CardSubject) -> Iterator[str]:
     expected: dict[str, Any] = card_metadata(subject).to_dict()  # type: ignore[no-untyped-call]
-    found = _metadata_of(card)
+    found = _metadata_on_card(card)
     if found is None:
         yield "metadata: none on the card that can be read"
         return
     for field in _FIELDS:
         here, there = found.get(field), expected.get(field)
         if here != there:
-            yield from _of_field(field, here, there)
+            yield from _card_differences_of_field(field, here, there)
 
 
-def _of_field(path: str, here: Any, there: Any) -> Iterator[str]:
+def _card_differences_of_field(path: str, here: Any, there: Any) -> Iterator[str]:
     """Down to the value that differs."""
     if isinstance(here, dict) and isinstance(there, dict):
         for key in dict.fromkeys([*there, *here]):
-            yield from _of_field(f"{path}.{clean_card_text(key, 60)}", here.get(key), there.get(key))
+            yield from _card_differences_of_field(f"{path}.{clean_card_text(key, 60)}", here.get(key), there.get(key))
     elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
         for number, (one, two) in enumerate(zip(here, there, strict=True)):
-            yield from _of_field(f"{path}.{number}", one, two)
+            yield from _card_differences_of_field(f"{path}.{number}", one, two)
     elif here != there:
         yield f"metadata, {path}: {_card_cell_difference(str(here), str(there))}"
 
 
-def _metadata_of(card: str) -> dict[str, Any] | None:
+def _metadata_on_card(card: str) -> dict[str, Any] | None:
     """The front matter; hostile input, because it comes with the release."""
     try:
         data = load_strict_yaml(yaml_front_matter(card, 2 * _FRONT_MATTER_BYTES) or "", max_bytes=_FRONT_MATTER_BYTES)

@@ -78,12 +78,12 @@ def _card_fact_0_1(name: str, value: object) -> SafeMarkdown:
 
 def _card_gate_table_0_1(subject: CardSubject, name: str, outcome: str) -> CardTable | None:
     found = [r for r in subject.manifest.gate.results if r.outcome == outcome] if subject.manifest.gate else []
-    rows = [_gate_row(result) for result in found if result.quant in subject.quants]
+    rows = [_card_gate_row_0_1(result) for result in found if result.quant in subject.quants]
     head = ("budget", "limit", "found", "interval", "finding")
     return card_table(name, f"gate table ({outcome})", head, rows, words=("interval", "finding"), quoted=True)
 
 
-def _gate_row(found: BudgetResult) -> tuple[SafeMarkdown, ...]:
+def _card_gate_row_0_1(found: BudgetResult) -> tuple[SafeMarkdown, ...]:
     budget = " ".join(part for part in (found.quant, found.budget, found.task) if part)
     numbers = (cells.card_budget_limit(found), cells.card_budget_value(found), cells.card_budget_interval(found))
     return (escape_markdown(budget), *numbers, escape_markdown(found.finding))

@@ -53,7 +53,7 @@ def card_shared_lists(subject: CardSubject, allowed: str, fact: Facts = card_fac
         "twin": ("what it computes", _card_twin_items(subject, {"proved", "known", "unproved"}, allowed)),
         "twin-warning": ("what it computes", _card_twin_items(subject, {"limited", "differs"}, allowed)),
         "media": ("pictures and sound", card_media(subject)),
-        "contract-findings": ("API test findings", _contract_findings(subject)),
+        "contract-findings": ("API test findings", _card_contract_items(subject)),
         "measured": ("how it was measured", _card_measured_items(subject, fact)),
         "not-measured": ("what was not measured", _card_not_measured_items(subject)),
         "apart": ("importance matrices and recipes", card_file_provenance(subject)),
@@ -76,7 +76,7 @@ def _card_twin_items(subject: CardSubject, statuses: set[str], allowed: str) -> 
             yield SafeMarkdown(f"{escape_markdown(facts.finding, 2000)}{allowed if facts.allowed else ''}")
 
 
-def _contract_findings(subject: CardSubject) -> Iterator[SafeMarkdown]:
+def _card_contract_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     """Checks that failed or are not supported; identical findings of several files share an item."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for label in subject.quants:

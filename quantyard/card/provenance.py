@@ -179,11 +179,11 @@ def _card_image_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
     making = ("fetch", "twin", "convert", "projector", "parity", "calibrate", "quantize")
     for name in (*making, "verify", "evaluate", "contract"):
         for _, stage in subject.stages(name):
-            seen.update(dict.fromkeys(_image_lines(stage.ran_by)))
+            seen.update(dict.fromkeys(_card_image_lines(stage.ran_by)))
     yield from map(SafeMarkdown, seen)
 
 
-def _image_lines(ran_by: Mapping[str, str]) -> Iterator[str]:
+def _card_image_lines(ran_by: Mapping[str, str]) -> Iterator[str]:
     images = {key: value for key, value in ran_by.items() if key.endswith("_image") and key != "base_image"}
     base = (
         f" on {markdown_code(ran_by['base_image'])} {markdown_code(ran_by.get('base_digest', ''))}"

@@ -137,7 +137,7 @@ def _card_template_values(subject: CardSubject) -> dict[str, Any]:
         "n_missed": sum(result.outcome != "passed" for result in subject.limits),
         "tasks": _card_task_sections(subject, blocks), "plots": list(_card_plots(subject.context.plots)),
         "licence": markdown_code(licence.id), "licence_by_user": licence.stated_by == "user",
-        "licence_link": _licence_link(source.card.license_link), "source_card": bool(subject.hub_source),
+        "licence_link": _card_licence_link(source.card.license_link), "source_card": bool(subject.hub_source),
         "notices": [escape_markdown(notice, 2000) for notice in licence.notices],
         "licence_text": markdown_code_block(licence_text) if licence_text.strip() else None,
         "run": _card_snippet_values(subject) if subject.taken else None,
@@ -148,7 +148,7 @@ def _card_baseline(subject: CardSubject) -> SafeMarkdown | None:
     return markdown_code(subject.baseline.file.label) if subject.baseline else None
 
 
-def _licence_link(url: str) -> SafeMarkdown | None:
+def _card_licence_link(url: str) -> SafeMarkdown | None:
     """A link to the licence's text, if it has an address."""
     found = markdown_link(SafeMarkdown("its text"), url.strip())
     return found if found != "its text" else None
@@ -182,14 +182,14 @@ def _card_plots(paths: Iterable[str]) -> Iterator[_Picture]:
     safe = [path for path in paths if _PATH.fullmatch(path) and ".." not in path]
     for name, words in _PLOTS.items():
         for ending in (".png", ".svg"):
-            by_theme = {theme: _path_of(safe, f"{name}-{theme}{ending}") for theme in ("light", "dark")}
+            by_theme = {theme: _card_plot_path(safe, f"{name}-{theme}{ending}") for theme in ("light", "dark")}
             light, dark = by_theme["light"], by_theme["dark"]
             if light:
                 yield _Picture(SafeMarkdown(light), SafeMarkdown(dark or light), SafeMarkdown(words))
                 break
 
 
-def _path_of(paths: Iterable[str], name: str) -> str | None:
+def _card_plot_path(paths: Iterable[str], name: str) -> str | None:
     return next((path for path in paths if PurePosixPath(path).name == name), None)
 
 
@@ -205,7 +205,7 @@ def _card_snippet_values(subject: CardSubject) -> dict[str, SafeMarkdown | bool]
     names = [file.path for file in subject.quants[label].files]
     purpose, pooling = subject.purpose
     by_name = bool(repo_id) and not context.branch  # only files can be had from another branch
-    tag = label if _is_hub_tag(label) else names[0]
+    tag = label if _is_card_hub_tag(label) else names[0]
     apps = {entry.path for entry in subject.manifest.app_files}
     model = f"{repo_id}:{_card_shell_word(label)}" if by_name else _card_shell_word(names[0])
     return {
@@ -215,17 +215,17 @@ def _card_snippet_values(subject: CardSubject) -> dict[str, SafeMarkdown | bool]
         "files": _card_download_arguments(names),
         "branch": _card_shell_word(context.branch) if context.branch else SafeMarkdown(""),
         "model": SafeMarkdown(f"-{'hf' if by_name else 'm'} {model}"),
-        "oci": _card_shell_word(_oci_name(context.oci, label)) if context.oci else SafeMarkdown(""),
+        "oci": _card_shell_word(_card_oci_name(context.oci, label)) if context.oci else SafeMarkdown(""),
         "tagged": SafeMarkdown(f"hf.co/{repo_id}:{_card_shell_word(tag)}" if by_name else ""),
-        "closed": SafeMarkdown(context.closed), "token": _token_line(repo_id, context.closed),
-        "known": _is_hub_tag(label), "chat": subject.has_chat_template,
+        "closed": SafeMarkdown(context.closed), "token": _card_token_line(repo_id, context.closed),
+        "known": _is_card_hub_tag(label), "chat": subject.has_chat_template,
         "encoder_decoder": subject.is_encoder_decoder,
         "ollama": SafeMarkdown(ollama_name(subject) if MODELFILE in apps else ""), "model_yaml": MODEL_YAML in apps,
         "purpose": SafeMarkdown(purpose), "flags": SafeMarkdown(_FLAGS[purpose](pooling)),
     }  # fmt: skip
 
 
-def _is_hub_tag(label: str) -> bool:
+def _is_card_hub_tag(label: str) -> bool:
     """Whether the Hub finds a file by this name of a type; one of a recipe is named by the whole file."""
     try:
         return find_quant(label).name == label
@@ -233,7 +233,7 @@ def _is_hub_tag(label: str) -> bool:
         return False
 
 
-def _oci_name(oci: str, label: str) -> str:
+def _card_oci_name(oci: str, label: str) -> str:
     """What was pushed: each quant has its name as tag, unless one was given. There is no `latest`."""
     return oci if ":" in oci.rpartition("/")[2] else f"{oci}:{label}"
 
@@ -247,7 +247,7 @@ def _card_download_arguments(names: list[str]) -> SafeMarkdown:
     return SafeMarkdown(files)
 
 
-def _token_line(repo_id: str, closed: Closed) -> SafeMarkdown:
+def _card_token_line(repo_id: str, closed: Closed) -> SafeMarkdown:
     """The first line of each snippet that reads the repo; "" if everybody may."""
     why = {"private": "may read this private repo", "gated": f"has accepted the terms at {HUB_URL}/{repo_id}"}
     return SafeMarkdown(f"export HF_TOKEN=hf_xxx  # of an account that {why[closed]}" if closed and repo_id else "")

@@ -181,7 +181,7 @@ def _card_limits_table(subject: CardSubject) -> CardTable | None:
     order = {outcome: number for number, outcome in enumerate(OUTCOMES)}
     found = sorted((r for r in subject.limits if r.outcome != "passed"), key=lambda r: order[r.outcome])
     rows = [
-        (markdown_code(r.quant), _limit_name(r), cells_now.card_budget_limit(r), cells_now.card_budget_value(r),
+        (markdown_code(r.quant), _card_limit_name(r), cells_now.card_budget_limit(r), cells_now.card_budget_value(r),
          cells_now.card_budget_interval(r), SafeMarkdown(BUDGET_OUTCOMES[r.outcome]))
         for r in found
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def _card_limits_table(subject: CardSubject) -> CardTable | None:
     return card_table("limits", "table of limits", head, rows, words=("what", "interval", "outcome"))
 
 
-def _limit_name(found: BudgetResult) -> SafeMarkdown:
+def _card_limit_name(found: BudgetResult) -> SafeMarkdown:
     name = metric_budget_name(found.budget)
     return escape_markdown(f"{name}, {found.task}" if found.task else name)
 

@@ -102,13 +102,13 @@ def _card_which_note(subject: CardSubject, label: str) -> SafeMarkdown:
         notes.append(escape_markdown(said))
     if narrow := subject.quants[label].narrow_rows:
         notes.append(escape_markdown(narrow.short, 200))
-    elif (usual := _usual_bits(label)) and subject.quants[label].bits_per_weight > _MUCH_MORE * usual:
+    elif (usual := _card_usual_bits(label)) and subject.quants[label].bits_per_weight > _MUCH_MORE * usual:
         bits = format_bits_per_weight(subject.quants[label].bits_per_weight)
         notes.append(f"{bits} bits per weight, where {escape_markdown(label)} usually has {format_digits(usual, 2)}")
     return SafeMarkdown("; ".join(notes)) if notes else NOTHING
 
 
-def _usual_bits(label: str) -> float | None:
+def _card_usual_bits(label: str) -> float | None:
     try:
         return find_quant(label).bits_per_weight
     except UnknownQuant:

@@ -82,7 +82,7 @@ def find_choice_set(
     """
     report = _report_to_choose_from(manifest, paths, suite)
     metric = pareto_metric(report)
-    reasons = {quant: _why_not(manifest, report, metric, quant, path) for quant, path in paths.items()}
+    reasons = {quant: _why_not_candidate(manifest, report, metric, quant, path) for quant, path in paths.items()}
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
         raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
@@ -124,13 +124,16 @@ def _report_to_choose_from(manifest: Manifest, paths: Mapping[str, Path], suite:
         raise no_candidates_error(what, list(paths))
 
     def rank(report: EvalReport) -> tuple[int, int]:
-        fit = sum(not _why_not(manifest, report, pareto_metric(report), quant, path) for quant, path in paths.items())
+        fit = sum(
+            not _why_not_candidate(manifest, report, pareto_metric(report), quant, path)
+            for quant, path in paths.items()
+        )
         return fit, report.n_questions
 
     return max(reports.values(), key=rank)
 
 
-def _why_not(manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path) -> str:
+def _why_not_candidate(manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path) -> str:
     """Why this file cannot be chosen; empty if it can."""
     record, found = manifest.quants[quant], _candidate_measurement(report, quant)
     if not path.is_file():

@@ -25,9 +25,9 @@ def choice_remedies(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> lis
     """
     missed = {miss.what for c in choices.candidates for miss in missed_choice_limits(c, budget)}
     return [
-        *(_for_memory(choices, budget, model) if "RAM" in missed else ()),
-        *(_for_speed(choices, budget, model) if "MIN_TPS" in missed else ()),
-        *(_for_quality(choices, budget, model) if "MAX_KLD" in missed else ()),
+        *(_suggestions_for_memory(choices, budget, model) if "RAM" in missed else ()),
+        *(_suggestions_for_speed(choices, budget, model) if "MIN_TPS" in missed else ()),
+        *(_suggestions_for_quality(choices, budget, model) if "MAX_KLD" in missed else ()),
     ]
 
 
@@ -41,7 +41,7 @@ def largest_candidate_context(found: ChoiceCandidate, choices: ChoiceSet, budget
     return low * CELL_STEP
 
 
-def _for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
+def _suggestions_for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
     others = [c for c in choices.candidates if {miss.what for miss in missed_choice_limits(c, budget)} == {"RAM"}]
     for found in [nearest_candidate(others, budget)] if others else []:
         if context := largest_candidate_context(found, choices, budget):
@@ -71,7 +71,7 @@ def _smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBud
     )
 
 
-def _for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
+def _suggestions_for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
     fastest = max(choices.candidates, key=lambda c: c.tokens_per_s)
     if fastest.tokens_per_s >= budget.min_tokens_per_s:
         return
@@ -84,7 +84,7 @@ def _for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator
         yield "No quant of this model reaches that speed on the machine that measured: use a faster machine, or a GPU."
 
 
-def _for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
+def _suggestions_for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:
     best = min(choices.candidates, key=lambda c: c.quality.value)
     if budget.max_kld is None or best.quality.value <= budget.max_kld:
         return

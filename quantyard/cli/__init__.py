@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         flush_stdout()
     except BrokenPipeError as error:
         if not is_stdout_read():
-            _not_read()
+            _end_command_not_read()
         _fail_command(_translated_error(error), args)
     except KeyboardInterrupt:
         stopped = Interrupted("Stopped.", "Finished stages are kept; type the same command to go on.")
@@ -85,7 +85,7 @@ def _load_command(function: str) -> Callable[[argparse.Namespace], None]:
         gc.enable()
 
 
-def _not_read() -> NoReturn:
+def _end_command_not_read() -> NoReturn:
     """End after the reader closed the pipe (`| head`); not with 0, because the unread output may hold a failure."""
     discard_stdout()
     sys.exit(Answer.OUTPUT_CLOSED)
@@ -121,7 +121,7 @@ def _print_command_error(error: QuantyardError, args: argparse.Namespace) -> Non
     from quantyard.cli.render.styled import escape_rich_markup
 
     console, message, hint = stderr_console(), as_typed_command(error.message), as_typed_command(error.hint)
-    if _wants_json(args):
+    if _command_wants_json(args):
         from quantyard.cli.json_outputs.base import ErrorFacts, ErrorOutput
 
         facts = ErrorFacts(
@@ -136,7 +136,7 @@ def _print_command_error(error: QuantyardError, args: argparse.Namespace) -> Non
         console.print_lines(_cut_error_text(hint), markup=False)
 
 
-def _wants_json(args: argparse.Namespace) -> bool:
+def _command_wants_json(args: argparse.Namespace) -> bool:
     """Whether JSON is set, by the same precedence as in a command; ignores an unreadable settings file."""
     from quantyard.cli.precedence import NO_FILE, resolve_settings
     from quantyard.cli.settings_file import read_settings_file

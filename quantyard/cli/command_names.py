@@ -16,10 +16,10 @@ _SCRIPTS: Final = {"base-images": REPO_DIR / "scripts" / "base-images.sh"}
 
 def as_typed_command(text: str, *, in_checkout: bool = IN_CHECKOUT) -> str:
     """The text with every `make build MODEL=x` in the form to type in this installation."""
-    return text if in_checkout else _COMPOSE.sub(_without_compose, _COMMAND.sub(_without_make, text))
+    return text if in_checkout else _COMPOSE.sub(_command_without_compose, _COMMAND.sub(_command_without_make, text))
 
 
-def _without_make(match: re.Match[str]) -> str:
+def _command_without_make(match: re.Match[str]) -> str:
     from quantyard.cli.commands import COMMANDS  # imported late: only errors and help outside a checkout need it
 
     verb, settings = match["verb"], match["settings"]
@@ -33,7 +33,7 @@ def _without_make(match: re.Match[str]) -> str:
     return f"quantyard {verb}" + _SETTING.sub(_make_variable_as_option, settings)
 
 
-def _without_compose(match: re.Match[str]) -> str:
+def _command_without_compose(match: re.Match[str]) -> str:
     file = match["file"]
     return "quantyard serve" + (f" --model-file {file}" if file else "")
 

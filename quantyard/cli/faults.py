@@ -39,13 +39,13 @@ def quantyard_error_of(error: Exception) -> QuantyardError:
     for cause in stage_error_causes(error):
         if isinstance(cause, MemoryError):
             return OutOfResources("Memory ran out.", _EXHAUSTED[errno.ENOMEM][1])
-        if isinstance(cause, OSError) and (found := _of_system(cause)):
+        if isinstance(cause, OSError) and (found := _fault_of_system(cause)):
             return found
     hint = "This should never happen: please report it, with the traceback."
     return QuantyardError(f"{type(error).__name__}: {error}", hint, traceback.format_exc())
 
 
-def _of_system(error: OSError) -> QuantyardError | None:
+def _fault_of_system(error: OSError) -> QuantyardError | None:
     number = error.errno or 0
     if number in _EXHAUSTED:
         fact, hint = _EXHAUSTED[number]

@@ -24,7 +24,7 @@ def quants_command(args: argparse.Namespace) -> None:
 
     request = command_request(args)
     found = [quant for quant in QUANTS if _lookup_row_holds(request.find, quant.name, quant.use)]
-    _refuse_nothing(found, "quantization type", request)
+    _refuse_empty_lookup(found, "quantization type", request)
     if request.json:
         from quantyard.cli.json_outputs.looking import quants_output
 
@@ -39,7 +39,7 @@ def models_command(args: argparse.Namespace) -> None:
 
     request = command_request(args)
     found = [preset for preset in shipped_presets() if _lookup_row_holds(request.find, preset.name, preset.repo)]
-    _refuse_nothing(found, "model with a short name", request)
+    _refuse_empty_lookup(found, "model with a short name", request)
     if request.json:
         from quantyard.cli.json_outputs.looking import models_output
 
@@ -63,7 +63,7 @@ def _lookup_row_holds(text: str, *fields: str) -> bool:
     return any(text.lower() in field.lower() for field in fields)
 
 
-def _refuse_nothing(found: Sequence[object], what: str, request: BuildRequest) -> None:
+def _refuse_empty_lookup(found: Sequence[object], what: str, request: BuildRequest) -> None:
     """Refuse a FIND that no row holds.
 
     Raises:

@@ -70,7 +70,7 @@ def gate_command(args: argparse.Namespace) -> None:
         print_json(gate_output(found))
     else:
         stdout_console().print_lines(say.terminal_gate(found))
-    _exit_by(found)
+    _exit_by_gate(found)
 
 
 def _print_publication(request: BuildRequest, done: Publication) -> None:
@@ -95,12 +95,12 @@ def _release_consent(request: BuildRequest) -> dict[str, Consent]:
     assert request.publish is not None, "the command has it"
     if request.publish.yes or request.publish.dry_run:
         return {}
-    if not _can_ask():
+    if not _can_terminal_ask():
         raise BadRequest("Publishing needs a yes, and there is no terminal to ask on.", _HOW_TO_CONSENT)
     return {"consent": _ask_before_release}
 
 
-def _can_ask() -> bool:
+def _can_terminal_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -117,7 +117,7 @@ def _ask_before_release(proposal: Proposal) -> None:
         raise BadRequest("Nothing was published: the answer was not yes.", _HOW_TO_CONSENT)
 
 
-def _exit_by(gate: GateReport) -> None:
+def _exit_by_gate(gate: GateReport) -> None:
     """Exit with the gate's code; the report is printed already."""
     try:
         check_release_gate(gate, allow_fail=False)

@@ -219,7 +219,7 @@ def _typed_quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...
 
 def _typed_tune_request(values: Mapping[str, str]) -> TuneRequest:
     target = values["TARGET_SIZE"]
-    quant = _target_quant(target) if target and not target[0].isdigit() else ""
+    quant = _typed_target_quant(target) if target and not target[0].isdigit() else ""
     kld = _typed_decimal("TARGET_KLD", values) if values["TARGET_KLD"] else None
     if kld == 0:
         raise BadRequest("Only the unquantized model reaches TARGET_KLD=0.", "Type: TARGET_KLD=0.05")
@@ -231,7 +231,7 @@ def _typed_tune_request(values: Mapping[str, str]) -> TuneRequest:
     )
 
 
-def _target_quant(text: str) -> str:
+def _typed_target_quant(text: str) -> str:
     try:
         return find_quant(text).name
     except UnknownQuant as error:
@@ -263,7 +263,7 @@ def _typed_serve_request(values: Mapping[str, str]) -> ServeRequest:
 def _typed_measure_request(values: Mapping[str, str]) -> MeasureRequest:
     return MeasureRequest(
         suite=values["SUITE"],
-        baseline=_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
+        baseline=_typed_named_quant("BASELINE", values["BASELINE"]) if values["BASELINE"] else None,
         tasks=tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", values["TASKS"]) if name)),
         limit=optional_integer_setting("LIMIT", values, 1, 10**9),
         num_fewshot=optional_integer_setting("NUM_FEWSHOT", values, 0, 1000),
@@ -304,7 +304,7 @@ def _variable_spellings(names: Sequence[str]) -> list[str]:
     return [*names, *(name.lower() for name in names)]
 
 
-def _named_quant(name: str, text: str) -> Quant:
+def _typed_named_quant(name: str, text: str) -> Quant:
     try:
         return find_quant(text)
     except UnknownQuant as error:
@@ -327,12 +327,12 @@ def _extra_ca(text: str) -> Path | None:
     if not text:
         return None
     path = typed_file_path(text).absolute()
-    if kind_of_path(path) != "file" or b"-----BEGIN" not in _bundle_bytes(path):
+    if kind_of_path(path) != "file" or b"-----BEGIN" not in _typed_ca_bundle_bytes(path):
         raise BadRequest(f"EXTRA_CA={text} is not a PEM file.", "Give the file with the proxy's certificate.")
     return path
 
 
-def _bundle_bytes(path: Path) -> bytes:
+def _typed_ca_bundle_bytes(path: Path) -> bytes:
     try:
         return read_named_file(path, _MAX_PEM_BYTES)
     except ValueError:

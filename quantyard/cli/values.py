@@ -63,7 +63,7 @@ def endpoint_setting(text: str) -> str | None:
         return None
     if "@" in text:
         raise password_setting_error("HF_ENDPOINT")
-    if not _ADDRESS.fullmatch(text) or not _has_host(text):
+    if not _ADDRESS.fullmatch(text) or not _has_typed_url_host(text):
         shown = _cut_typed(re.split(r"[?#]", text)[0])  # the rest may be a token
         message = f"HF_ENDPOINT={shown} is not the address of a Hub: http(s)://host, without ? and #."
         raise BadRequest(message, "Write it like this: HF_ENDPOINT=https://hub.example")
@@ -72,7 +72,7 @@ def endpoint_setting(text: str) -> str | None:
 
 def proxy_setting(name: str, url: str) -> str:
     """The address of a proxy, as HTTP clients accept it. It may contain a password, so it is never shown."""
-    if printable_line(url) != url or not _has_host(url if "://" in url else f"//{url}"):
+    if printable_line(url) != url or not _has_typed_url_host(url if "://" in url else f"//{url}"):
         hint = f"Write it like this: {name}=http://proxy.example:3128; in a password, / # ? @ : as %2F %23 %3F %40 %3A"
         raise BadRequest(f"{name} is not the address of a proxy.", hint)
     return url
@@ -93,7 +93,7 @@ def token_setting(name: str, text: str) -> str | None:
     return token or None
 
 
-def _has_host(url: str) -> bool:
+def _has_typed_url_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0

@@ -73,7 +73,7 @@ def _check_command_variables(
     typed = list(typed_make_variables(environment.get("MAKEFLAGS", ""))) if environment.get(CALLED_BY_MAKE) else []
     # Below another project's Makefile the names may be its own.
     _check_typed(command, typed, whole=environment.get("MAKELEVEL", "1") == "1")
-    _check_environment(command, environment, given, typed)
+    _check_environment_variables(command, environment, given, typed)
     unused = {
         name for name in given if not _command_takes_variable(command, name) and BY_NAME[name].group not in _SET_FOR_ALL
     }
@@ -173,13 +173,13 @@ def _close_variable_name(name: str, known: Collection[str]) -> str:
         return ""
     if alike := difflib.get_close_matches(upper, known, n=1, cutoff=_ALIKE):
         return alike[0]
-    return next((one for one in known if _one_letter_apart(upper, one)), "")
+    return next((one for one in known if _variables_one_letter_apart(upper, one)), "")
 
 
 # ---- in the environment --------------------------------------------------------------------------------
 
 
-def _check_environment(
+def _check_environment_variables(
     command: Command, environment: Mapping[str, str], given: Collection[str], typed: Collection[str]
 ) -> None:
     free = [name for name in command_variables(command) if name not in given]
@@ -199,12 +199,12 @@ def _variable_slip(name: str, known: Collection[str]) -> str:
     plain = upper.removeprefix(_OWN).replace("_", "")
     if len(plain) < _SHORTEST:
         return ""
-    alike = (one for one in known if plain == one.replace("_", "") or _one_letter_apart(upper, one))
+    alike = (one for one in known if plain == one.replace("_", "") or _variables_one_letter_apart(upper, one))
     meant = next(alike, "")
     return meant if meant and name not in compose_variables() else ""
 
 
-def _one_letter_apart(one: str, other: str) -> bool:
+def _variables_one_letter_apart(one: str, other: str) -> bool:
     """Whether two letters changed places, or in a longer word one is missing, too many, or another."""
     if abs(len(one) - len(other)) == 1 and len(other) >= _SHORTEST_COUNTED:
         longer, shorter = sorted((one, other), key=len, reverse=True)

@@ -20,7 +20,7 @@ import pytest
 
 from builder.checks.lora_adapter import read_lora_config
 from builder.checks.nonfinite import find_nonfinite_tensors
-from quantyard.card.check import _metadata_of
+from quantyard.card.check import _metadata_on_card
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, read_gguf_model
 from quantyard.formats.safetensors import SafetensorsError, read_safetensors_folder, safetensors_dtype
@@ -239,7 +239,7 @@ def test_model_cards() -> None:
     def read(data: bytes) -> None:
         text = data.decode(errors="replace")
         hub_card_of_readme(text)
-        _metadata_of(text)
+        _metadata_on_card(text)
 
     fuzz("card", [card], rounds(sample=500, whole=10_000), read)
 

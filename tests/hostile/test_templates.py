@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from builder.calibrate import _our_text
-from builder.convert import _ask_tokenizer
+from builder.calibrate import _our_calibration_text
+from builder.convert import _write_tokenizer_reference
 from quantyard.engines.docker import connect_docker
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
@@ -151,7 +151,7 @@ def test_calibration_names_the_template_too() -> None:
             raise OverLimit("runs longer than 10 s")
 
     with pytest.raises(StageFailure, match="chat template runs longer than 10 s") as caught:
-        _our_text(Runtime())  # type: ignore[arg-type]
+        _our_calibration_text(Runtime())  # type: ignore[arg-type]
     assert caught.value.exit_code == ExitCode.UNSUPPORTED_MODEL
 
 
@@ -210,7 +210,7 @@ def test_a_folders_template_is_named_and_the_user_is_not_asked_for_memory(stage:
     template, words = OF_FOLDERS[name]
     (stage.in_dir / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(StageFailure) as caught:
-        _ask_tokenizer(stage, stage.in_dir)
+        _write_tokenizer_reference(stage, stage.in_dir)
     assert (caught.value.exit_code, caught.value.error.kind) == (ExitCode.UNSUPPORTED_MODEL, "chat-template")
     assert words in caught.value.error.message and "MEMORY=" not in caught.value.error.hint
 
@@ -219,7 +219,7 @@ def test_a_folders_template_is_named_and_the_user_is_not_asked_for_memory(stage:
 def test_a_folders_template_that_refuses_every_conversation_is_recorded_as_such(stage: Stage, name: str) -> None:
     template = TEMPLATES[name][0] if name != "half a character" else "{{ '\ud800' }}"
     (stage.in_dir / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    assert _ask_tokenizer(stage, stage.in_dir) == "AutoTokenizer"
+    assert _write_tokenizer_reference(stage, stage.in_dir) == "AutoTokenizer"
     found = json.loads((stage.files_dir / "reference.json").read_text())
     assert found["chats"] == [] and len(found["refused_chats"]) == 10
     assert all(len(reason) <= 500 for reason in found["refused_chats"].values())

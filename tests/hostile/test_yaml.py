@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quantyard.card.check import _metadata_of
+from quantyard.card.check import _metadata_on_card
 from quantyard.errors import BadRequest
 from quantyard.formats.strict_yaml import YamlProblem, load_strict_yaml
 from quantyard.gate.budgets import load_gate_budgets
@@ -112,7 +112,7 @@ def test_a_model_card_that_means_harm_says_nothing_and_stops_nothing(case: str) 
     started = time.monotonic()
     licence, _ = hub_card_of_readme(text)
     assert licence in (None, "mit")
-    _metadata_of(text)
+    _metadata_on_card(text)
     assert time.monotonic() - started < SECONDS
 
 
@@ -120,7 +120,7 @@ def test_a_model_card_that_means_harm_says_nothing_and_stops_nothing(case: str) 
 def test_finding_the_front_matter_takes_no_time(text: str) -> None:
     started = time.monotonic()
     hub_card_of_readme(text)
-    _metadata_of(text)
+    _metadata_on_card(text)
     assert time.monotonic() - started < SECONDS
 
 

@@ -71,14 +71,14 @@ def test_the_self_check_finds_scores_that_are_off_by_one_token(lm: LlamaLM, monk
 def test_the_self_check_finds_packing_that_lets_sequences_see_each_other(
     lm: LlamaLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = scorer_module._nodes_of
+    own = scorer_module._prefix_nodes_of_group
 
     def leaky(plan: Any, group: Any) -> Any:
         nodes = own(plan, group)
         swapped = np.roll(nodes.tokens, 1)  # every token is read where its neighbour stands
         return scorer_module._Nodes(swapped, nodes.depth, nodes.sequence, nodes.first, nodes.count)
 
-    monkeypatch.setattr(scorer_module, "_nodes_of", leaky)
+    monkeypatch.setattr(scorer_module, "_prefix_nodes_of_group", leaky)
     with pytest.raises(StageFailure, match="self-check failed"):
         self_check(lm)
 

@@ -264,7 +264,7 @@ def test_what_is_no_kind_cannot_be_agreed_to(yard: Yard, given: str) -> None:
 def _answer(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     """A terminal with someone who answers."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-    monkeypatch.setattr(commands, "_can_ask", lambda: True)
+    monkeypatch.setattr(commands, "_can_terminal_ask", lambda: True)
 
 
 def test_the_hash_in_the_record_is_gits_own() -> None:

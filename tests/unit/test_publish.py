@@ -216,7 +216,7 @@ def test_a_release_asks_before_anything_runs(yard: Yard, monkeypatch: pytest.Mon
 def _answer(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     """A terminal with someone who answers."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-    monkeypatch.setattr(commands, "_can_ask", lambda: True)
+    monkeypatch.setattr(commands, "_can_terminal_ask", lambda: True)
 
 
 # ---- refused before anything -------------------------------------------------------------------------

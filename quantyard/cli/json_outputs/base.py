@@ -27,14 +27,14 @@ class JsonRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _unicode(cls, value: object) -> object:
-        return _as_unicode(value)
+        return _as_unicode_json(value)
 
 
-def _as_unicode(value: object) -> object:
+def _as_unicode_json(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _as_unicode(item) for key, item in value.items()}
+        return {key: _as_unicode_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_as_unicode(item) for item in value]
+        return [_as_unicode_json(item) for item in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

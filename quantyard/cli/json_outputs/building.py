@@ -89,7 +89,7 @@ def plan_output(planned: Planned) -> PlanOutput:
     ]
     return PlanOutput(
         model=plan.source.title, commit=plan.source.model.commit, engine=planned.engine, outtype=plan.outtype,
-        projector=_planned_projector(plan), notes=list(plan_notes(plan)), stages=stages,
+        projector=_planned_projector_json(plan), notes=list(plan_notes(plan)), stages=stages,
         seconds=cost.time.seconds if cost.time.steps else None, time_not_known=list(cost.time.unknown),
         trial_seconds=cost.trial_s, download_bytes=cost.download_bytes, disk_needed_bytes=cost.disk_needed_bytes,
         disk_free_bytes=cost.disk_free_bytes, fitting=None if cost.fits else list(cost.fitting),
@@ -99,7 +99,7 @@ def plan_output(planned: Planned) -> PlanOutput:
     )
 
 
-def _planned_projector(plan: BuildPlan) -> PlannedProjector | None:
+def _planned_projector_json(plan: BuildPlan) -> PlannedProjector | None:
     found = plan.projector
     if found is None:
         return None
@@ -206,11 +206,11 @@ def _measured_json(measured: Measured) -> dict[str, Any]:
     beaten = {label: list(winners) for label, winners in pareto_beaten_by(pareto_entries(report)).items()}
     return {
         "suite": report.suite.name, "baseline": report.baseline, "beaten_by": beaten, "report": report,
-        "report_folder": str(measured.folder), "report_files": _files_below(measured.folder),
+        "report_folder": str(measured.folder), "report_files": _json_files_below(measured.folder),
     }
 
 
-def _files_below(folder: Path) -> list[str]:
+def _json_files_below(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 

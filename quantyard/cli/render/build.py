@@ -39,33 +39,33 @@ def terminal_plan(planned: Planned) -> str:
 
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
-    facts = [("Model", escape_rich_markup(f"{plan.source.title}{license_}")), *_preset_facts(plan.source.preset)]
+    facts = [("Model", escape_rich_markup(f"{plan.source.title}{license_}")), *_render_preset_facts(plan.source.preset)]
     facts += [("Note", escape_rich_markup(note)) for note in plan_notes(plan)]
     facts.append(("Engine", f"{planned.engine} ({planned.engine_reason})"))
     if plan.source.kind == "huggingface":
         facts.append(("Converts to", f"{plan.outtype} ({plan.outtype_reason})"))
     if plan.projector is not None:
-        facts.append(("Parts", _parts_text(plan)))
+        facts.append(("Parts", _render_plan_parts(plan)))
     if plan.measuring is not None:
-        facts.append(("Measures", _measuring_text(plan.measuring)))
-    facts += [("Stages", _step_text(step, step.label in finished, cost)) for step in plan.steps]
-    facts += _time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
+        facts.append(("Measures", _render_measuring(plan.measuring)))
+    facts += [("Stages", _render_step(step, step.label in finished, cost)) for step in plan.steps]
+    facts += _render_time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
     if cost.trial_s >= 1:
         facts.append(
             ("", f"and {format_duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well")
         )
-    facts.append(("Download", _download_text(cost)))
+    facts.append(("Download", _render_download(cost)))
     needed = format_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
     facts.append(("Disk", f"{needed} more at the peak, {format_bytes(cost.disk_free_bytes)} free"))
     if not cost.fits and len(cost.files) > 1:
         facts.append(
             ("Disk", f"[red]too small for all; these fit: {escape_rich_markup(', '.join(cost.fitting)) or 'none'}[/]")
         )
-    facts += [("Files", _file_text(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
+    facts += [("Files", _render_file(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
     return format_columns(facts)
 
 
-def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
+def _render_preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
     """The notes on a preset's model, one line each."""
     if preset is None:
         return []
@@ -76,13 +76,13 @@ def _preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
     ]
 
 
-def _measuring_text(measuring: Measuring) -> str:
+def _render_measuring(measuring: Measuring) -> str:
     others = ", ".join(measuring.labels[1:])
     beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
     return escape_rich_markup(f"{beside}, suite {measuring.suite.name}")
 
 
-def _parts_text(plan: BuildPlan) -> str:
+def _render_plan_parts(plan: BuildPlan) -> str:
     """Such as "text model, about 14.5 MB; projector (vision), about 105 kB"."""
     assert plan.projector is not None
     text = next((step.size_bytes for step in plan.steps if step.label == "convert"), 0)
@@ -92,13 +92,13 @@ def _parts_text(plan: BuildPlan) -> str:
     return f"text model, about {format_bytes(text)}; {words}{size}{left_out[plan.projector.left_out]}"
 
 
-def _download_text(cost: Cost) -> str:
+def _render_download(cost: Cost) -> str:
     parts = [format_bytes(cost.download_bytes)] if cost.download_bytes else []
     parts += ["the suite's data sets"] if cost.downloads_datasets else []
     return " and ".join(parts) or "nothing"
 
 
-def _step_text(step: Step, done: bool, cost: Cost) -> str:
+def _render_step(step: Step, done: bool, cost: Cost) -> str:
     if done:
         return f"[green]done[/]    {escape_rich_markup(step.label)}"
     time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
@@ -113,7 +113,7 @@ def _render_step_time(time: StepTime) -> str:
     return f"{'~' if time.rough else ''}{format_duration(max(1.0, time.seconds))}"
 
 
-def _time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
+def _render_time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
     """How long the whole run will take, and the stages whose time is not known yet."""
     if not left:
         return []
@@ -136,7 +136,7 @@ def terminal_rates(samples: Sequence[TimingSample], seconds: float) -> str:
     )
 
 
-def _file_text(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
+def _render_file(quant: str, size_bytes: int, memory_bytes: int | None) -> str:
     from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS
 
     serving = "memory to serve: not known yet" if memory_bytes is None else (
@@ -193,7 +193,7 @@ def terminal_presets(presets: Sequence[Preset], *, searched: bool = True, wide: 
     from quantyard.cli.render.tables import FittedTable  # imported late: a build shows none
 
     if searched:
-        return "\n".join(_preset_text(preset, whole=len(presets) <= MOST_PRESETS_WHOLE) for preset in presets)
+        return "\n".join(_render_preset(preset, whole=len(presets) <= MOST_PRESETS_WHOLE) for preset in presets)
     place = "repo" if wide else "account"
     table = FittedTable(("name", "weights", "licence", place), words=("licence", place))
     for preset in presets:
@@ -205,7 +205,7 @@ def terminal_presets(presets: Sequence[Preset], *, searched: bool = True, wide: 
 MOST_PRESETS_WHOLE = 3  # presets whose notes fit a screen
 
 
-def _preset_text(preset: Preset, *, whole: bool) -> str:
+def _render_preset(preset: Preset, *, whole: bool) -> str:
     facts = (preset.repo, format_weight_count(preset.n_params), preset.licence_text)
     head = f"[bold]{preset.name}[/]  {escape_rich_markup(', '.join(facts))}"
     made = ", ".join(preset.quants) if preset.quants else f"Cannot be built. {preset.unsupported}"
@@ -279,10 +279,10 @@ def terminal_images(images: Sequence[PackedImage]) -> str:
 
 def terminal_contract(reports: Sequence[ContractReport]) -> str:
     """The reports of the API test."""
-    return "\n\n".join(_contract_text(report) for report in reports)
+    return "\n\n".join(_render_contract(report) for report in reports)
 
 
-def _contract_text(report: ContractReport) -> str:
+def _render_contract(report: ContractReport) -> str:
     n_broken, n = len(report.with_status("failed")), len(report.checks)
     verdict = "passes the API test" if report.passed else f"fails {n_broken} of {n} checks of the API test"
     marks = {"passed": "ok  ", "failed": "FAIL", "not supported": "n/a "}

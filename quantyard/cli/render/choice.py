@@ -34,7 +34,7 @@ def terminal_choice_table(choices: ChoiceSet, budget: ChoiceBudget, choice: Choi
     """Every measured file, the largest first, with its result."""
     table = FittedTable(("file", "size", "memory", choices.metric, "generated", ""), words=("",))
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
-    for found in _largest_first(choices):
+    for found in _render_largest_first(choices):
         cells = (
             format_file_size(found.size_bytes),
             _render_candidate_memory(found),
@@ -55,7 +55,7 @@ def terminal_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, mo
     facts = [
         ("Take", f"[bold]{escape_rich_markup(choice.best.quant)}[/]: {escape_rich_markup(reason)}"),
         ("", escape_rich_markup(str(choice.best.path))),
-        ("Runner-up", escape_rich_markup(_runner_up(choices, choice))),
+        ("Runner-up", escape_rich_markup(_render_runner_up(choices, choice))),
     ]
     return format_columns(
         [
@@ -90,7 +90,7 @@ def terminal_choice_conditions(choices: ChoiceSet, budget: ChoiceBudget) -> str:
     return format_columns([_render_pareto_front(choices), *_render_choice_conditions(choices, budget)])
 
 
-def _largest_first(choices: ChoiceSet) -> list[ChoiceCandidate]:
+def _render_largest_first(choices: ChoiceSet) -> list[ChoiceCandidate]:
     return sorted(choices.candidates, key=lambda c: -c.size_bytes)
 
 
@@ -150,7 +150,7 @@ def _render_quality_gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceC
     return DASH if change is None else str(format_change_interval(change))
 
 
-def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
+def _render_runner_up(choices: ChoiceSet, choice: Choice) -> str:
     other, best = choice.runner_up, choice.best
     if other is None:
         return "none: no other file meets the limits"
@@ -168,7 +168,7 @@ def _runner_up(choices: ChoiceSet, choice: Choice) -> str:
 
 def _render_pareto_front(choices: ChoiceSet) -> tuple[str, str]:
     beaten = pareto_beaten_by(c.entry for c in choices.candidates)
-    names = [c.quant for c in _largest_first(choices) if not beaten[c.quant]]
+    names = [c.quant for c in _render_largest_first(choices) if not beaten[c.quant]]
     return "Front", escape_rich_markup(
         f"{', '.join(names)}: no other file is at least as small, as accurate and as fast"
     )

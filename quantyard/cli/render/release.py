@@ -39,7 +39,7 @@ def terminal_gate(gate: GateReport) -> str:
 def terminal_publish_intention(done: Publication) -> str:
     """What would be published, and the destinations."""
     assert done.intended is not None, "it was a dry run"
-    facts = _intended_facts(done.where, done.intended, done.endpoint)
+    facts = _render_intended_facts(done.where, done.intended, done.endpoint)
     told = [terminal_gate(done.gate), *terminal_objections(done.objections)]
     return "\n".join([format_columns(facts), *told, "[bold]Nothing was sent[/] (DRY_RUN=1)."])
 
@@ -56,34 +56,34 @@ def terminal_objections(found: Sequence[Objection]) -> Iterator[str]:
 def terminal_proposal(proposal: Proposal) -> str:
     """What is about to be published where."""
     told = terminal_objections(proposal.objections)
-    return "\n".join([format_columns(_proposed_facts(proposal)), *told])
+    return "\n".join([format_columns(_render_proposed_facts(proposal)), *told])
 
 
-def _proposed_facts(proposal: Proposal) -> list[tuple[str, str]]:
+def _render_proposed_facts(proposal: Proposal) -> list[tuple[str, str]]:
     where = proposal.where
     if proposal.intended is not None:
-        return _intended_facts(where, proposal.intended, proposal.endpoint)
+        return _render_intended_facts(where, proposal.intended, proposal.endpoint)
     files = escape_rich_markup(", ".join(proposal.quants))
     facts = [("Files", f"{files}, card, page and manifest, once they are made")]
     if where.hub:
-        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, None, proposal.endpoint or HUB))))
+        facts.append(("Hub", escape_rich_markup(_render_hub_target(where.hub, None, proposal.endpoint or HUB))))
     if where.oci:
         facts.append(("Registry", escape_rich_markup(f"{where.oci.registry}/{where.oci.repository}")))
     return facts
 
 
-def _intended_facts(where: ReleaseDestination, found: Intention, endpoint: str | None) -> list[tuple[str, str]]:
+def _render_intended_facts(where: ReleaseDestination, found: Intention, endpoint: str | None) -> list[tuple[str, str]]:
     facts = list[tuple[str, str]]()
     if where.hub:
-        facts.append(("Hub", escape_rich_markup(_hub_text(where.hub, found, endpoint or HUB))))
-        facts += [("Files", _change_text(change)) for change in found.changes]
+        facts.append(("Hub", escape_rich_markup(_render_hub_target(where.hub, found, endpoint or HUB))))
+        facts += [("Files", _render_file_change(change)) for change in found.changes]
     for artifact in found.oci:
         signed = ", signed" if artifact.signed else ""
         facts.append(("Registry", escape_rich_markup(f"{artifact.reference}  {artifact.digest}{signed}")))
     return facts
 
 
-def _hub_text(target: HubTarget, found: Intention | None, endpoint: str) -> str:
+def _render_hub_target(target: HubTarget, found: Intention | None, endpoint: str) -> str:
     """Args: found: None before the Hub is asked."""
     new = f"new, {'private' if target.private else 'public'}"
     state = f"if it is {new}" if found is None else {
@@ -95,13 +95,13 @@ def _hub_text(target: HubTarget, found: Intention | None, endpoint: str) -> str:
     return f"{endpoint}/{target.repo_id} ({state}{gated}), {how}"
 
 
-def _change_text(change: FileChange) -> str:
+def _render_file_change(change: FileChange) -> str:
     return f"{change.state:<10} {format_bytes(change.size_bytes):>8}  {escape_rich_markup(change.path)}"
 
 
 def terminal_published_files(done: Published) -> str:
     """What was published, and the addresses."""
-    facts = [("Registry", escape_rich_markup(_oci_text(artifact))) for artifact in done.oci]
+    facts = [("Registry", escape_rich_markup(_render_oci(artifact))) for artifact in done.oci]
     if done.hub:
         sent = [change for change in done.hub.changes if change.state != "unchanged"]
         what = f"{len(sent)} of {len(done.hub.changes)} files sent" if sent else "nothing to send: it has every file"
@@ -111,7 +111,7 @@ def terminal_published_files(done: Published) -> str:
     return "[bold green]Published and read back[/]\n" + format_columns(facts)
 
 
-def _oci_text(artifact: OciPublication) -> str:
+def _render_oci(artifact: OciPublication) -> str:
     return f"{artifact.reference}  {artifact.digest}{', signed' if artifact.signed else ''}"
 
 

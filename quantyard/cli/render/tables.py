@@ -44,7 +44,7 @@ class FittedTable:
         width, room = console.measure(table, options=options.update_width(_UNCUT)).maximum, options.max_width
         if width > room and self.columns[-1] in self.words:
             last = table.columns[-1]
-            width -= max(map(_cell_width, last.cells)) - _LEAST_TEXT
+            width -= max(map(_render_cell_width, last.cells)) - _LEAST_TEXT
             last.no_wrap = False
         if width <= room:
             yield table
@@ -71,7 +71,7 @@ class FittedTable:
             yield from (_render_unbroken_line(line) for line in _render_figures_joined(told, width))
 
 
-def _cell_width(cell: object) -> int:
+def _render_cell_width(cell: object) -> int:
     return Text.from_markup(str(cell)).cell_len
 
 
