@@ -33,7 +33,7 @@ _OF_OTHERS: Final[dict[Purpose, str]] = {
 OnProgress = Callable[[int, int, str], None]
 
 
-def _why_not_applicable(session: ApiSession, check: ApiCheck) -> str:
+def _why_check_not_applicable(session: ApiSession, check: ApiCheck) -> str:
     """Why there is nothing to check; "" if there is."""
     if session.purpose not in check.purposes:
         return _OF_OTHERS[session.purpose]
@@ -50,7 +50,7 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
     """Run one check; errors in it become its finding."""
     started = time.perf_counter()
     try:
-        why = _why_not_applicable(session, check)
+        why = _why_check_not_applicable(session, check)
         outcome = CheckOutcome("not supported", f"not applicable: {why}") if why else check.run(session)
     except BrokenPromise as broken:
         outcome = CheckOutcome("failed", str(broken))

@@ -111,7 +111,7 @@ class StageContainers:
         except _DaemonError as error:
             raise EngineError(f"The image {image} cannot be read: {first_error_line(error)}.", "make doctor") from error
         try:
-            return next((text for path in paths if (text := _text_in(container, path)) is not None), None)
+            return next((text for path in paths if (text := _text_in_container(container, path)) is not None), None)
         finally:
             self._remove(container.id)
 
@@ -132,7 +132,7 @@ class StageContainers:
                 self._remove(container.id)
                 self._running.discard(container.id)
             if state.get("OOMKilled"):
-                return _out_of_memory(spec)
+                return _container_out_of_memory(spec)
             return read_engine_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
         except _DaemonError as error:
             message = f"{spec.label}: the Docker daemon failed: {first_error_line(error)}"
@@ -244,7 +244,7 @@ class StageContainers:
             self._client.api.remove_container(container_id, force=True, v=True)
 
 
-def _text_in(container: Any, path: str) -> str | None:
+def _text_in_container(container: Any, path: str) -> str | None:
     """A text file of a container; None where it has none there."""
     try:
         chunks, _ = container.get_archive(path)
@@ -286,7 +286,7 @@ def _container_log_lines(connection: Any) -> Iterator[tuple[int, str]]:
         yield from ((stream, line) for line in lines.end())
 
 
-def _out_of_memory(spec: StageSpec) -> StageResult:
+def _container_out_of_memory(spec: StageSpec) -> StageResult:
     hint = "Give it more: MEMORY=16GiB, or close other programs."
     error = StageError(kind="out-of-memory", message="The stage was killed because memory ran out.", hint=hint)
     return StageResult(stage=spec.row.name, exit_code=ExitCode.RESOURCES, error=error)

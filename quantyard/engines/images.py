@@ -56,7 +56,7 @@ def engine_code_version(repo_dir: Path, package: str) -> str:
     # Suites are left out: a stage gets them through its request, which is part of the key anyway.
     own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
     shared = (path for room in SHARED[package] for path in (repo_dir / "quantyard" / room).rglob("*.py"))
-    return _digest_of_paths(repo_dir, [*sorted(own), *sorted(shared)])
+    return _digest_of_image_paths(repo_dir, [*sorted(own), *sorted(shared)])
 
 
 @cache
@@ -64,7 +64,7 @@ def engine_image_recipe(repo_dir: Path, image: str) -> str:
     """SHA-256 of everything that we add to the base of an image: recipe files, dependencies, code."""
     made_of = RECIPES[image]
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
-    text = _digest_of_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
+    text = _digest_of_image_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
     if image == "eval":
         text += _wheels_base(repo_dir)
     text += "".join(engine_code_version(repo_dir, package) for package in made_of.packages)
@@ -133,7 +133,7 @@ def run_docker(
         raise EngineError(message, "Its last output says why. See what is missing: make doctor", "\n".join(tail))
 
 
-def _digest_of_paths(repo_dir: Path, paths: list[Path]) -> str:
+def _digest_of_image_paths(repo_dir: Path, paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.relative_to(repo_dir).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

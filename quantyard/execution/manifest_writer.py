@@ -164,7 +164,7 @@ class ManifestRecords:
         origin, ours = step.inputs["imatrix"], self.plan.source.model.name
         artifact = origin.artifact if isinstance(origin, ExternalInput) else finished[origin.step].artifact
         entry = next(f for f in artifact.files if f.path == step.request.imatrix_file)
-        name = _imatrix_name(self.read(), ours, target.quant.name, entry.sha256 or "")
+        name = _imatrix_name_in_manifest(self.read(), ours, target.quant.name, entry.sha256 or "")
         keep = copy_file_to_store if isinstance(origin, ExternalInput) else link_stored_file
         keep(artifact.folder / entry.path, self.store.folder / name)
         return ImatrixRecord(
@@ -253,7 +253,7 @@ class ManifestRecords:
         )
 
 
-def _imatrix_name(manifest: Manifest, model: str, quant: str, sha256: str) -> str:
+def _imatrix_name_in_manifest(manifest: Manifest, model: str, quant: str, sha256: str) -> str:
     """The file name for a matrix; files of one model can have different matrices."""
     others = [record.imatrix for name, record in manifest.quants.items() if record.imatrix and name != quant]
     if known := next((other.file for other in others if other.sha256 == sha256), None):

@@ -70,7 +70,7 @@ def list_files(folder: Path, *, every: bool = False) -> tuple[FileEntry, ...]:
     for entry in _walk_own_files(folder, every=every):
         name = os.path.relpath(entry.path, folder)
         if not path_format_fault(name):
-            found.append(FileEntry(path=name, size_bytes=_size_of(entry)))
+            found.append(FileEntry(path=name, size_bytes=_own_file_size(entry)))
         if len(found) > MAX_FILES:
             hint = "Give a folder that holds what is needed and nothing else."
             raise BadSource(f"{folder} holds more than {MAX_FILES:,} files.", hint)
@@ -83,11 +83,11 @@ def _walk_own_files(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    if not _is_folder(entry):
+                    if not _is_own_folder(entry):
                         yield entry
                     elif entry.is_symlink():
                         if every and leads_out_of_folder(folder, path := Path(entry.path)):
-                            raise _leads_out(path, path.resolve())
+                            raise _file_leads_out(path, path.resolve())
                     elif every or not entry.name.startswith("."):
                         waiting.append(entry.path)
         except OSError as error:
@@ -95,14 +95,14 @@ def _walk_own_files(folder: Path, *, every: bool) -> Iterator[os.DirEntry[str]]:
             raise BadSource(message, "Make it readable, or give another folder.") from error
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_own_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a ring of links
         return False
 
 
-def _size_of(entry: os.DirEntry[str]) -> int:
+def _own_file_size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
     except OSError:  # a link that leads nowhere
@@ -124,7 +124,7 @@ def find_file(folder: Path, name: str, max_bytes: int | None = None) -> Path:
         what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
         raise BadSource(f"{path} {what}: {why}.", "Put the file in its place, or remove the link.") from error
     if not any(real.is_relative_to(root) for root in _own_file_folders(folder)):
-        raise _leads_out(path, real)
+        raise _file_leads_out(path, real)
     if not stat.S_ISREG(status.st_mode):
         kind = next((word for test, word in _KINDS if test(status.st_mode)), "something else")
         raise BadSource(f"{path} is {kind}, not a file.", "Put the file in its place, or remove it.")
@@ -150,7 +150,7 @@ def _own_file_folders(folder: Path) -> tuple[Path, ...]:
     return (real, *(repo / "blobs" for repo in repos if _CACHED_REPO.fullmatch(repo.name)))
 
 
-def _leads_out(path: Path, real: Path) -> BadSource:
+def _file_leads_out(path: Path, real: Path) -> BadSource:
     link, there = shlex.quote(str(path)), shlex.quote(str(real))
     hint = f"If it belongs there, copy it in: rm {link} && cp {there} {link}. If not, remove the link."
     return BadSource(f"{path} is a link that leads out of its folder, to {real}.", hint)

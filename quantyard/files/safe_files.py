@@ -249,18 +249,18 @@ def _empty_folder(top: int) -> None:
             if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=top)
                 continue
-            with _closing_descriptor(_open_any(name, top)) as inner:
+            with _closing_descriptor(_open_any_folder(name, top)) as inner:
                 for below in SafeFolder(inner).names():
                     if stat.S_ISDIR(os.stat(below, dir_fd=inner, follow_symlinks=False).st_mode):
                         os.chmod(below, 0o700, dir_fd=inner)  # a folder that cannot be written cannot be moved either
                         raised += 1
-                        os.rename(below, _free_name(top, raised), src_dir_fd=inner, dst_dir_fd=top)
+                        os.rename(below, _free_name_in_folder(top, raised), src_dir_fd=inner, dst_dir_fd=top)
                     else:
                         os.unlink(below, dir_fd=inner)
             os.rmdir(name, dir_fd=top)
 
 
-def _free_name(top: int, number: int) -> str:
+def _free_name_in_folder(top: int, number: int) -> str:
     name = f".removed-{number}"
     while True:
         try:
@@ -270,7 +270,7 @@ def _free_name(top: int, number: int) -> str:
         name += "-"
 
 
-def _open_any(name: str, parent: int) -> int:
+def _open_any_folder(name: str, parent: int) -> int:
     os.chmod(name, 0o700, dir_fd=parent)
     return os.open(name, _FOLDER, dir_fd=parent)
 

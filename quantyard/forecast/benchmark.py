@@ -81,10 +81,10 @@ def forecast_benchmark_model(trial: TimingTrial, bench: TimingBench, reporter: S
     runner, book = PlanRunner(plan, bench.engine, ModelStore(bench.folder, plan.source.model), REPO_DIR), ForecastBook()
     runner.run(reporter)
     learn_forecast_times(book, plan, runner.taken, forecast_conditions(runner), synthetic=True)
-    return [_as_real(sample) for sample in book.samples]
+    return [_sample_as_of_real_model(sample) for sample in book.samples]
 
 
-def _as_real(sample: TimingSample) -> TimingSample:
+def _sample_as_of_real_model(sample: TimingSample) -> TimingSample:
     """The sample of a model with a real tokenizer: its questions have fewer tokens."""
     return sample.model_copy(update={"amount": sample.amount * _TOKENS}) if sample.kind == "evaluate" else sample
 
@@ -111,14 +111,14 @@ def forecast_benchmark_plan(trial: TimingTrial, source: Source, bench: TimingBen
         allow_mismatch=(PLAIN_TEXT,), parity="twin", allow_twin_mismatch=True, threads=bench.threads, workers=1,
         endpoint=None,
     )  # allow_mismatch: the tokenizer of a random model is never used
-    plan = _with_and_without(make_build_plan(source, options), bench.threads)
+    plan = _plan_with_and_without_imatrix(make_build_plan(source, options), bench.threads)
     plan = add_measuring_steps(replace(plan, targets=plan.targets[: len(measured)]), _benchmark_measure_options(bench))
     left_out = {f"verify {quant.name}" for quant in parse_quants(trial.made)}
     left_out |= set() if trial.reported else {REPORT}
     return replace(plan, steps=tuple(step for step in plan.steps if step.label not in left_out))
 
 
-def _with_and_without(plan: BuildPlan, threads: int) -> BuildPlan:
+def _plan_with_and_without_imatrix(plan: BuildPlan, threads: int) -> BuildPlan:
     calibration = Calibration(threads=threads, n_chunks=_CALIBRATION_CHUNKS)
     given = plan_with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
     plain = {step.label: step for step in plan.steps}

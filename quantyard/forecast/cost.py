@@ -78,7 +78,7 @@ def forecast_cost(
         disk_needed_bytes=max(0, sum(s.size_bytes for s in left) - partial_bytes),
         disk_free_bytes=shutil.disk_usage(forecast_disk_folder(artifacts)).free,
         files=files, downloads_datasets=any(s.row.name == "datasets" for s in left),
-        stage_memory_bytes=_stage_memory(plan, left), time=time or Forecast(),
+        stage_memory_bytes=_forecast_stage_memory(plan, left), time=time or Forecast(),
     )
     return cost if cost.fits else replace(cost, fitting=_advice_to_fit_cost(plan, finished, cost))
 
@@ -89,11 +89,11 @@ def _advice_to_fit_cost(plan: BuildPlan, finished: Collection[str], cost: Cost) 
     return forecast_fitting_files(sizes, cost.disk_free_bytes - _RESERVE_BYTES - needed_by_all_bytes)
 
 
-def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
+def _forecast_stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
     """The memory that each step needs to be fast: for the files that it maps, and if it decodes for a context. Mapped
     files can be read again, so that a stage with less memory is slow before it fails.
     """
-    base_bytes = _base_bytes(plan)
+    base_bytes = _forecast_base_bytes(plan)
     sizes = {target.quant.name: target.size_bytes for target in plan.targets}
     known = {}
     for step in steps:
@@ -106,7 +106,7 @@ def _stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str, int]:
     return known
 
 
-def _base_bytes(plan: BuildPlan) -> int:
+def _forecast_base_bytes(plan: BuildPlan) -> int:
     """Size of what the quants are made of."""
     if isinstance(plan.base.origin, ExternalInput):
         return plan.base.origin.artifact.size_bytes

@@ -29,18 +29,21 @@ def forecast_fitting_files(sizes: Mapping[str, int], free_bytes: int) -> tuple[s
         free_bytes: the disk that is left for all of them.
     """
     names = list(sizes)
-    n_most = _how_many([*sizes.values()], free_bytes)
+    n_most = _how_many_files_fit_disk([*sizes.values()], free_bytes)
     chosen: list[str] = []
     waiting = sorted(names, key=quant_rank)
     while waiting and len(chosen) < n_most:
         name = waiting.pop(0)
         left_bytes = free_bytes - sizes[name]
-        if left_bytes >= 0 and len(chosen) + 1 + _how_many([sizes[other] for other in waiting], left_bytes) >= n_most:
+        if (
+            left_bytes >= 0
+            and len(chosen) + 1 + _how_many_files_fit_disk([sizes[other] for other in waiting], left_bytes) >= n_most
+        ):
             chosen.append(name)
             free_bytes = left_bytes
     return tuple(name for name in names if name in chosen)
 
 
-def _how_many(sizes: Sequence[int], free_bytes: int) -> int:
+def _how_many_files_fit_disk(sizes: Sequence[int], free_bytes: int) -> int:
     """How many files fit at most: the smallest ones."""
     return sum(used <= free_bytes for used in accumulate(sorted(sizes)))

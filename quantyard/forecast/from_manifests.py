@@ -52,7 +52,7 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
     try:
         manifest = json.loads(path.read_bytes())
         records = dict(manifest["stages"])
-        n_params = _n_params(manifest)
+        n_params = _n_params_of_timed_model(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     for members in _timed_runs(records):
@@ -64,7 +64,7 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
                 continue
 
 
-def _n_params(manifest: Record) -> int:
+def _n_params_of_timed_model(manifest: Record) -> int:
     counted = (Facts.read(record["facts"]).n_params for record in manifest["stages"].values())
     return next((n for n in counted if n is not None), sum(manifest["source"]["dtypes"].values()))
 

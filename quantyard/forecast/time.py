@@ -113,7 +113,7 @@ def forecast_works(
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.label) or _forecast_n_questions(request, book)
         work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
-        works[step.label] = work and replace(work, dominant_type=_dominant_type(plan, work.family))
+        works[step.label] = work and replace(work, dominant_type=_dominant_type_to_forecast(plan, work.family))
     return works
 
 
@@ -121,7 +121,7 @@ def _forecast_n_questions(request: Request, book: ForecastBook) -> int:
     return book.n_questions(*forecast_questions(request)) if request["stage"] == "evaluate" else 0
 
 
-def _dominant_type(plan: BuildPlan, family: str) -> str:
+def _dominant_type_to_forecast(plan: BuildPlan, family: str) -> str:
     """The tensor type of most weights of this file; "" where it is not known."""
     name = family.partition("+")[0].removesuffix("-plain")
     try:
@@ -152,7 +152,7 @@ def _expected_step_time(
     if work is None or not work.amount:
         return None
     alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
-    start = _measured_start([s for s in alike if s.engine == engine], concurrent)
+    start = _measured_start_s([s for s in alike if s.engine == engine], concurrent)
     fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
     for rough, test in _timing_sample_tests(work, engine, threads, concurrent):
         near = [sample for sample in alike if test(sample)]
@@ -194,7 +194,7 @@ def _timing_sample_tests(work: StageWork, engine: str, threads: int, concurrent:
     yield True, lambda _: True
 
 
-def _measured_start(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
+def _measured_start_s(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_whole_run_of_sample(s, concurrent) for s in samples if s.family == family] for family in families)

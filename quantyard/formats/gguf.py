@@ -163,12 +163,12 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     with path.open("rb") as stream:
         cursor = GgufCursor(stream, path)
-        version = _read_version(cursor)
+        version = _read_gguf_version(cursor)
         n_tensors = cursor.items("tensors", _MIN_TENSOR_BYTES)
         n_keys = cursor.items("metadata keys", _MIN_KEY_BYTES)
-        metadata = _read_metadata(cursor, n_keys)
+        metadata = _read_gguf_metadata(cursor, n_keys)
         alignment = _gguf_alignment(cursor, metadata)
-        tensors = _read_tensors(cursor, n_tensors)
+        tensors = _read_gguf_tensors(cursor, n_tensors)
         data_offset = _padded_gguf_offset(cursor.position, alignment)
         placed = _place_gguf_tensors(cursor, tensors, data_offset, alignment)
     return GgufHeader(version, metadata, placed, alignment, data_offset, cursor.size, (path,))
@@ -211,7 +211,7 @@ def read_gguf_beginning(head: bytes, name: str) -> tuple[dict[str, MetadataValue
         stream.write(head)
         stream.flush()
         cursor = GgufCursor(stream, Path(name))
-        _read_version(cursor)
+        _read_gguf_version(cursor)
         n_tensors, n_keys = cursor.u64(), cursor.u64()
         with suppress(GgufError):  # what is not whole in these bytes
             for _ in range(n_keys):
@@ -268,14 +268,14 @@ def read_gguf_model(path: Path) -> GgufHeader:
     first = read_gguf_header(path)
     if first.split_count == 1:
         return first
-    headers = [first, *(read_gguf_header(shard) for shard in _other_shards(first, path))]
-    _check_shards(headers)
+    headers = [first, *(read_gguf_header(shard) for shard in _other_gguf_shards(first, path))]
+    _check_gguf_shards(headers)
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     size, paths = sum(h.file_size for h in headers), tuple(h.paths[0] for h in headers)
     return replace(first, tensors=tensors, file_size=size, paths=paths)
 
 
-def _read_version(cursor: GgufCursor) -> int:
+def _read_gguf_version(cursor: GgufCursor) -> int:
     magic = cursor.take(4, "the magic")
     if magic != MAGIC:
         raise cursor.error(f"starts with {magic!r}, not with {MAGIC!r}: this is not a GGUF file")
@@ -287,7 +287,7 @@ def _read_version(cursor: GgufCursor) -> int:
     raise cursor.error(f"has GGUF version {version}; versions 2 and 3 are supported")
 
 
-def _read_metadata(cursor: GgufCursor, n_keys: int) -> dict[str, MetadataValue]:
+def _read_gguf_metadata(cursor: GgufCursor, n_keys: int) -> dict[str, MetadataValue]:
     metadata: dict[str, MetadataValue] = {}
     for _ in range(n_keys):
         key = cursor.string("a metadata key")
@@ -308,17 +308,17 @@ def _gguf_alignment(cursor: GgufCursor, metadata: dict[str, MetadataValue]) -> i
     return value
 
 
-def _read_tensors(cursor: GgufCursor, n_tensors: int) -> list[TensorInfo]:
+def _read_gguf_tensors(cursor: GgufCursor, n_tensors: int) -> list[TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for _ in range(n_tensors):
-        tensor = _read_tensor(cursor)
+        tensor = _read_gguf_tensor(cursor)
         if tensor.name in tensors:
             raise cursor.error(f"repeats the tensor {tensor.name!r}")
         tensors[tensor.name] = tensor
     return list(tensors.values())
 
 
-def _read_tensor(cursor: GgufCursor) -> TensorInfo:
+def _read_gguf_tensor(cursor: GgufCursor) -> TensorInfo:
     name = cursor.string("a tensor's name", MAX_NAME_BYTES)
     n_dims = cursor.u32()
     if n_dims > MAX_DIMS:
@@ -358,7 +358,7 @@ def _place_gguf_tensors(
     return placed
 
 
-def _other_shards(first: GgufHeader, path: Path) -> list[Path]:
+def _other_gguf_shards(first: GgufHeader, path: Path) -> list[Path]:
     name = _SHARD_NAME.match(path.name)
     count = first.split_count
     if not 1 <= count <= MAX_SHARDS:
@@ -372,7 +372,7 @@ def _other_shards(first: GgufHeader, path: Path) -> list[Path]:
     return shards
 
 
-def _check_shards(headers: list[GgufHeader]) -> None:
+def _check_gguf_shards(headers: list[GgufHeader]) -> None:
     names: set[str] = set()
     for number, header in enumerate(headers):
         file = header.paths[0].name

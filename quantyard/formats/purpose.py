@@ -22,7 +22,7 @@ _PURE_ENCODERS: Final = ("t5encoder",)
 
 def gguf_purpose(header: GgufHeader) -> Purpose:
     """What this model is for."""
-    if _pooling_number(header) == _RANK or _has_one_score(header):
+    if _pooling_number(header) == _RANK or _has_gguf_one_score(header):
         return "rerank"
     is_causal = header.metadata.get(f"{header.architecture}.attention.causal") is not False
     if header.architecture in _PURE_ENCODERS or not is_causal or _pooling_number(header) > 0:
@@ -49,7 +49,7 @@ def _pooling_number(header: GgufHeader) -> int:
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
-def _has_one_score(header: GgufHeader) -> bool:
+def _has_gguf_one_score(header: GgufHeader) -> bool:
     """Whether a head makes one score of a text; a classifier of several labels makes more."""
     heads = [tensor for tensor in header.tensors if tensor.name in _HEADS]
     if not heads:

@@ -123,30 +123,31 @@ def _layer_bits(bits: float) -> Callable[[Parts], float]:
     return lambda _: bits
 
 
-def _as_stored(parts: Parts) -> tuple[int, ...]:
+def _shape_as_stored(parts: Parts) -> tuple[int, ...]:
     return max((tensor.shape for tensor in parts.values()), key=math.prod)
 
 
 _GPTQ: Final = LayerForm("GPTQ", gptq_bits, _gptq_shape)
-_AWQ: Final = LayerForm("AWQ", _layer_bits(4), _as_stored)
-_INT8: Final = LayerForm("compressed-tensors INT8", _layer_bits(8), _as_stored)
-_FP8: Final = LayerForm("FP8", _layer_bits(8), _as_stored)
+_AWQ: Final = LayerForm("AWQ", _layer_bits(4), _shape_as_stored)
+_INT8: Final = LayerForm("compressed-tensors INT8", _layer_bits(8), _shape_as_stored)
+_FP8: Final = LayerForm("FP8", _layer_bits(8), _shape_as_stored)
 _MXFP4: Final = LayerForm("MXFP4", _layer_bits(4), _block_shape, "MXFP4")
 _MXFP4_PACKED: Final = LayerForm("compressed-tensors MXFP4", _layer_bits(4), _two_per_byte("weight_packed"), "MXFP4")
 _NVFP4_PACKED: Final = LayerForm("compressed-tensors NVFP4", _layer_bits(4), _two_per_byte("weight_packed"), "NVFP4")
 _NVFP4: Final = LayerForm("NVFP4", _layer_bits(4), _two_per_byte("weight"), "NVFP4")
 _BITNET: Final = LayerForm("BitNet", _layer_bits(2), _bitnet_shape)
-_BNB4: Final = LayerForm("bitsandbytes", _layer_bits(4), _as_stored)
-_BNB8: Final = LayerForm("bitsandbytes", _layer_bits(8), _as_stored)
-_MLX: Final = LayerForm("MLX", _layer_bits(0), _as_stored)
-UNKNOWN: Final = LayerForm("packed integers", _layer_bits(0), _as_stored)
+_BNB4: Final = LayerForm("bitsandbytes", _layer_bits(4), _shape_as_stored)
+_BNB8: Final = LayerForm("bitsandbytes", _layer_bits(8), _shape_as_stored)
+_MLX: Final = LayerForm("MLX", _layer_bits(0), _shape_as_stored)
+UNKNOWN: Final = LayerForm("packed integers", _layer_bits(0), _shape_as_stored)
 # Parts that only one form has. To recognise one more: add a row, and to `_PARTS` its words.
 _BY_PART: Final[Mapping[str, LayerForm]] = {
-    "W_q": LayerForm("HQQ", _layer_bits(0), _as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
-    "torchao_qdata": LayerForm("torchao", _layer_bits(0), _as_stored),
-    "codebooks": LayerForm("AQLM", _layer_bits(2), _as_stored),
-    "Qidxs": LayerForm("QuIP#", _layer_bits(2), _as_stored), "trellis": LayerForm("EXL3", _layer_bits(0), _as_stored),
-    "q_weight": LayerForm("EXL2", _layer_bits(0), _as_stored),
+    "W_q": LayerForm("HQQ", _layer_bits(0), _shape_as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
+    "torchao_qdata": LayerForm("torchao", _layer_bits(0), _shape_as_stored),
+    "codebooks": LayerForm("AQLM", _layer_bits(2), _shape_as_stored),
+    "Qidxs": LayerForm("QuIP#", _layer_bits(2), _shape_as_stored),
+    "trellis": LayerForm("EXL3", _layer_bits(0), _shape_as_stored),
+    "q_weight": LayerForm("EXL2", _layer_bits(0), _shape_as_stored),
 }  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def quantized_layer_form(parts: Parts, said_bits: int) -> LayerForm | None:
     if "blocks" in parts and "scales" in parts and len(parts["blocks"].shape) > 2:
         return _MXFP4
     weight = parts.get("weight") or parts.get("whole")
-    return _kind_of_weight(weight, parts) if weight is not None and len(weight.shape) > 1 else None
+    return _layer_form_of_weight(weight, parts) if weight is not None and len(weight.shape) > 1 else None
 
 
 def _packed_kind(parts: Parts, said_bits: int) -> LayerForm:
@@ -170,7 +171,7 @@ def _packed_kind(parts: Parts, said_bits: int) -> LayerForm:
     return _MXFP4_PACKED if parts["weight_scale"].dtype in ("U8", "F8_E8M0") else _packed_layer_form(said_bits)
 
 
-def _kind_of_weight(weight: StoredTensor, parts: Parts) -> LayerForm | None:
+def _layer_form_of_weight(weight: StoredTensor, parts: Parts) -> LayerForm | None:
     if weight.dtype.startswith("F8_"):
         return _FP8
     if weight.dtype not in _INTEGERS or "weight" not in parts:

@@ -75,7 +75,7 @@ def find_quantization(config: Config, tensors: Mapping[str, StoredTensor] | None
     """
     said = said_quantization(config)
     if tensors is None:
-        return _by_config(config, said) if said else None
+        return _quantization_by_config(config, said) if said else None
     kinds: Counter[LayerForm] = Counter()
     modules: dict[LayerForm, dict[str, Parts]] = defaultdict(dict)
     for name, parts in layers_of_tensors(tensors).items():
@@ -186,11 +186,13 @@ def _named_quantization(scheme: str, said: Config) -> str:
     return f"{scheme} ({name.removeprefix('FP8 (').removesuffix(')')})" if name in tool.get(scheme, ()) else scheme
 
 
-def _by_config(config: Config, said: Config) -> WeightQuantization:
+def _quantization_by_config(config: Config, said: Config) -> WeightQuantization:
     """Where no headers are known."""
     method = _quantization_method(said)
     bits = said.get("bits", 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") or "fp8" in method else 0)
-    problem = "" if method in _CONVERTED or _is_gpt_oss(config) else _cannot_read(_METHODS.get(method, method))
+    problem = (
+        "" if method in _CONVERTED or _is_gpt_oss_architecture(config) else _cannot_read(_METHODS.get(method, method))
+    )
     kept = "MXFP4" if method == "mxfp4" else ""
     return WeightQuantization(_METHODS.get(method, method or "quantized"), _plausible_bits(bits), problem, kept)
 
@@ -216,7 +218,7 @@ def _unreadable_layer_form(
         case "compressed-tensors" | "compressed-tensors INT8":
             return _compressed_problem(said, tensors) if method == "compressed-tensors" else _NO_NAME
         case "MXFP4":
-            return "" if _is_gpt_oss(config) else _cannot_read("MXFP4 weights of this architecture")
+            return "" if _is_gpt_oss_architecture(config) else _cannot_read("MXFP4 weights of this architecture")
         case "compressed-tensors MXFP4":
             return "" if _is_architecture(config, "Kimi") else _cannot_read("MXFP4 weights of this architecture")
         case "NVFP4" | "compressed-tensors NVFP4":
@@ -231,7 +233,7 @@ def _is_architecture(config: Config, start: str) -> bool:
     return isinstance(names, list) and any(str(name).startswith(start) for name in names)
 
 
-def _is_gpt_oss(config: Config) -> bool:
+def _is_gpt_oss_architecture(config: Config) -> bool:
     return _is_architecture(config, "GptOss")
 
 

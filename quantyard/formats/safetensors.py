@@ -88,7 +88,7 @@ def read_safetensors_folder(folder: Path, names: Sequence[str] | None = None) ->
         if name not in here:
             raise StaleIndexError(f"{name} is missing, but {index_name} names it")
     files = tuple(read_safetensors_file(folder / name) for name in wanted)
-    _check_together(files, index, index_name)
+    _check_safetensors_together(files, index, index_name)
     return files
 
 
@@ -105,10 +105,10 @@ def read_safetensors_file(path: Path) -> SafetensorsFile:
         SafetensorsError: it is malformed; the message names it and says why.
     """
     size = path.stat().st_size
-    header, data_start = _read_json_header(path, size)
+    header, data_start = _read_safetensors_header(path, size)
     header.pop("__metadata__", None)
     tensors = {name: _safetensors_tensor(path, name, entry, data_start) for name, entry in header.items()}
-    _check_coverage(path, tensors, data_start, size)
+    _check_safetensors_coverage(path, tensors, data_start, size)
     return SafetensorsFile(path, tensors, size)
 
 
@@ -128,14 +128,14 @@ def safetensors_dtype(files: Sequence[SafetensorsFile]) -> str:
     for file in files:
         for tensor in file.tensors.values():
             if tensor.dtype.startswith(("F", "BF")) and len(tensor.shape) > 1:
-                weights[_counts_as(tensor.dtype)] += tensor.n_params
+                weights[_dtype_counts_as(tensor.dtype)] += tensor.n_params
     halves = weights.keys() & {"BF16", "F16"}
     if len(halves) != 1 or weights["F32"] >= _TINY_SHARE * weights.total():
         return "F32"
     return halves.pop()
 
 
-def _read_json_header(path: Path, size: int) -> tuple[dict[str, object], int]:
+def _read_safetensors_header(path: Path, size: int) -> tuple[dict[str, object], int]:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
@@ -143,10 +143,10 @@ def _read_json_header(path: Path, size: int) -> tuple[dict[str, object], int]:
         if length > MAX_HEADER_BYTES:
             raise SafetensorsError(f"{path.name} has a header of {length} bytes; the format allows {MAX_HEADER_BYTES}")
         text = stream.read(length)
-    return _json_object(text, path.name, "header"), 8 + length
+    return _safetensors_json_object(text, path.name, "header"), 8 + length
 
 
-def _json_object(text: bytes, file: str, what: str) -> dict[str, object]:
+def _safetensors_json_object(text: bytes, file: str, what: str) -> dict[str, object]:
     try:
         value = load_json(text, max(MAX_HEADER_BYTES, MAX_INDEX_BYTES), max_values=_MAX_VALUES)
     except JsonProblem as error:
@@ -163,28 +163,28 @@ def _safetensors_tensor(path: Path, name: str, entry: object, data_start: int) -
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise SafetensorsError(f"{problem}: unknown dtype {dtype!r:.80}")
-    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+    if not (_are_safetensors_sizes(shape) and _are_safetensors_sizes(offsets) and len(offsets) == 2):
         raise SafetensorsError(f"{problem}: shape {shape!r:.80}, data_offsets {offsets!r:.80}")
     tensor = SafetensorsTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
-    bits = _n_values(tensor.shape) * DTYPE_BITS[dtype]
+    bits = _n_safetensors_values(tensor.shape) * DTYPE_BITS[dtype]
     if bits != 8 * (tensor.end - tensor.start):
         takes, have = f"{dtype} {list(shape)!r:.80} takes {bits // 8} bytes", tensor.end - tensor.start
         raise SafetensorsError(f"{problem}: {takes}, its offsets hold {have}")
     return tensor
 
 
-def _are_sizes(value: object) -> TypeGuard[list[int]]:
+def _are_safetensors_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _n_values(shape: tuple[int, ...]) -> int:
+def _n_safetensors_values(shape: tuple[int, ...]) -> int:
     total = 1
     for length in shape:
         total = min(total * length, 1 << 64)  # no file is that long; keeps the product small
     return total
 
 
-def _check_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_start: int, size: int) -> None:
+def _check_safetensors_coverage(path: Path, tensors: dict[str, SafetensorsTensor], data_start: int, size: int) -> None:
     end = data_start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != end:
@@ -210,7 +210,7 @@ def parse_weight_index(text: bytes, name: str, ending: str = ".safetensors") -> 
     Raises:
         SafetensorsError: it is not such an index.
     """
-    weight_map = _json_object(text, name, "text").get("weight_map")
+    weight_map = _safetensors_json_object(text, name, "text").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SafetensorsError(f"{name} has no weight_map")
     for tensor, file in weight_map.items():
@@ -220,7 +220,7 @@ def parse_weight_index(text: bytes, name: str, ending: str = ".safetensors") -> 
     return weight_map
 
 
-def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str], index_name: str) -> None:
+def _check_safetensors_together(files: Sequence[SafetensorsFile], index: dict[str, str], index_name: str) -> None:
     place: dict[str, str] = {}
     for file in files:
         for name in file.tensors:
@@ -236,7 +236,7 @@ def _check_together(files: Sequence[SafetensorsFile], index: dict[str, str], ind
         raise StaleIndexError(problem)
 
 
-def _counts_as(dtype: str) -> str:
+def _dtype_counts_as(dtype: str) -> str:
     if dtype in ("F32", "F64"):
         return "F32"
     return dtype if dtype == "F16" else "BF16"

@@ -65,13 +65,13 @@ def parse_tokenizer_beginning(head: bytes) -> Any:
 def _sentencepiece_kind(tokenizer: Any) -> str | None:
     """BPE or Unigram; None where it is not a SentencePiece tokenizer."""
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
-    if not isinstance(model, dict) or not _marks_spaces(tokenizer):
+    if not isinstance(model, dict) or not _tokenizer_marks_spaces(tokenizer):
         return None
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
     return kind if kind == "Unigram" or (kind == "BPE" and model.get("byte_fallback") is True) else None
 
 
-def _marks_spaces(tokenizer: dict[str, Any]) -> bool:
+def _tokenizer_marks_spaces(tokenizer: dict[str, Any]) -> bool:
     """Whether spaces become "▁", in the normalizer or before the text is split."""
     parts = json.dumps([tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")], ensure_ascii=False)
     return _SPACE in parts or '"Metaspace"' in parts

@@ -49,7 +49,7 @@ def load_json(data: bytes, max_bytes: int, max_depth: int = MAX_DEPTH, max_value
         raise JsonProblem(f"it is not UTF-8: byte {error.start:,}") from error
     except ValueError as error:
         raise JsonProblem(f"it is not JSON: {error}") from error
-    _check_depth(value, max_depth)
+    _check_json_depth(value, max_depth)
     if "\\u" in text:  # valid UTF-8 can hold a surrogate only as an escape
         _check_json_texts(value)
     return value
@@ -81,7 +81,7 @@ def _json_number(text: str) -> float:
     return value
 
 
-def _check_depth(value: Any, max_depth: int) -> None:
+def _check_json_depth(value: Any, max_depth: int) -> None:
     """Level by level, without recursion."""
     level = [value]
     for _ in range(max_depth + 1):

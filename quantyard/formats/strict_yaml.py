@@ -89,7 +89,7 @@ def _refused_yaml(what: str, mark: Any) -> ConstructorError:
     return ConstructorError(None, None, what, mark)
 
 
-def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
+def _refuse_yaml_event(event: Any, on_function: OnFunction | None) -> None:
     """Refuse aliases and tags: a tag turns a value into something other than it appears."""
     if isinstance(event, yaml.AliasEvent):
         raise _refused_yaml(f"the alias *{event.anchor}: write the value out", event.start_mark)
@@ -98,7 +98,7 @@ def _refuse_event(event: Any, on_function: OnFunction | None) -> None:
         raise _refused_yaml(f"the tag {tag}: leave it out", event.start_mark)
 
 
-def _refuse_keys(node: Any) -> None:
+def _refuse_yaml_keys(node: Any) -> None:
     """Refuse repeated keys, of which the last would win silently, and keys that are not texts."""
     seen: set[str] = set()
     for key, _ in node.value:
@@ -118,7 +118,7 @@ class _Plain:
 
     def compose_node(self: Any, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        _refuse_event(event, self.on_function)
+        _refuse_yaml_event(event, self.on_function)
         self.nodes, self.depth = self.nodes + 1, self.depth + 1
         if self.nodes > MAX_NODES:
             raise _refused_yaml(f"more than {MAX_NODES:,} values", event.start_mark)
@@ -129,7 +129,7 @@ class _Plain:
         return node
 
     def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
-        _refuse_keys(node)
+        _refuse_yaml_keys(node)
         return BaseConstructor.construct_mapping(self, node, deep)  # SafeConstructor's own would follow `<<`
 
     def construct_function(self: Any, node: Any) -> Any:

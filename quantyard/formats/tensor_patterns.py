@@ -120,7 +120,7 @@ def _deciding_patterns(places: Mapping[str, tuple[int, str]], types: Mapping[str
     for number, name in enumerate(places):
         by = tuple(pattern for pattern, bits in named.items() if bits >> number & 1)
         if by and by not in known:
-            known[by] = _most_specific(by, named, types)
+            known[by] = _most_specific_pattern(by, named, types)
         if by:
             found[name] = known[by] or _refuse_unclear_patterns(name, by, types)
     return found
@@ -145,7 +145,7 @@ def _meant_tensor_kind(kind: str, places: Mapping[str, tuple[int, str]], n_layer
     return f"Did you mean {' or '.join(near)}?" if near else f"It has these: {', '.join(kinds)}"
 
 
-def _most_specific(patterns: Sequence[str], named: Mapping[str, int], types: Mapping[str, str]) -> str | None:
+def _most_specific_pattern(patterns: Sequence[str], named: Mapping[str, int], types: Mapping[str, str]) -> str | None:
     """The pattern whose tensors are a proper subset of those of every pattern of another type; None without one."""
     sizes = {pattern: named[pattern].bit_count() for pattern in patterns}
     for pattern in patterns:

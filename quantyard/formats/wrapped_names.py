@@ -24,12 +24,12 @@ def unwrapped_names(names: Collection[str]) -> dict[str, str]:
 
     Nothing is renamed where two tensors would have one name.
     """
-    found = {name: _without_anywhere(name) for name in names}
+    found = {name: _tensor_name_without_wrapper(name) for name in names}
     for _ in range(_DEPTH):
-        prefix = _common_prefix(found.values())
+        prefix = _common_wrapper(found.values())
         if not prefix:
             break
-        found = {name: _without_anywhere(bare.removeprefix(prefix)) for name, bare in found.items()}
+        found = {name: _tensor_name_without_wrapper(bare.removeprefix(prefix)) for name, bare in found.items()}
     if len(set(found.values())) < len(found) or "" in found.values():
         return {}
     return {name: bare for name, bare in found.items() if name != bare}
@@ -41,13 +41,13 @@ def wrapper_words(renamed: dict[str, str]) -> str:
     return name.removesuffix(bare) if name.endswith(bare) else next(word for word in _ANYWHERE if word in name)
 
 
-def _without_anywhere(name: str) -> str:
+def _tensor_name_without_wrapper(name: str) -> str:
     for word in _ANYWHERE:
         name = name.replace(word, "")
     return name
 
 
-def _common_prefix(names: Collection[str]) -> str:
+def _common_wrapper(names: Collection[str]) -> str:
     """The wrapper that every name begins with; "" where there is none."""
     if names and all(name.startswith(_DOUBLED) for name in names):
         return "model."

@@ -192,7 +192,7 @@ def format_rough_percent(share: float) -> str:
 
 def format_change(share: float) -> str:
     """A relative change alone: 0.0123 → "+1.23 %"."""
-    return f"{format_signed(100 * share, _change_places(share))} %"
+    return f"{format_signed(100 * share, _decimals_of_change(share))} %"
 
 
 def format_margin(share: float) -> str:
@@ -215,7 +215,7 @@ def format_metric_value(x: float, kind: Kind) -> str:
 
 def format_change_interval(found: Span) -> Written:
     """A relative change, such as that of perplexity: "+1.23 % (+0.31 to +2.15)"."""
-    return _signed_written(found, 100, _change_places(found.value), " %")
+    return _signed_written(found, 100, _decimals_of_change(found.value), " %")
 
 
 def format_delta_interval(found: Span, kind: Kind) -> Written:
@@ -283,7 +283,7 @@ def format_for_machine(x: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _change_places(share: float) -> int:
+def _decimals_of_change(share: float) -> int:
     """Small ones need more."""
     return 1 if abs(share) >= 0.1 else 2
 

@@ -50,7 +50,7 @@ def replace_unprintable(text: str, sign: str) -> str:
 
 def printable_url(text: str) -> str:
     """`http://me:secret@host` as `http://me:***@host`; a name alone may be a token and goes too, and the Hub's go."""
-    return _TOKEN.sub(f"hf_{_HIDDEN}", _USER_INFO.sub(_without_password, text))
+    return _TOKEN.sub(f"hf_{_HIDDEN}", _USER_INFO.sub(_printable_without_password, text))
 
 
 def url_has_user_info(url: str) -> bool:
@@ -62,5 +62,5 @@ def _escape_unprintable(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 
-def _without_password(found: re.Match[str]) -> str:
+def _printable_without_password(found: re.Match[str]) -> str:
     return f"{_HIDDEN}@" if found[1] is None else f"{found[1]}:{_HIDDEN}@"

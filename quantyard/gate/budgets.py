@@ -43,7 +43,7 @@ def _budget_size(value: Any) -> Any:
     return value
 
 
-def _per_task(value: Any) -> Any:
+def _budget_per_task(value: Any) -> Any:
     return {"*": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -61,7 +61,7 @@ class GateBudget(Frozen):
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is compared with a budget
     max_ppl_change: _AtLeast0 | None = None  # per cent
     max_mean_kld: _AtLeast0 | None = None  # nats per token
-    max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_per_task)] = None
+    max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_budget_per_task)] = None
     min_generated_tokens_per_s: _Above0 | None = None
     min_prompt_tokens_per_s: _Above0 | None = None
     max_size: Annotated[ByteSize, BeforeValidator(_budget_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"
@@ -108,7 +108,7 @@ def load_gate_budgets(path: Path | None) -> GateBudgets:
     except YamlProblem as error:
         raise BadBudgets(f"{file.name} cannot be used: {error}.", _HELP) from error
     found = _checked_budget_file(content, file.name)
-    if not any(_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
+    if not any(_budget_sets_something(budget) for budget in (found.defaults, *found.quants.values())):
         raise BadBudgets(f"{file.name} sets no budget, so every file would pass.", _HELP)
     name = path.name if path else "default"
     return GateBudgets(
@@ -158,7 +158,7 @@ def _checked_budget_file(data: Any, where: str) -> _BudgetFile:
     try:  # as JSON: strict mode then refuses text and booleans in place of numbers
         return _BudgetFile.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise _bad_value(error, where) from error
+        raise _bad_budget_value(error, where) from error
 
 
 def _check_budget_keys(data: dict[str, Any], allowed: Iterable[str], where: str) -> None:
@@ -169,14 +169,14 @@ def _check_budget_keys(data: dict[str, Any], allowed: Iterable[str], where: str)
             raise BadBudgets(f"{where}: unknown key {key[:80]!r}.{advice}", f"Allowed are {', '.join(allowed)}.")
 
 
-def _bad_value(error: ValidationError, where: str) -> BadBudgets:
+def _bad_budget_value(error: ValidationError, where: str) -> BadBudgets:
     first = error.errors()[0]
     place = ": ".join(str(part) for part in first["loc"])
     message = f"{where}: {place} is {repr(first['input'])[:80]}: {first['msg'].removeprefix('Value error, ')}."
     return BadBudgets(message, _HELP)
 
 
-def _sets_something(budget: GateBudget) -> bool:
+def _budget_sets_something(budget: GateBudget) -> bool:
     return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - {"confidence"})
 
 

@@ -31,7 +31,7 @@ def gate_judged(
     """"mean KLD 0.0464 (0.0446 to 0.0483) is above 0.04"."""
     side = ("within" if outcome == "passed" else "above") if budget.startswith("max_") else (
         "at least" if outcome == "passed" else "below")  # fmt: skip
-    what = f"{_budget_name(budget, task)} {_with_interval(budget, found)}"
+    what = f"{_budget_name(budget, task)} {_budget_value_with_interval(budget, found)}"
     baseline = f", against the baseline {against}, which is quantized itself" if against else ""
     if outcome == "too few questions":
         way = "within" if budget.startswith("max_") else "at least"
@@ -88,18 +88,18 @@ def gate_no_twin(manifest: Manifest, reason: str) -> str:
 
 def gate_tokens_needed(needed: int | None, n: int) -> str:
     """The length of a text that would decide."""
-    return _would_do(needed, "tokens of text", n, "the suite's divergence.text may be longer")
+    return _samples_that_would_decide(needed, "tokens of text", n, "the suite's divergence.text may be longer")
 
 
 def gate_questions_needed(needed: int | None, n: int, suite: str) -> str:
     """The number of questions of the task that would decide."""
     short = suite.partition("+")[0] in ("smoke", "quick")
-    return _would_do(needed, "questions", n, "SUITE=standard asks more" if short else "")
+    return _samples_that_would_decide(needed, "questions", n, "SUITE=standard asks more" if short else "")
 
 
 def gate_answers_needed(needed: int | None, n: int) -> str:
     """The number of answers to schemas that would decide."""
-    return _would_do(needed, "answers", n)
+    return _samples_that_would_decide(needed, "answers", n)
 
 
 def gate_model_setting(manifest: Manifest) -> str:
@@ -107,7 +107,7 @@ def gate_model_setting(manifest: Manifest) -> str:
     return manifest.source.repo_id or "…"
 
 
-def _would_do(needed: int | None, what: str, n: int, how: str = "") -> str:
+def _samples_that_would_decide(needed: int | None, what: str, n: int, how: str = "") -> str:
     if needed is None:
         return f"the value lies on the limit, and more {what} cannot decide"
     return f"about {format_forecast_count(needed)} {what} would decide; there were {format_count(n)}" + (
@@ -123,7 +123,7 @@ def _budget_name(budget: str, task: str) -> str:
     return f"{NAMES[budget]} on {task}" if task else NAMES[budget]
 
 
-def _with_interval(budget: str, found: Interval | float) -> str:
+def _budget_value_with_interval(budget: str, found: Interval | float) -> str:
     return (
         str(metric_budget_interval(budget, found))
         if isinstance(found, Interval)

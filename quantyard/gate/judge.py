@@ -116,7 +116,7 @@ def _judge_budgets_of_file(file: _File) -> Iterator[BudgetResult]:
 # ---- one budget --------------------------------------------------------------------------------------
 
 
-def _ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     divergence = file.found.divergence if file.found else None
     ratio = divergence.ln_perplexity_ratio if divergence else None
     if divergence is None or ratio is None:
@@ -203,7 +203,7 @@ def _judge_speed(file: _File, name: str, limit: float) -> Iterator[BudgetResult]
     yield _judge_point(file, name, limit, getattr(speed, name.removeprefix("min_")))
 
 
-def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     """A model that has no twin is not judged: it cannot be proved, and its card says so."""
     twin = file.manifest.twins.get("twin")
     if twin is None or twin.status == "unproved":
@@ -218,14 +218,14 @@ def _same_tokens(file: _File, name: str, limit: float) -> Iterator[BudgetResult]
 _Judge = Callable[..., Iterator[BudgetResult]]
 # To add a budget: a row, its name in `metrics/budget_figures.py`, and its field in `budgets.GateBudget`.
 _JUDGES: Final[Mapping[str, _Judge]] = {
-    "max_ppl_change": _ppl_change,
+    "max_ppl_change": _judge_ppl_change,
     "max_mean_kld": _judge_mean_kld,
     "max_accuracy_loss": _judge_accuracy,
     "min_generated_tokens_per_s": _judge_speed,
     "min_prompt_tokens_per_s": _judge_speed,
     "max_size": _judge_file_size,
     "min_schema_conformance": _judge_schema_rate,
-    "min_same_tokens": _same_tokens,
+    "min_same_tokens": _judge_same_tokens,
 }
 _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss"})
 

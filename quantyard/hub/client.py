@@ -99,13 +99,13 @@ def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = Non
 
     api = hub_api(access)
     try:
-        info = with_hub_retries(lambda: _model_info(api, repo_id, revision))
-        _refuse_other_name(info, repo_id, revision)
+        info = with_hub_retries(lambda: _hub_model_info(api, repo_id, revision))
+        _refuse_renamed_hub_repo(info, repo_id, revision)
         if info.disabled:
             raise hub_errors.hub_disabled_error(api, repo_id)
         repo = _hub_repo(info, repo_id, revision, api.endpoint)
         if repo.gated:
-            with_hub_retries(lambda: _try_reading(api, repo))
+            with_hub_retries(lambda: _try_reading_hub_repo(api, repo))
     except QuantyardError:
         raise
     except Exception as error:  # huggingface_hub raises many kinds; all of them concern the Hub
@@ -115,7 +115,7 @@ def resolve_hub_repo(access: HubAccess, repo_id: str, revision: str | None = Non
 
 def describe_hub_repo(api: HfApi, repo_id: str, revision: str | None) -> HubRepo:
     """The repo as the Hub describes it, also if it was renamed; without checking that its files may be read."""
-    return _hub_repo(with_hub_retries(lambda: _model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
+    return _hub_repo(with_hub_retries(lambda: _hub_model_info(api, repo_id, revision)), repo_id, revision, api.endpoint)
 
 
 def hub_api(access: HubAccess) -> HfApi:
@@ -129,7 +129,7 @@ def hub_api(access: HubAccess) -> HfApi:
     return HfApi(endpoint=endpoint, token=access.token or False, library_name="quantyard")
 
 
-def _model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+def _hub_model_info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
     return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S)
 
 
@@ -164,7 +164,7 @@ def hub_retry_wait_s(error: Exception, failed: int) -> float | None:
     return pause_s if pause_s <= LONGEST_WAIT_S else None
 
 
-def _refuse_other_name(info: ModelInfo, repo_id: str, revision: str | None) -> None:
+def _refuse_renamed_hub_repo(info: ModelInfo, repo_id: str, revision: str | None) -> None:
     """Refuse a renamed repo: huggingface_hub follows the redirect silently, and only the answer's id shows it."""
     if info.id == repo_id:
         return
@@ -228,7 +228,7 @@ def _hub_licence(info: ModelInfo) -> str | None:
     return ", ".join(names[:_LICENCES_READ]) if names else next(tagged, None)
 
 
-def _try_reading(api: HfApi, repo: HubRepo) -> None:
+def _try_reading_hub_repo(api: HfApi, repo: HubRepo) -> None:
     """Check access to a gated repo by its largest file: the Hub describes the repo itself to everyone."""
     largest = max(repo.files, key=lambda f: f.size_bytes)
     url = hub_file_url(api, repo.repo_id, repo.commit, largest.path)

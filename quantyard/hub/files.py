@@ -189,13 +189,13 @@ def select_hub_files(
         BadSource: weights or config.json are missing or incomplete, or there are several GGUF models.
     """
     names = {f.path: f for f in files}
-    ggufs = [n for n in names if n.lower().endswith(".gguf") and _may_be_weights(n)]
+    ggufs = [n for n in names if n.lower().endswith(".gguf") and _may_be_hub_weights(n)]
     if gguf_file:
         return _hub_gguf_selection(title, names, ggufs, gguf_file)
-    weights = [n for n in names if "/" not in n and n.endswith(".safetensors") and _may_be_weights(n)]
+    weights = [n for n in names if "/" not in n and n.endswith(".safetensors") and _may_be_hub_weights(n)]
     if weights:
         return _hub_checkpoint_selection(title, names, weights, SAFETENSORS, read)
-    pickles = [n for n in names if "/" not in n and n.endswith(PICKLE_ENDINGS) and _may_be_weights(n)]
+    pickles = [n for n in names if "/" not in n and n.endswith(PICKLE_ENDINGS) and _may_be_hub_weights(n)]
     if pickles and not ggufs and "config.json" in names and _are_hub_weights_readable(names, pickles, PICKLE):
         if not allow_pickle:
             shown = shown_names(pickles)
@@ -212,7 +212,7 @@ def _are_hub_weights_readable(names: Iterable[str], weights: list[str], form: We
     return bool(weight_index_name(names, form)) or any(name.startswith(form.prefix) for name in weights)
 
 
-def _may_be_weights(path: str) -> bool:
+def _may_be_hub_weights(path: str) -> bool:
     return not any(fnmatchcase(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in NOT_WEIGHTS)
 
 
@@ -231,7 +231,7 @@ def _hub_checkpoint_selection(
     return Selection("huggingface", _hub_entries_wanted(names, wanted), None, chosen.note if chosen.left_out else "")
 
 
-def _refuse_missing_parts(title: str, shards: list[str]) -> None:
+def _refuse_missing_hub_parts(title: str, shards: list[str]) -> None:
     parts = [(int(m[1]), int(m[2])) for n in shards if (m := _SHARD.search(n))]
     missing = sorted(set(range(1, max(total for _, total in parts) + 1)) - {i for i, _ in parts}) if parts else []
     if missing:
@@ -243,14 +243,14 @@ def _hub_gguf_selection(title: str, names: dict[str, FileEntry], ggufs: list[str
     models: dict[str, list[str]] = {}
     for name in sorted(ggufs):
         models.setdefault(_SHARD.sub("", name), []).append(name)
-    model, why = _asked_gguf(title, models, asked) if asked else _best_gguf(title, models)
+    model, why = _asked_hub_gguf(title, models, asked) if asked else _best_hub_gguf(title, models)
     shards = models[model]
-    _refuse_missing_parts(title, shards)
+    _refuse_missing_hub_parts(title, shards)
     files = _hub_entries_wanted(names, {*shards, *_hub_files_matching(names, LEGAL_FILES)})
     return Selection("gguf", files, shards[0], f"{shards[0]}: {why}")
 
 
-def _asked_gguf(title: str, models: dict[str, list[str]], asked: str) -> tuple[str, str]:
+def _asked_hub_gguf(title: str, models: dict[str, list[str]], asked: str) -> tuple[str, str]:
     """The model with this file name: of the whole model or of any shard, with or without its folder."""
     for model, shards in models.items():
         if asked in (model, *shards, *(n.rsplit("/", 1)[-1] for n in (model, *shards))):
@@ -260,19 +260,19 @@ def _asked_gguf(title: str, models: dict[str, list[str]], asked: str) -> tuple[s
     raise BadSource(message, f"It holds: {shown_names(models) or 'none'}. Name one: GGUF_FILE=<name>")
 
 
-def _best_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
+def _best_hub_gguf(title: str, models: dict[str, list[str]]) -> tuple[str, str]:
     for words in UNQUANTIZED:
         found = [m for m in models if set(re.split(r"[^A-Z0-9]", m.rsplit("/", 1)[-1].upper())) & set(words)]
         if len(found) == 1:
             return found[0], f"{words[0]}, the best unquantized one"
         if found:
-            _refuse_several(title, found)
+            _refuse_several_hub_ggufs(title, found)
     if len(models) == 1:
         return next(iter(models)), "the only one"
-    _refuse_several(title, list(models))
+    _refuse_several_hub_ggufs(title, list(models))
 
 
-def _refuse_several(title: str, models: list[str]) -> NoReturn:
+def _refuse_several_hub_ggufs(title: str, models: list[str]) -> NoReturn:
     message = f"{title} holds {len(models)} GGUF models and none that stands out: {shown_names(sorted(models))}."
     raise BadSource(message, f"Choose one: GGUF_FILE={shlex.quote(min(models))}")
 

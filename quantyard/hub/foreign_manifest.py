@@ -37,7 +37,7 @@ def parse_hub_manifest(data: bytes, name: str) -> Manifest:
 
 
 def _foreign_manifest_faults(manifest: Manifest) -> Iterator[str]:
-    yield from _of_source(manifest)
+    yield from _foreign_manifest_source_faults(manifest)
     if len(manifest.quants) > MAX_QUANTS:
         yield f"it names {len(manifest.quants):,} files; at most {MAX_QUANTS} are allowed"
     for quant, record in manifest.quants.items():
@@ -45,13 +45,13 @@ def _foreign_manifest_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{shown_name(quant)} is not the name of a quant"
         if len(record.parts) > MAX_PARTS:
             yield f"{quant} has {len(record.parts):,} parts; at most {MAX_PARTS:,} are allowed"
-    yield from _of_names(manifest)
+    yield from _foreign_manifest_name_faults(manifest)
     for entry in manifest.app_files:
         if entry.path not in (MODELFILE, MODEL_YAML):
             yield f"{shown_name(entry.path)} is neither {MODELFILE} nor {MODEL_YAML}"
 
 
-def _of_source(manifest: Manifest) -> Iterator[str]:
+def _foreign_manifest_source_faults(manifest: Manifest) -> Iterator[str]:
     """Check the source: an id and a commit of the Hub, never a path of this machine."""
     source = manifest.source
     if not source.repo_id:
@@ -64,7 +64,7 @@ def _of_source(manifest: Manifest) -> Iterator[str]:
         yield f"source.commit {shown_name(source.commit)} is not a commit of the Hub: 40 hex digits"
 
 
-def _of_names(manifest: Manifest) -> Iterator[str]:
+def _foreign_manifest_name_faults(manifest: Manifest) -> Iterator[str]:
     """Check that each name is a GGUF in the folder itself and is unique, also on file systems that ignore case."""
     owners: dict[str, str] = {}
     for name, owner in _foreign_manifest_names(manifest):

@@ -41,7 +41,7 @@ PIPELINE_TAGS: Final = frozenset({
 
 def hub_card_of_readme(text: str) -> tuple[str | None, SourceCard]:
     """The licence and the card in a README's YAML front matter; None and an empty card if it is unusable."""
-    data = _front_matter(text)
+    data = _hub_card_front_matter(text)
     asks = any(key.startswith("extra_gated_") for key in data)  # how, only the Hub knows
     card = _hub_card({**data, "gated": "auto" if asks else "", "private": False})
     return _hub_card_licence(data.get("license")), card
@@ -62,7 +62,7 @@ def hub_base_model(value: Any) -> str:
 
 def hub_base_model_of_readme(text: str) -> str:
     """The same from a README."""
-    return hub_base_model(_front_matter(text).get("base_model"))
+    return hub_base_model(_hub_card_front_matter(text).get("base_model"))
 
 
 def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> tuple[str | None, SourceCard]:
@@ -112,7 +112,7 @@ def _hub_card_licence(value: Any) -> str | None:
 # ---- the front matter --------------------------------------------------------------------------------
 
 
-def _front_matter(text: str) -> dict[str, Any]:
+def _hub_card_front_matter(text: str) -> dict[str, Any]:
     """The mapping between the first two lines of ---; empty if it is missing or invalid."""
     if not text:
         return {}

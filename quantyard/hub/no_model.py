@@ -58,7 +58,7 @@ def _model_inside_folder(title: str, folder: str, command: str, setting: str) ->
     return f"Download the one you want, and name its folder: {get}"
 
 
-def _make_lora(title: str, _found: list[str]) -> str:
+def _make_adapter(title: str, _found: list[str]) -> str:
     return f"An adapter is converted by: make lora ADAPTER={shlex.quote(title)}"
 
 
@@ -66,7 +66,7 @@ def _make_lora(title: str, _found: list[str]) -> str:
 _KINDS: Final = (
     _Kind(
         (r"adapter_config\.json",),
-        lambda _title, _found: f"is a LoRA adapter in PEFT format ({_ADAPTER}), not a whole model", _make_lora,
+        lambda _title, _found: f"is a LoRA adapter in PEFT format ({_ADAPTER}), not a whole model", _make_adapter,
     ),
     _Kind(
         (r"checkpoint-\d+/adapter_config\.json",),

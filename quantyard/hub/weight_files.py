@@ -87,9 +87,9 @@ def choose_weight_files(
     """
     index = weight_index_name(names, form)
     if not index or read is None:
-        chosen = _by_names(title, weights, form)
+        chosen = _weights_by_names(title, weights, form)
         return WeightFiles(chosen.files, index if chosen.n_shards else "", _weights_not_chosen(weights, chosen.files))
-    named = _named_by(title, index, form, read)
+    named = _weights_named_by_index(title, index, form, read)
     if missing := sorted(named - set(names)):
         raise _incomplete_weight_index(title, index, named, missing, [name for name in weights if name not in named])
     return WeightFiles(tuple(sorted(named)), index, _weights_not_chosen(weights, named))
@@ -101,7 +101,7 @@ def weight_index_name(names: Iterable[str], form: WeightFormat) -> str:
     return form.index if form.index in indexes else indexes[0] if len(indexes) == 1 else ""
 
 
-def _named_by(title: str, index: str, form: WeightFormat, read: ReadFile) -> set[str]:
+def _weights_named_by_index(title: str, index: str, form: WeightFormat, read: ReadFile) -> set[str]:
     text = read(index)
     if spoiled := spoiled_text(text[:HEAD_BYTES], index):
         raise BadSource(f"{index} of {title} is {spoiled.what}.", spoiled.hint)
@@ -132,7 +132,7 @@ def _incomplete_weight_index(
     return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
 
 
-def _by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
+def _weights_by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
     """The only copy of the model, or the one with the plain name."""
     readable = _weight_file_sets([name for name in weights if name.startswith(form.prefix)])
     plain = [each for each in readable if each.stem in (form.prefix, form.prefix + form.ending)]
@@ -144,11 +144,11 @@ def _by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
         raise BadSource(
             f"{title} holds {len(best)} forms of its weights, and none is plainly the model: {forms}.", hint
         )
-    _refuse_missing(title, best[0])
+    _refuse_missing_weights(title, best[0])
     return best[0]
 
 
-def _refuse_missing(title: str, shards: _Set) -> None:
+def _refuse_missing_weights(title: str, shards: _Set) -> None:
     if missing := shards.missing:
         message = f"{title} lacks {len(missing)} of {shards.n_shards} shards, the first of them number {missing[0]}."
         raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")

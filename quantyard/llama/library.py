@@ -173,7 +173,7 @@ class LlamaLibrary:
         for function, (result, arguments) in _FUNCTIONS.items():
             getattr(self._c, function).restype = result
             getattr(self._c, function).argtypes = arguments
-        _load_back_ends(self._c, Path(name).parent)
+        _load_llama_back_ends(self._c, Path(name).parent)
         self._c.llama_backend_init()
 
     def __getattr__(self, name: str) -> Any:
@@ -264,7 +264,7 @@ def llama_library_path(llama_bin: Path | None) -> str:
     return str(found[0]) if found else "libllama.so"
 
 
-def _load_back_ends(library: Any, folder: Path) -> None:
+def _load_llama_back_ends(library: Any, folder: Path) -> None:
     """Builds for many CPUs keep the code of each in a library of its own."""
     if not hasattr(library, "ggml_backend_load_all"):
         return

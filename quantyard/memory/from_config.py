@@ -42,7 +42,9 @@ def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = 
     if attention is None or uneven:
         return None
     window = model_config_number(text, "sliding_window", "attention_chunk_size") or 0
-    layers = tuple(layer for kind in _layer_kinds(text) if (layer := _cache_layer_of_kind(kind, attention, window)))
+    layers = tuple(
+        layer for kind in _cache_layer_kinds(text) if (layer := _cache_layer_of_kind(kind, attention, window))
+    )
     return kv_bytes(ModelLayers(layers, window), ContextUse(context_tokens), cache_type)
 
 
@@ -78,7 +80,7 @@ def _attention_cache_layer(text: Config) -> Layer | None:
     return Layer(n_kv_heads(text) * head_dim, n_kv_heads(text) * head_dim)
 
 
-def _layer_kinds(text: Config) -> list[str]:
+def _cache_layer_kinds(text: Config) -> list[str]:
     """The kind of attention of each layer with a cache of its own (in some models the last layers share one)."""
     kinds = text.get("layer_types")
     if isinstance(kinds, list | tuple) and kinds:

@@ -49,13 +49,13 @@ def pareto_beaten_by(entries: Iterable[ParetoEntry]) -> dict[str, tuple[str, ...
     """Label → the files that beat it; empty for a file of the front. Speed counts if it was measured for all files."""
     found = tuple(entries)
     if any(e.tokens_per_s is None for e in found):
-        found = _without_speed(found)
+        found = _pareto_without_speed(found)
     return {e.label: tuple(o.label for o in found if pareto_beats(o, e)) for e in found}
 
 
 def pareto_fast_alone(entries: Sequence[ParetoEntry]) -> tuple[str, ...]:
     """The files that are on the front only for their speed: another file is at most as large and at least as good."""
-    whole, slow = pareto_beaten_by(entries), pareto_beaten_by(_without_speed(entries))
+    whole, slow = pareto_beaten_by(entries), pareto_beaten_by(_pareto_without_speed(entries))
     return tuple(label for label, others in slow.items() if others and not whole[label])
 
 
@@ -64,7 +64,7 @@ def _pareto_costs(entry: ParetoEntry) -> tuple[float, float, float]:
     return entry.size_bytes, entry.loss, -(entry.tokens_per_s or 0.0)
 
 
-def _without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, ...]:
+def _pareto_without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, ...]:
     return tuple(replace(e, tokens_per_s=None) for e in entries)
 
 

@@ -223,7 +223,7 @@ class _Guard(httpx2.BaseTransport):
             said = headers["Location"]
             if fault := http_address_fault(said, request.url, is_redirect=response.is_redirect):
                 raise BadAnswer(host, f"leads to {fault}: {shown_name(said)}")
-        _plain_waits(headers)
+        _plain_retry_after(headers)
         if not headers.get("Set-Cookie", "").isascii():
             headers.pop("Set-Cookie")  # the client could not send it back
         self._border.clean(request, response.status_code, headers)
@@ -233,7 +233,7 @@ class _Guard(httpx2.BaseTransport):
         return headers
 
 
-def _plain_waits(headers: httpx2.Headers) -> None:
+def _plain_retry_after(headers: httpx2.Headers) -> None:
     """Give a header that says how long to wait in seconds, or drop it."""
     asked_s = retry_after_s(headers)
     headers.pop("Retry-After", None)

@@ -264,12 +264,12 @@ def checked_hub_answer(method: str, path: str, content: bytes) -> bytes:
             return content
         return form.type.dump_json(form.type.validate_python(value), exclude_none=True)
     except ValidationError as error:
-        raise WrongForm(_first_fault(error)) from None
+        raise WrongForm(_first_hub_answer_fault(error)) from None
     except JsonProblem as error:
         raise WrongForm(f"{error}"[:_LONGEST_WORDS]) from None
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_hub_answer_fault(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])

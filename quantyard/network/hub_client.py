@@ -123,11 +123,11 @@ class HubBorder(HttpBorder):
         if (secret := http_request_secret(request)) and secret.encode() in found:
             raise BadAnswer(http_request_host(request), "sends the token back in an answer")
         if path.endswith("/info/lfs/objects/batch"):
-            _check_uploads(request, found)
+            _check_hub_uploads(request, found)
         return found
 
 
-def _check_uploads(request: httpx2.Request, content: bytes) -> None:
+def _check_hub_uploads(request: httpx2.Request, content: bytes) -> None:
     """An upload uses TLS if the request did, and the token is sent to the Hub only."""
     for each in HubBatch.model_validate_json(content).objects:
         actions = [each.actions.upload, each.actions.verify] if each.actions else []

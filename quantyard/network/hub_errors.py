@@ -71,7 +71,7 @@ def _hub_repo_gated(asked: AskedHub) -> Words:
     return f"{_hub_subject(asked)} is gated: its owner wants the terms accepted first.", hint
 
 
-def _repo_not_found(asked: AskedHub) -> Words:
+def _hub_repo_not_found(asked: AskedHub) -> Words:
     if asked.has_token:
         fact = f"The Hub finds no {_hub_name(asked)} for the token in HF_TOKEN: it is missing, or private to others."
         return fact, f"Check the name at {asked.page}, and the token's read access to it."
@@ -79,12 +79,12 @@ def _repo_not_found(asked: AskedHub) -> Words:
     return fact, f"Check the name at {asked.page}; if it is private, set HF_TOKEN."
 
 
-def _bad_token(asked: AskedHub) -> Words:
+def _hub_token_bad(asked: AskedHub) -> Words:
     hint = f"Make a new one at {asked.endpoint}/settings/tokens, or unset HF_TOKEN to read public repos."
     return "The Hub does not accept the token in HF_TOKEN (answer 401).", hint
 
 
-def _rate_limited(asked: AskedHub) -> Words:
+def _hub_rate_limited(asked: AskedHub) -> Words:
     more = "" if asked.has_token else " With HF_TOKEN set, the limit is higher."
     fact = f"{asked.endpoint} limits our requests (answer 429, also after waiting)."
     return fact, f"Wait some minutes. {asked.again}{more}"
@@ -100,10 +100,10 @@ _ANSWERS: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
     "file-not-found": lambda asked: (
         f"{_hub_subject(asked)} lacks a file that it lists.", f"See {asked.page}/tree/main"
     ),
-    "bad-token": _bad_token,
-    "repo-not-found": _repo_not_found,
+    "bad-token": _hub_token_bad,
+    "repo-not-found": _hub_repo_not_found,
     "forbidden": lambda asked: (f"The Hub forbids reading {asked.what} (answer 403).", _hub_access_hint(asked)),
-    "rate-limited": _rate_limited,
+    "rate-limited": _hub_rate_limited,
 }  # fmt: skip
 # Problems on the way to the Hub, and answers that do not come from a Hub.
 _ON_THE_WAY: Final[Mapping[str, Callable[[AskedHub], Words]]] = {
@@ -135,7 +135,7 @@ def hub_problem_of_kind(kind: str, asked: AskedHub) -> HubProblem:
 def hub_problem_of_error(error: BaseException, asked: AskedHub) -> HubProblem:
     """The problem behind an error of a request for `asked`."""
     refused = next((cause for cause in stage_error_causes(error) if isinstance(cause, HfHubHTTPError)), None)
-    return _hub_request_refused(refused, asked) if refused else _on_the_way(error, asked)
+    return _hub_request_refused(refused, asked) if refused else _hub_problem_on_the_way(error, asked)
 
 
 def hub_bad_answer_problem(error: BadAnswer) -> HubProblem:
@@ -170,7 +170,7 @@ def _hub_request_refused(error: HfHubHTTPError, asked: AskedHub) -> HubProblem:
     return HubProblem("hub-error", message, f"{asked.again} HF_ENDPOINT chooses another Hub.")
 
 
-def _on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
+def _hub_problem_on_the_way(error: BaseException, asked: AskedHub) -> HubProblem:
     chain = list(stage_error_causes(error))
     if bad := next((cause for cause in chain if isinstance(cause, BadAnswer)), None):
         return hub_bad_answer_problem(bad)

@@ -179,7 +179,7 @@ def _download_part(part: _Part, url: str, line: DownloadLine) -> None:
             wait_s = download_pause_s(error, failed)
             if wait_s is None:
                 raise
-            line.log(f"{part.entry.path}: {_first_line(error)}; going on in {wait_s:g} s")
+            line.log(f"{part.entry.path}: {_first_line_of_transfer_error(error)}; going on in {wait_s:g} s")
             if line.stop.wait(wait_s):
                 raise DownloadStopped from error
 
@@ -234,5 +234,5 @@ def is_certificate_error(error: BaseException) -> bool:
     return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line_of_transfer_error(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -54,7 +54,7 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
         BadRequest: a quant cannot be made without an importance matrix.
     """
     if not options.imatrix:
-        _refuse_without_imatrix(options.quants)
+        _refuse_quants_without_imatrix(options.quants)
     steps: list[Step] = []
     origin = _build_origin(source, options, steps)
     outtype, reason = source.outtype(options.outtype)
@@ -76,7 +76,7 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
     )
 
 
-def _refuse_without_imatrix(quants: Sequence[Quant]) -> None:
+def _refuse_quants_without_imatrix(quants: Sequence[Quant]) -> None:
     """Refuse before the download what llama-quantize would refuse after it."""
     if names := [quant.name for quant in quants if quant.needs_imatrix]:
         message = f"{', '.join(names)} cannot be made without an importance matrix, and none was asked for."

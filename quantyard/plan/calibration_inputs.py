@@ -95,21 +95,21 @@ def _read_calibration_text(path: Path) -> str:
     try:
         data = read_named_file(path, _MOST_BYTES)
     except OSError as error:
-        raise _bad_file(path, f"cannot be read: {error.strerror}") from error
+        raise _bad_calibration_file(path, f"cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise _bad_file(path, f"cannot be used: {error}") from error
+        raise _bad_calibration_file(path, f"cannot be used: {error}") from error
     if b"\0" in data:
-        raise _bad_file(path, f"is binary: byte {data.index(0):,} is 0")
+        raise _bad_calibration_file(path, f"is binary: byte {data.index(0):,} is 0")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise _bad_file(path, f"is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}") from error
+        raise _bad_calibration_file(path, f"is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}") from error
     if not text.strip():
-        raise _bad_file(path, "is empty")
+        raise _bad_calibration_file(path, "is empty")
     return text
 
 
-def _bad_file(path: Path, what: str) -> BadRequest:
+def _bad_calibration_file(path: Path, what: str) -> BadRequest:
     hint = "Give UTF-8 text, or leave CALIBRATION out to use Quantyard's text."
     return BadRequest(f"CALIBRATION={path} {what}.", hint)
 

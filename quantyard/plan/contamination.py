@@ -40,7 +40,7 @@ def plan_contamination(texts: Iterable[str], evaluation: Iterable[Path]) -> Text
     """The first eight words in a row that a text shares with a file of the evaluation; None: they share none."""
     known = {hash(gram) for text in texts for gram in _contamination_grams([text])}
     for path in evaluation:
-        for gram in _contamination_grams(_texts_of(path)):
+        for gram in _contamination_grams(_texts_of_data_file(path)):
             if hash(gram) in known:
                 return TextOverlap(" ".join(gram), path)
     return None
@@ -88,7 +88,7 @@ def _strings_of_json(value: JsonValue) -> Iterator[str]:
         yield from chain.from_iterable(map(_strings_of_json, value.values()))
 
 
-def _texts_of(path: Path) -> Iterator[str]:
+def _texts_of_data_file(path: Path) -> Iterator[str]:
     """The file's texts. Arrow stores strings uncompressed, one after the other, so they can be read as text."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         if path.suffix == ".jsonl":

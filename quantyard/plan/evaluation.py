@@ -118,7 +118,7 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     measuring = _measuring_steps(options, baseline, files)
     labels = tuple(files)
     request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
-    inputs = {_report_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
+    inputs = {_report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
@@ -139,17 +139,19 @@ def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: S
     report = plan.steps[at]
     assert isinstance(report.request, ReportRequest), "by its label"
     templates = [step for step in plan.steps if step.row.name in _MEASURING and step.quant == baseline]
-    added = [_measured_like(step, label, file) for step in templates for label, file in files.items()]
+    added = [_step_measured_like_baseline(step, label, file) for step in templates for label, file in files.items()]
     places = {label: place for place, label in enumerate((baseline, *order))}
     every = (*plan.measuring.labels, *files)
     labels = tuple(sorted(every, key=lambda label: places.get(label, len(places))))
-    inputs = dict(report.inputs) | {_report_input(step.row.name, step.quant): StepOutput(step.label) for step in added}
+    inputs = dict(report.inputs) | {
+        _report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in added
+    }
     report = replace(report, request=report.request.model_copy(update={"labels": labels}), inputs=inputs)
     steps = (*plan.steps[:at], *added, report, *plan.steps[at + 1 :])
     return replace(plan, steps=steps, measuring=replace(plan.measuring, labels=labels))
 
 
-def _measured_like(template: Step, label: str, file: ModelFile) -> Step:
+def _step_measured_like_baseline(template: Step, label: str, file: ModelFile) -> Step:
     """The baseline's step for another file, which some stages compare with the baseline."""
     request, inputs = template.request, {**template.inputs, "model": file.origin}
     changes: dict[str, str] = {"label": label, "model_file": file.path}
@@ -169,7 +171,7 @@ def _vector_suite(suite: Suite) -> Suite:
     })  # fmt: skip
 
 
-def _report_input(stage: str, label: str) -> str:
+def _report_step_input(stage: str, label: str) -> str:
     """The name of the report's input with the measurement of one stage and file; see eval/report.py."""
     return f"{stage}-{label}"
 
@@ -198,7 +200,7 @@ def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
 def _evaluation_baseline(plan: BuildPlan, options: MeasureOptions) -> tuple[str, ModelFile]:
     if options.baseline is not None:
         return options.baseline.name, next(t.file for t in plan.targets if t.quant == options.baseline)
-    name = plan_unquantized_type(plan) or _trained_quant(plan.source)
+    name = plan_unquantized_type(plan) or _trained_quant_of_source(plan.source)
     if name is None:
         what = plan.source.gguf_file or f"What {plan.source.title} is converted to ({plan.outtype})"
         message = f"{what} is quantized already, so the build has no unquantized file to compare with."
@@ -214,18 +216,18 @@ def plan_unquantized_type(plan: BuildPlan) -> str | None:
     if source.kind == "huggingface" and plan.outtype == "q8_0":
         return None
     if source.kind == "gguf":
-        return _gguf_type(source)
+        return _gguf_type_of_source(source)
     return TYPE_UNKNOWN if plan.outtype == "auto" else plan.outtype.upper()
 
 
-def _trained_quant(source: Source) -> str | None:
+def _trained_quant_of_source(source: Source) -> str | None:
     """The quant of a GGUF that was trained to be used in it: the file itself is what others are compared with."""
     if source.gguf is None or not is_trained_quantized(source.gguf_file or "", source.gguf):
         return None
     return gguf_quant_name(source.gguf)
 
 
-def _gguf_type(source: Source) -> str:
+def _gguf_type_of_source(source: Source) -> str:
     if source.gguf is None:
         return source.named_quant.name if source.named_quant else TYPE_UNKNOWN
     named = (q.name for q in QUANTS if q.name in UNQUANTIZED and q.ftype == source.gguf.file_type)
@@ -279,7 +281,7 @@ def _divergence_step(options: MeasureOptions, label: str, file: ModelFile, basel
     """Perplexity of one file, and its divergence from the baseline if it is another file."""
     settings = options.suite.divergence
     assert settings is not None
-    inputs, baseline_file = _beside_baseline(file, baseline)
+    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
     request = DivergenceRequest(
         label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
     )
@@ -291,14 +293,14 @@ def _similarity_step(options: MeasureOptions, label: str, file: ModelFile, basel
     """Embeddings or scores of one file, and how close they are to those of the baseline if it is another file."""
     settings = options.suite.similarity
     assert settings is not None
-    inputs, baseline_file = _beside_baseline(file, baseline)
+    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
     request = SimilarityRequest(
         label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
     )
     return Step(f"similarity {label}", STAGES["similarity"], request, inputs, 0, label)
 
 
-def _beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[dict[str, Origin], str | None]:
+def _step_inputs_beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[dict[str, Origin], str | None]:
     """The inputs of a stage that compares a file with the baseline, and the baseline's file: None beside itself."""
     if file == baseline:
         return {"model": file.origin}, None
@@ -323,7 +325,7 @@ def step_without_files(step: Step, lost: Collection[str]) -> Step | None:
     labels = tuple(label for label in step.request.labels if label not in lost)
     if step.request.baseline in lost or len(labels) == 1:
         return None
-    kept = {_report_input(stage, label) for stage in _MEASURING for label in labels}
+    kept = {_report_step_input(stage, label) for stage in _MEASURING for label in labels}
     inputs = {name: origin for name, origin in step.inputs.items() if name in kept}
     return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
 

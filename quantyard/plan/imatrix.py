@@ -67,7 +67,9 @@ def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterabl
     Quants that a matrix cannot change stay as they are.
     """
     chosen = {name for name in quants if _uses_imatrix(plan, name)}
-    changed = [_step_given_imatrix(step, calibration) if _quant_of(step) in chosen else step for step in plan.steps]
+    changed = [
+        _step_given_imatrix(step, calibration) if _quant_of_step(step) in chosen else step for step in plan.steps
+    ]
     at = next((number for number, step in enumerate(changed) if "imatrix" in step.inputs), None)
     if at is not None and calibration.is_made:
         changed.insert(at, calibrate_step(plan.base, calibration))
@@ -86,7 +88,7 @@ def calibrate_step(base: ModelFile, calibration: Calibration) -> Step:
     return Step(CALIBRATE, STAGES["calibrate"], request, inputs, 0)
 
 
-def _quant_of(step: Step) -> str:
+def _quant_of_step(step: Step) -> str:
     """The quant or recipe that a step makes; "" for other stages."""
     return step.quant if step.row.name == "quantize" else ""
 
@@ -118,7 +120,7 @@ def _step_given_imatrix(step: Step, calibration: Calibration) -> Step:
 
 def plan_imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
     """The quants that can be made with and without a matrix: not those that need one or do not use one."""
-    made = (_quant_of(step) for step in plan.steps)
+    made = (_quant_of_step(step) for step in plan.steps)
     return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
 
 
@@ -131,9 +133,9 @@ def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan |
     if not names:
         return None
     given = plan_with_imatrix(plan, calibration, names)
-    plain = {_quant_of(step): step for step in plan.steps if _quant_of(step) in names}
+    plain = {_quant_of_step(step): step for step in plan.steps if _quant_of_step(step) in names}
     before = [s for s in given.steps if s.row.name in ("datasets", "fetch", "twin", "convert", CALIBRATE)]
-    both = [s for s in given.steps if _quant_of(s) in names]
+    both = [s for s in given.steps if _quant_of_step(s) in names]
     both += [replace(step, label=plain_step_label("quantize", name)) for name, step in plain.items()]
     measured = [_imatrix_trial_step(plan, calibration, step) for step in both]
     return replace(plan, steps=(*before, *both, *measured), targets=(), measuring=None, contracts=())
@@ -156,7 +158,7 @@ def plain_step_label(stage: str, quant: str) -> str:
 
 def _imatrix_trial_step(plan: BuildPlan, calibration: Calibration, made: Step) -> Step:
     """The step that measures a file of the trial: the plan's own step if it has one, so that it is reused."""
-    quant, is_plain = _quant_of(made), "imatrix" not in made.inputs
+    quant, is_plain = _quant_of_step(made), "imatrix" not in made.inputs
     label = f"divergence {quant}"
     step = next((s for s in plan.steps if s.label == label and s.inputs.get("baseline") == plan.base.origin), None)
     if step is None:
@@ -194,7 +196,7 @@ def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Ma
             step that did not finish; that file is made without a matrix.
     """
     found = {}
-    for name in filter(None, map(_quant_of, plan.steps)):
+    for name in filter(None, map(_quant_of_step, plan.steps)):
         if _needs_imatrix(plan, name):
             found[name] = ImatrixDecision(name, True, "cannot be made without a matrix")
         elif _uses_imatrix(plan, name):

@@ -80,7 +80,7 @@ def _is_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) 
     if config is None or name in above:
         return False
     if not isinstance(config.get("group"), str):
-        return _reads_files(config)
+        return _does_local_task_read_files(config)
     return all(
         _is_local(member, configs, above | {name}) if isinstance(member, str) else _is_local_member(member, configs)
         for member in _local_task_list(config.get("task"))
@@ -92,10 +92,10 @@ def _is_local_member(member: Any, configs: Configs) -> bool:
     if not isinstance(member, dict) or isinstance(member.get("group"), str):
         return False
     known = configs.get(str(member.get("task")), {})
-    return _reads_files({**known, **member})
+    return _does_local_task_read_files({**known, **member})
 
 
-def _reads_files(config: Mapping[str, Any]) -> bool:
+def _does_local_task_read_files(config: Mapping[str, Any]) -> bool:
     if "class" in config or config.get("custom_dataset"):
         return False  # code: it may load anything
     path, options = config.get("dataset_path"), config.get("dataset_kwargs") or {}

@@ -45,10 +45,10 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     allowed = request.allow_pickle
     kind = WantedPart("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
     adapter = find_source_part(kind, request.adapter, access, hashes)
-    wanted = WantedPart("BASE", _BASE_CONFIG, _base_files)
+    wanted = WantedPart("BASE", _BASE_CONFIG, _lora_base_files)
     if request.base:
         return _lora_plan(adapter, find_source_part(wanted, request.base, access, hashes), request)
-    return _lora_plan(adapter, source_part_on_hub(wanted, _named_base(adapter, access), access), request)
+    return _lora_plan(adapter, source_part_on_hub(wanted, _lora_base_named(adapter, access), access), request)
 
 
 def _lora_plan(adapter: Source, base: Source, request: BuildRequest) -> BuildPlan:
@@ -89,7 +89,7 @@ def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
     return _adapter_files_matching(files, (ADAPTER_CONFIG, _PICKLE, *LEGAL_FILES))
 
 
-def _base_files(title: str, files: Files) -> Files:
+def _lora_base_files(title: str, files: Files) -> Files:
     if not any(f.path == _BASE_CONFIG for f in files):
         hint = "Name the model the adapter was trained on, in Hugging Face format: BASE=org/name or a folder."
         raise BadSource(f"{title} has no {_BASE_CONFIG}, so it is not a model in Hugging Face format.", hint)
@@ -101,9 +101,9 @@ def _adapter_files_matching(files: Files, patterns: tuple[str, ...]) -> Files:
     return tuple(f for f in files if "/" not in f.path and any(fnmatchcase(f.path, p) for p in patterns))
 
 
-def _named_base(adapter: Source, access: HubAccess) -> str:
+def _lora_base_named(adapter: Source, access: HubAccess) -> str:
     """The Hub model that the adapter's configuration names as its base. A local folder must be named with BASE."""
-    config = _local_config(adapter.local.folder) if adapter.local else _hub_config(adapter, access)
+    config = _local_adapter_config(adapter.local.folder) if adapter.local else _hub_adapter_config(adapter, access)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not (isinstance(name, str) and name):
         message = f"{ADAPTER_CONFIG} of {adapter.title} does not name a base model."
@@ -114,12 +114,12 @@ def _named_base(adapter: Source, access: HubAccess) -> str:
     return f"{name}@{revision}" if isinstance(revision, str) and revision else name
 
 
-def _local_config(folder: Path) -> Mapping[str, object]:
+def _local_adapter_config(folder: Path) -> Mapping[str, object]:
     path = folder / ADAPTER_CONFIG
     return _parsed_adapter_json(str(path), path.stat().st_size, lambda: read_named_file(path, CONFIG_LIMIT_BYTES))
 
 
-def _hub_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
+def _hub_adapter_config(adapter: Source, access: HubAccess) -> Mapping[str, object]:
     """The adapter's configuration at its commit, from the Hub."""
     entry = next(f for f in adapter.files if f.path == ADAPTER_CONFIG)
     return _parsed_adapter_json(

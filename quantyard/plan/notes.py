@@ -16,7 +16,7 @@ from quantyard.sources.projector import projector_note
 
 def plan_notes(plan: BuildPlan) -> tuple[str, ...]:
     """The notes, a sentence each."""
-    own = (*plan.source.notes, *_no_projector(plan), *_no_twin(plan), *_short_context(plan))
+    own = (*plan.source.notes, *_no_projector_note(plan), *_no_twin_note(plan), *_short_context_note(plan))
     return (*own, *_narrow_rows_notes(plan), *_imatrix_notes(plan))
 
 
@@ -32,13 +32,13 @@ def _narrow_rows_notes(plan: BuildPlan) -> Iterator[str]:
             yield from (one.line for one in alike)
 
 
-def _no_projector(plan: BuildPlan) -> Iterator[str]:
+def _no_projector_note(plan: BuildPlan) -> Iterator[str]:
     """For a model that reads pictures or sound, which its files will not."""
     if plan.projector and (note := projector_note(plan.projector)):
         yield note
 
 
-def _no_twin(plan: BuildPlan) -> Iterator[str]:
+def _no_twin_note(plan: BuildPlan) -> Iterator[str]:
     """For a GGUF, of which there is no original here."""
     if plan.source.kind == "gguf":
         yield "A GGUF has no twin: there is no original to compare its computation with."
@@ -54,18 +54,18 @@ def _imatrix_notes(plan: BuildPlan) -> Iterator[str]:
         yield f"Made with an importance matrix: {', '.join(dict.fromkeys(given))}{without}."
 
 
-def _short_context(plan: BuildPlan) -> Iterator[str]:
+def _short_context_note(plan: BuildPlan) -> Iterator[str]:
     """For a model that was trained for fewer tokens than a stage reads at once: the stage reads no more than that."""
     trained, seen = plan.source.trained_tokens, set[str]()
     for step in plan.steps if trained else ():
-        what, tokens = _tokens_at_once(step.request)
+        what, tokens = _stage_tokens_at_once(step.request)
         if trained and tokens > trained and what not in seen:
             seen.add(what)
             n, usual = format_count(trained), format_count(tokens)
             yield f"The model was trained for {n} tokens: {what} has {n} in place of {usual}."
 
 
-def _tokens_at_once(request: object) -> tuple[str, int]:
+def _stage_tokens_at_once(request: object) -> tuple[str, int]:
     """What a stage reads at once, and its length in tokens; ("", 0) for the others."""
     match request:
         case CalibrateRequest():

@@ -76,7 +76,7 @@ def find_suite(text: str) -> LoadedSuite:
         hint = f"Give a file that exists, or a built-in suite: {', '.join(BUILTIN)}."
         raise BadSuite(f"The file {text} does not exist.", hint)
     suite = _read_suite(path, path.parent)
-    return LoadedSuite(suite, _local_files(suite, path.parent), path)
+    return LoadedSuite(suite, _local_suite_files(suite, path.parent), path)
 
 
 def adjusted_suite(
@@ -98,7 +98,7 @@ def adjusted_suite(
     given = {key: value for key, value in changes.items() if value is not None}
     data = suite.model_dump() | {"tasks": [entry.model_dump() | given for entry in chosen]}
     if tasks is not None:
-        data["needs_network"] = _needs_network(suite, loaded.origin.parent, tasks)
+        data["needs_network"] = _does_suite_need_network(suite, loaded.origin.parent, tasks)
     marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
     marks += [] if seed is None else [f"seed-{seed}"]
     data["name"] = "+".join([suite.name, *marks])
@@ -109,7 +109,7 @@ def adjusted_suite(
     return changed
 
 
-def _needs_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
+def _does_suite_need_network(suite: Suite, folder: Path, tasks: Iterable[str]) -> bool:
     """Whether one of these tasks reads a data set that is not in the suite's own folder."""
     return suite.include_path is None or not are_planned_tasks_local(folder / suite.include_path, tasks)
 
@@ -138,9 +138,11 @@ def _read_suite(path: Path, folder: Path) -> Suite:
     if not (suite.tasks or suite.divergence or suite.speed):
         raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", HELP)
     if suite.include_path is not None:
-        _check_inside(folder, suite.include_path, f"{path.name}: include_path")
+        _check_inside_suite_folder(folder, suite.include_path, f"{path.name}: include_path")
     names = [entry.task for entry in suite.tasks]
-    needs_network = data.get("needs_network") is True or (bool(names) and _needs_network(suite, folder, names))
+    needs_network = data.get("needs_network") is True or (
+        bool(names) and _does_suite_need_network(suite, folder, names)
+    )
     return suite.model_copy(update={"needs_network": needs_network})
 
 
@@ -208,7 +210,7 @@ def _refuse_repeated_tasks(tasks: Iterable[TaskEntry], where: str) -> None:
 # ---- The files of a user's suite -------------------------------------------------------------------------------
 
 
-def _check_inside(folder: Path, relative: str, where: str) -> Path:
+def _check_inside_suite_folder(folder: Path, relative: str, where: str) -> Path:
     path = folder / relative
     if not path.exists():
         raise BadSuite(f"{where}: {relative} is not in {folder}.", "Paths are relative to the suite's file.")
@@ -219,11 +221,11 @@ def _check_inside(folder: Path, relative: str, where: str) -> Path:
     return path
 
 
-def _local_files(suite: Suite, folder: Path) -> Artifact | None:
+def _local_suite_files(suite: Suite, folder: Path) -> Artifact | None:
     """The files below include_path, and the text; other files of the folder are left out."""
-    paths = _task_files(folder, suite.include_path) if suite.include_path else []
+    paths = _suite_task_files(folder, suite.include_path) if suite.include_path else []
     if suite.divergence and suite.divergence.text:
-        paths.append(_text_file(folder, suite.divergence.text))
+        paths.append(_suite_text_file(folder, suite.divergence.text))
     if not paths:
         return None
     files = tuple(
@@ -233,24 +235,26 @@ def _local_files(suite: Suite, folder: Path) -> Artifact | None:
     return Artifact(files_digest(files), files, folder.absolute(), whole_folder=False)
 
 
-def _task_files(folder: Path, include_path: str) -> list[Path]:
+def _suite_task_files(folder: Path, include_path: str) -> list[Path]:
     top = folder / include_path
     if not top.is_dir():
         raise BadSuite(f"include_path {include_path} is a file.", "Name the folder with the tasks' YAML files.")
-    paths = [p for p in top.rglob("*") if p.is_file() and not _is_clutter(p.relative_to(top))]
+    paths = [p for p in top.rglob("*") if p.is_file() and not _is_suite_clutter(p.relative_to(top))]
     if not any(path.suffix == ".yaml" for path in paths):
         raise BadSuite(f"include_path {include_path} does not have a task: no .yaml file.", HELP)
     for path in paths:
-        _check_inside(folder, path.relative_to(folder).as_posix(), "include_path")  # it may be a link out of the folder
+        _check_inside_suite_folder(
+            folder, path.relative_to(folder).as_posix(), "include_path"
+        )  # it may be a link out of the folder
     return paths
 
 
-def _is_clutter(path: Path) -> bool:
+def _is_suite_clutter(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
-def _text_file(folder: Path, name: str) -> Path:
-    path = _check_inside(folder, name, "divergence.text")
+def _suite_text_file(folder: Path, name: str) -> Path:
+    path = _check_inside_suite_folder(folder, name, "divergence.text")
     if not path.is_file():
         raise BadSuite(f"divergence.text: {name} is not a file.", "Name one plain text file.")
     try:

@@ -8,11 +8,11 @@ from quantyard.protocol.base import FileEntry, Frozen, RelativePath, StageReques
 from quantyard.protocol.text_findings import MismatchKind
 
 
-def _is_none(value: object) -> bool:
+def _is_field_none(value: object) -> bool:
     return value is None
 
 
-def _is_empty(value: object) -> bool:
+def _is_field_empty(value: object) -> bool:
     return not value
 
 
@@ -109,11 +109,11 @@ class QuantizeRequest(StageRequest):
     quant: str
     ftype: int  # llama_ftype, include/llama.h
     source_file: RelativePath = "model.gguf"
-    imatrix_file: Annotated[RelativePath | None, Field(exclude_if=_is_none)] = None
-    recipe: Annotated[str, Field(exclude_if=_is_empty)] = ""  # its name; what it says is in the next three
-    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_empty)] = {}  # see `tensor_patterns.py`
-    output_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
-    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    imatrix_file: Annotated[RelativePath | None, Field(exclude_if=_is_field_none)] = None
+    recipe: Annotated[str, Field(exclude_if=_is_field_empty)] = ""  # its name; what it says is in the next three
+    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_field_empty)] = {}  # see `tensor_patterns.py`
+    output_type: Annotated[str | None, Field(exclude_if=_is_field_none)] = None
+    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_field_none)] = None
     allow_requantize: bool = False
     threads: Annotated[int, Field(ge=0)] = 0  # 0: all cores
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads", "recipe"})
@@ -143,11 +143,11 @@ class VerifyRequest(StageRequest):
     model_file: RelativePath = "model.gguf"
     source_file: RelativePath = "model.gguf"
     has_reference: bool = True
-    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_empty)] = {}  # of the recipe it was made by
-    output_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
-    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    tensor_types: Annotated[dict[str, str], Field(exclude_if=_is_field_empty)] = {}  # of the recipe it was made by
+    output_type: Annotated[str | None, Field(exclude_if=_is_field_none)] = None
+    token_embedding_type: Annotated[str | None, Field(exclude_if=_is_field_none)] = None
     # The kinds of texts that may differ from the model's own tokenizer and template; see text_findings.py.
-    allow_mismatch: Annotated[tuple[MismatchKind, ...], Field(exclude_if=_is_empty)] = ()
+    allow_mismatch: Annotated[tuple[MismatchKind, ...], Field(exclude_if=_is_field_empty)] = ()
     threads: Annotated[int, Field(ge=0)] = 0
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
 

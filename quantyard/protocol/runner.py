@@ -128,13 +128,13 @@ def open_file_sha256(descriptor: int) -> str:
 
 def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -> NoReturn:
     """Run one stage as this process, and exit with its code."""
-    args = _parse_argv()
-    secrets = _read_secrets() if args.secrets_on_stdin else {}
+    args = _parse_stage_argv()
+    secrets = _read_stage_secrets() if args.secrets_on_stdin else {}
     # Libraries read proxies from the environment. A variable set here, unlike one set at the start of the process, does
     # not show in /proc/<pid>/environ or in the description of the container.
     os.environ.update((name, url) for name, url in secrets.items() if name.upper().endswith("_PROXY"))
     if args.die_with_stdin:
-        threading.Thread(target=_die_with_stdin, daemon=True).start()
+        threading.Thread(target=_end_stage_with_stdin, daemon=True).start()
     name = str(request_type.model_fields["stage"].default)
     stage = Stage(name, args.in_dir, args.out_dir, dict(os.environ), secrets)
     started = time.monotonic()
@@ -149,10 +149,10 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
     except BaseException as error:
         result = _failed_stage_result(stage, error, time.monotonic() - started)
     shutil.rmtree(stage.out_dir / "scratch", ignore_errors=True)
-    sys.exit(_write_result(stage, result))
+    sys.exit(_write_stage_result(stage, result))
 
 
-def _parse_argv() -> argparse.Namespace:
+def _parse_stage_argv() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="One stage of Quantyard; the orchestrator starts it.")
     parser.add_argument("--in", dest="in_dir", type=Path, default=Path("/in"))
     parser.add_argument("--out", dest="out_dir", type=Path, default=Path("/out"))
@@ -161,15 +161,15 @@ def _parse_argv() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _read_secrets() -> dict[str, str]:
-    """Read exactly the first line of stdin; `_die_with_stdin` reads the rest."""
+def _read_stage_secrets() -> dict[str, str]:
+    """Read exactly the first line of stdin; `_end_stage_with_stdin` reads the rest."""
     line = b""
     while not line.endswith(b"\n") and (byte := os.read(0, 1)):
         line += byte
     return {str(name): str(value) for name, value in json.loads(line or b"{}").items()}
 
 
-def _die_with_stdin() -> None:
+def _end_stage_with_stdin() -> None:
     """Kill this process and its tools when stdin closes, which happens however the orchestrator ends."""
     while os.read(0, 1024):
         pass
@@ -189,7 +189,7 @@ def _stage_outputs(stage: Stage) -> tuple[FileEntry, ...]:
 def _failed_stage_result(stage: Stage, error: BaseException, duration_s: float) -> StageResult:
     if isinstance(error, StageFailure):
         code, what = error.exit_code, error.error
-    elif isinstance(error, ValidationError) and (field := _not_finite(error)):
+    elif isinstance(error, ValidationError) and (field := _request_field_not_finite(error)):
         message = f"A value computed from this model is beyond any measure: {field}."
         hint = "Its weights may be random or broken: try another checkpoint."
         code, what = ExitCode.UNSUPPORTED_MODEL, StageError(kind="not-finite", message=message, hint=hint)
@@ -204,16 +204,20 @@ def _failed_stage_result(stage: Stage, error: BaseException, duration_s: float) 
         print(printable_url("".join(traceback.format_exception(error))), file=sys.stderr)
         code, what = ExitCode.BUG, StageError(kind="bug", message=f"{type(error).__name__}: {error}")
     return StageResult(
-        stage=stage.name, exit_code=code, duration_s=duration_s, cpu=cpu_name(), error=_without_passwords(what)
+        stage=stage.name,
+        exit_code=code,
+        duration_s=duration_s,
+        cpu=cpu_name(),
+        error=_stage_error_without_passwords(what),
     )
 
 
-def _without_passwords(error: StageError) -> StageError:
+def _stage_error_without_passwords(error: StageError) -> StageError:
     words = {name: printable_url(getattr(error, name)) for name in ("message", "hint", "detail")}
     return error.model_copy(update=words)
 
 
-def _not_finite(error: ValidationError) -> str:
+def _request_field_not_finite(error: ValidationError) -> str:
     """The field with NaN, infinity or a number beyond any measure, and its value; "" for any other error."""
     for one in error.errors():
         if one["type"] == _NOT_FINITE:
@@ -249,7 +253,7 @@ def stage_out_of_space(stage: Stage) -> StageError:
     return StageError(kind="out-of-disk", message=message, hint="Free some space, then type the same command again.")
 
 
-def _write_result(stage: Stage, result: StageResult) -> ExitCode:
+def _write_stage_result(stage: Stage, result: StageResult) -> ExitCode:
     """Write the result atomically; returns the exit code. On a full disk the exit code is the only result."""
     partial = stage.out_dir / ".result.json.partial"
     try:

@@ -60,7 +60,7 @@ def release_destination(
         _bundle_hub(publish, card), _bundle_oci(publish, n_quants), load_gate_budgets(publish.gate)
     )
     if not publish.dry_run:
-        _check_means(publish, where, access)
+        _check_means_to_publish(publish, where, access)
     return where
 
 
@@ -84,7 +84,7 @@ def _bundle_oci(publish: PublishRequest, n_quants: int) -> OciReference | None:
     return reference
 
 
-def _check_means(publish: PublishRequest, where: ReleaseDestination, access: HubAccess) -> None:
+def _check_means_to_publish(publish: PublishRequest, where: ReleaseDestination, access: HubAccess) -> None:
     """Check the token and the key now: a release takes hours, and would fail without them at its end."""
     if where.hub and not access.token:
         raise publish_needs_token(access.endpoint or HUB)

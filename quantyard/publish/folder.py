@@ -43,11 +43,11 @@ def write_release(folder: Path, files: Iterable[PublishedFile], *, keep: bool = 
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    models = {_model_name(path) for path in new.glob("*.gguf")}
+    models = {_published_model_name(path) for path in new.glob("*.gguf")}
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)
         place = new / name
-        is_replaced = name.parts[0] in _MADE_WHOLE or (path.suffix == ".gguf" and _model_name(path) in models)
+        is_replaced = name.parts[0] in _MADE_WHOLE or (path.suffix == ".gguf" and _published_model_name(path) in models)
         if path.is_dir() or is_replaced or place.exists():
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _keep_others(old: Path, new: Path) -> None:
             shutil.copy2(path, place, follow_symlinks=False)
 
 
-def _model_name(path: Path) -> str:
+def _published_model_name(path: Path) -> str:
     """The name of a model, also by one of its parts."""
     return _PART.sub("", path.name).removesuffix(".gguf")
 

@@ -95,7 +95,7 @@ def file_objections(where: ReleaseDestination, there: HubThere, bundle: ReleaseB
     if hub is None:
         return
     if not hub.pull_request and there.has_branch:
-        theirs = [file.path for file in bundle.files if _is_theirs(there, file)]
+        theirs = [file.path for file in bundle.files if _is_published_by_others(there, file)]
         if theirs:
             fact = f"{hub.repo_id} holds files that Quantyard did not put there, and that would be replaced: "
             yield Objection("files", f"{fact}{shown_names(theirs)}.",
@@ -128,7 +128,7 @@ def _published_removal(hub: HubTarget, paths: Sequence[str]) -> str:
     return f"Remove them first: hf repos delete-files {hub.repo_id} {' '.join(paths)}{branch}"
 
 
-def _is_theirs(there: HubThere, file: PublishedFile) -> bool:
+def _is_published_by_others(there: HubThere, file: PublishedFile) -> bool:
     if file.path == CARD or file.path not in there.files or not there.replaced(file):
         return False
     return there.manifest is None if file.path == MANIFEST else there.known(file.path) == "theirs"

@@ -63,7 +63,7 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         raise BadRequest(message, "Type: make verify FILE=… REBUILD=1 MODEL=folder")
     quants = tuple(recorded_quant(subject.manifest, quant) for quant in subject.quants)
     asked = dict(_requests_to_rebuild(subject))
-    _refuse_permissions(request, asked)
+    _refuse_rebuild_permissions(request, asked)
     return replace(
         request,
         artifacts=artifacts,
@@ -86,7 +86,7 @@ def _requests_to_rebuild(subject: CheckedRelease) -> Iterator[tuple[str, Mapping
             yield label, record.request
 
 
-def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, JsonValue]]) -> None:
+def _refuse_rebuild_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, JsonValue]]) -> None:
     """Refuse a rebuild that needs permissions the user has not given now, or that this version does not know.
 
     Raises:
@@ -104,7 +104,7 @@ def _refuse_permissions(request: BuildRequest, asked: Mapping[str, Mapping[str, 
     ]
     if missing:
         message = f"The manifest says that these files were made with {' '.join(missing)}; only you can allow that."
-        what = f"make verify {_subject_words(request)} REBUILD=1 {' '.join(missing)}"
+        what = f"make verify {_rebuild_subject_words(request)} REBUILD=1 {' '.join(missing)}"
         raise NeedsPermission(message, f"If you trust the source, type: {what}")
 
 
@@ -118,7 +118,7 @@ def _missing_rebuild_setting(request: BuildRequest, name: str, recorded: JsonVal
     return "" if {*kinds} <= {*request.allow_mismatch} else f"{setting}={','.join(kinds)}"
 
 
-def _subject_words(request: BuildRequest) -> str:
+def _rebuild_subject_words(request: BuildRequest) -> str:
     """What to verify, as the user typed it."""
     asked = request.check
     given = {"REPO": asked.repo_id, "FILE": str(asked.file or "")} if asked else {"FILE": ""}
@@ -237,9 +237,9 @@ def compare_rebuilt_release(
         if before.sha256 == now.sha256:
             yield ReleaseCheck(what, "ok", "the same bytes")
             continue
-        others = _other_means(subject.manifest.stages.get(before.made_by), stages.get(now.made_by))
+        others = _other_means_of_rebuild(subject.manifest.stages.get(before.made_by), stages.get(now.made_by))
         found = f"other bytes: SHA-256 {now.sha256}, recorded {before.sha256}"
-        yield ReleaseCheck(what, "not checked" if others else "failed", f"{found}{_proves_nothing(others)}")
+        yield ReleaseCheck(what, "not checked" if others else "failed", f"{found}{_rebuild_proves_nothing(others)}")
 
 
 def _projectors_again(subject: CheckedRelease, now: StageRecord | None) -> Iterator[ReleaseCheck]:
@@ -251,16 +251,16 @@ def _projectors_again(subject: CheckedRelease, now: StageRecord | None) -> Itera
         if entry.sha256 in made:
             yield ReleaseCheck(f"rebuilt {entry.path}", "ok", "the same bytes")
             continue
-        others = _other_means(subject.manifest.stages.get(record.made_by if record else ""), now)
-        found = f"other bytes than SHA-256 {entry.sha256}{_proves_nothing(others)}"
+        others = _other_means_of_rebuild(subject.manifest.stages.get(record.made_by if record else ""), now)
+        found = f"other bytes than SHA-256 {entry.sha256}{_rebuild_proves_nothing(others)}"
         yield ReleaseCheck(f"rebuilt {entry.path}", "not checked" if others else "failed", found)
 
 
-def _proves_nothing(others: str) -> str:
+def _rebuild_proves_nothing(others: str) -> str:
     return f". That proves nothing, since it was made now with another {others}" if others else ", by the same means"
 
 
-def _other_means(before: StageRecord | None, now: StageRecord | None) -> str:
+def _other_means_of_rebuild(before: StageRecord | None, now: StageRecord | None) -> str:
     """Which of the things that decide the bytes differ now."""
     if before is None or now is None:
         return "record"

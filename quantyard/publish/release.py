@@ -112,9 +112,9 @@ def _with_others(
     """The suite, and the quants with those of the others that its evaluation covers; in the manifest's order."""
     every = [*quants, *(quant for quant in others if quant not in quants)]
     try:
-        return _choose_suite(manifest, every, suite), _release_order(manifest, quants, every)
+        return _choose_released_suite(manifest, every, suite), _release_order(manifest, quants, every)
     except BadRequest:
-        chosen = _choose_suite(manifest, quants, suite)
+        chosen = _choose_released_suite(manifest, quants, suite)
     report = manifest.evaluations[chosen]
     covered = [quant for quant in every if not _evaluation_gap(manifest, report, [quant])]
     return chosen, _release_order(manifest, quants, covered)
@@ -160,7 +160,7 @@ def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
         raise BadRequest(message, f"Remove it and make it again: {_AGAIN}")
 
 
-def _choose_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
+def _choose_released_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
     """The evaluation of the suite asked for, or of the one with the most questions; it must cover these very files."""
     problems = {name: _evaluation_gap(manifest, report, quants) for name, report in manifest.evaluations.items()}
     if asked and asked not in problems:
@@ -209,7 +209,7 @@ def _manifest_of_released_quants(manifest: Manifest, quants: Sequence[str], suit
 
 def release_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, ...]]) -> Manifest:
     """The manifest without the paths of this machine, and with the parts that files are published in."""
-    text = _without_paths(release.manifest.model_dump_json(), release)
+    text = _release_json_without_paths(release.manifest.model_dump_json(), release)
     manifest = Manifest.model_validate_json(text)
     if not manifest.source.repo_id:  # a folder's title is its path
         manifest.source.title = Path(release.manifest.source.title).name
@@ -219,17 +219,17 @@ def release_manifest(release: Release, parts: Mapping[str, tuple[PublishedFile, 
     return with_release_use(manifest, release.folder, release.paths)
 
 
-def _without_paths(text: str, release: Release) -> str:
+def _release_json_without_paths(text: str, release: Release) -> str:
     """The same JSON with names in place of the folders of this machine."""
     folders = sorted(_release_folders(release).items(), key=lambda item: -len(item[0]))  # one may be in another
     for path, name in folders:
-        spellings = "|".join({re.escape(_in_json(path, ascii_only)) for ascii_only in (False, True)})
+        spellings = "|".join({re.escape(_released_text_in_json(path, ascii_only)) for ascii_only in (False, True)})
         pattern = rf"(?:(?<=file://)|(?<![\w./~-]))(?:{spellings})(?![\w.-])"
-        text = re.sub(pattern, _in_json(name, ascii_only=True).replace("\\", r"\\"), text)
+        text = re.sub(pattern, _released_text_in_json(name, ascii_only=True).replace("\\", r"\\"), text)
     return text
 
 
-def _in_json(text: str, ascii_only: bool) -> str:
+def _released_text_in_json(text: str, ascii_only: bool) -> str:
     return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
@@ -257,10 +257,10 @@ def release_report_files(release: Release) -> Iterator[PublishedFile]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "report.json":  # the manifest holds it
             yield kept_release_file(path.relative_to(release.folder).as_posix(), path, file_sha256(path))
-    yield from _lm_eval_results(release)
+    yield from _released_lm_eval_results(release)
 
 
-def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
+def _released_lm_eval_results(release: Release) -> Iterator[PublishedFile]:
     tasks = [entry.model_dump(mode="json") for entry in release.report.suite.tasks]
     for label, record in release.manifest.stages.items():
         asked = record.request
@@ -271,7 +271,9 @@ def _lm_eval_results(release: Release) -> Iterator[PublishedFile]:
         for entry in (entry for entry in wanted if (folder / entry.path).is_file()):
             task, file = Path(entry.path).parts[0], stage_record_file(label, record)
             name = f"{plan_suite_folder(release.suite)}/lm-eval/{file}/{task}.json"
-            yield made_release_file(name, _without_paths((folder / entry.path).read_text(errors="replace"), release))
+            yield made_release_file(
+                name, _release_json_without_paths((folder / entry.path).read_text(errors="replace"), release)
+            )
 
 
 def release_legal_files(release: Release, source: Source) -> tuple[PublishedFile, ...]:

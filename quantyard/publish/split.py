@@ -16,7 +16,7 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact
 
 
-def _label_of(quant: str) -> str:
+def _release_split_label(quant: str) -> str:
     return f"split {quant}"
 
 
@@ -36,14 +36,18 @@ def _release_split_step(quant: str, path: Path, sha256: str, size_bytes: int, ma
     files = (FileEntry(path=path.name, size_bytes=size_bytes, sha256=sha256),)
     whole = Artifact(files_digest(files), files, path.parent, whole_folder=False)
     request = SplitRequest(model_file=path.name, prefix=path.stem, max_size_bytes=max_size_bytes)
-    return Step(_label_of(quant), STAGES["split"], request, {"source": ExternalInput(whole)}, size_bytes, quant)
+    return Step(
+        _release_split_label(quant), STAGES["split"], request, {"source": ExternalInput(whole)}, size_bytes, quant
+    )
 
 
 def split_release_parts(runner: PlanRunner, release: Release) -> Mapping[str, tuple[PublishedFile, ...]]:
     """The parts that the finished plan left, by quant."""
     labels = {step.label for step in runner.plan.steps}
     return {
-        quant: _release_parts(runner, _label_of(quant)) for quant in release.quants if _label_of(quant) in labels
+        quant: _release_parts(runner, _release_split_label(quant))
+        for quant in release.quants
+        if _release_split_label(quant) in labels
     }
 
 

@@ -66,7 +66,7 @@ def find_checked_release(path: Path) -> CheckedRelease:
         what = shown_name(str(path), _PATH_SHOWN)
         raise BadRequest(f"There is no file or folder {what}.", "Give one that exists: make verify FILE=path")
     folder = path if kind == "folder" else path.parent
-    manifest = _manifest_in(folder)
+    manifest = _manifest_in_release(folder)
     if not manifest.quants:
         raise BadRequest(f"{folder / MANIFEST} does not name any model.", "Build one: make build MODEL=org/name")
     projectors = [entry.path for entry in manifest.projector.files] if manifest.projector else []
@@ -88,7 +88,7 @@ def find_checked_release(path: Path) -> CheckedRelease:
     return CheckedRelease(folder, manifest, tuple(named))
 
 
-def _manifest_in(folder: Path) -> Manifest:
+def _manifest_in_release(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         read_from = find_file(folder, MANIFEST) if kind_of_path(path) else path
@@ -113,21 +113,21 @@ def check_release(
                 entry.path, *_compare_released(subject.folder, entry.path, entry.size_bytes, str(entry.sha256))
             )
         yield _check_released_type(subject.folder, quant, record)
-        yield _check_story(subject.manifest, quant, record)
+        yield _check_released_records(subject.manifest, quant, record)
     for entry in subject.manifest.projector.files if subject.manifest.projector else ():
         if entry.path in subject.projectors:
             on_file(entry.path)
-            yield from _check_projector(subject.folder, entry)
+            yield from _check_released_projector(subject.folder, entry)
     for name in subject.imatrices:
         on_file(name)
-        yield from _check_imatrix(subject.folder, subject.manifest.imatrices[name])
+        yield from _check_released_imatrix(subject.folder, subject.manifest.imatrices[name])
     for entry in subject.manifest.app_files:
         if entry.path in subject.app_files:
             yield ReleaseCheck(
                 entry.path, *_compare_released(subject.folder, entry.path, entry.size_bytes, str(entry.sha256))
             )
-    yield _check_source(subject.manifest, access)
-    yield _check_card(subject, repo_id)
+    yield _check_released_source(subject.manifest, access)
+    yield _check_released_card(subject, repo_id)
 
 
 def _compare_released(folder: Path, name: str, size_bytes: int, sha256: str) -> tuple[State, str]:
@@ -148,7 +148,7 @@ def _check_released_type(folder: Path, quant: str, record: QuantRecord) -> Relea
     """Compare the type in the file's header with the manifest; the file's name does not count."""
     what = f"type of {record.file}"
     try:
-        header = read_gguf_model(_its_file(folder, record.files[0].path))
+        header = read_gguf_model(_released_file_by_name(folder, record.files[0].path))
     except (GgufError, OSError) as error:
         return ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
     found = next((q.name for q in QUANTS if q.ftype == header.file_type), str(header.file_type))
@@ -158,7 +158,7 @@ def _check_released_type(folder: Path, quant: str, record: QuantRecord) -> Relea
     return ReleaseCheck(what, "failed", f"its header says {found}, the manifest {quant}")
 
 
-def _its_file(folder: Path, name: str) -> Path:
+def _released_file_by_name(folder: Path, name: str) -> Path:
     """Open the file under its own name, by which its other parts are found.
 
     Raises:
@@ -171,11 +171,11 @@ def _its_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck]:
+def _check_released_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck]:
     yield ReleaseCheck(record.file, *_compare_released(folder, record.file, record.size_bytes, record.sha256))
     what = f"type of {record.file}"
     try:
-        kind = read_gguf_header(_its_file(folder, record.file)).metadata.get("general.type")
+        kind = read_gguf_header(_released_file_by_name(folder, record.file)).metadata.get("general.type")
     except (GgufError, OSError) as error:
         yield ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
         return
@@ -183,11 +183,11 @@ def _check_imatrix(folder: Path, record: ImatrixRecord) -> Iterator[ReleaseCheck
     yield ReleaseCheck(what, state, "importance matrix" if state == "ok" else f"its header says {kind}, not imatrix")
 
 
-def _check_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
+def _check_released_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
     yield ReleaseCheck(entry.path, *_compare_released(folder, entry.path, entry.size_bytes, str(entry.sha256)))
     what = f"type of {entry.path}"
     try:
-        media = read_gguf_header(_its_file(folder, entry.path)).media
+        media = read_gguf_header(_released_file_by_name(folder, entry.path)).media
     except (GgufError, OSError) as error:
         yield ReleaseCheck(what, "failed", f"is not a readable GGUF: {error}")
         return
@@ -195,14 +195,14 @@ def _check_projector(folder: Path, entry: FileEntry) -> Iterator[ReleaseCheck]:
     yield ReleaseCheck(what, "ok" if media else "failed", found)
 
 
-def _check_story(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
+def _check_released_records(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
     """The records of the stages that made, verified and measured the file must all name the same bytes."""
     problems = list(_contradictions_of_record(manifest, quant, record))
-    told = [f"made by {record.made_by or 'its source'}", *_measured_by(manifest, quant)]
+    told = [f"made by {record.made_by or 'its source'}", *_measurers_of_released_file(manifest, quant)]
     return ReleaseCheck(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
 
 
-def _measured_by(manifest: Manifest, quant: str) -> Iterator[str]:
+def _measurers_of_released_file(manifest: Manifest, quant: str) -> Iterator[str]:
     suites = [name for name, r in manifest.evaluations.items() if any(m.file.label == quant for m in r.measurements)]
     yield f"measured by {', '.join(suites)}" if suites else "not measured"
     yield "contract tested" if quant in manifest.contracts else "contract not tested"
@@ -214,7 +214,7 @@ def _contradictions_of_record(manifest: Manifest, quant: str, record: QuantRecor
         yield f"no record of {record.made_by}"
     elif made is not None and record.sha256 not in {output.sha256 for output in made.outputs}:
         yield f"{record.made_by} made a file of another hash"
-    if made is not None and (why := _other_imatrix(made, record.imatrix)):
+    if made is not None and (why := _other_imatrix_than_recorded(made, record.imatrix)):
         yield f"{record.made_by} {why}"
     if record.imatrix and record.imatrix != manifest.imatrices[record.imatrix.file]:
         yield f"{record.imatrix.file} has another hash in the record of another file"
@@ -226,7 +226,7 @@ def _contradictions_of_record(manifest: Manifest, quant: str, record: QuantRecor
             yield f"the suite {name} measured a file with another hash"
 
 
-def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
+def _other_imatrix_than_recorded(made: StageRecord, recorded: ImatrixRecord | None) -> str:
     """Why the recorded importance matrix is not the one used to make the file; "" if it is, or none was used."""
     used = made.inputs.get("imatrix")
     if recorded is None:
@@ -239,7 +239,7 @@ def _other_imatrix(made: StageRecord, recorded: ImatrixRecord | None) -> str:
     return "" if same else f"used an importance matrix with another hash than {recorded.file}"
 
 
-def _check_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
+def _check_released_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
     source = manifest.source
     if not source.repo_id:
         return ReleaseCheck("source", "not checked", f"{source.title} was a local model, digest {source.commit[:12]}")
@@ -258,7 +258,7 @@ def _check_source(manifest: Manifest, access: HubAccess) -> ReleaseCheck:
     return ReleaseCheck(what, "ok", f"commit {source.commit[:12]} is there, its files as recorded")
 
 
-def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
+def _check_released_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
     """Compare the card's numbers with the manifest; the text around them may be edited."""
     if not kind_of_path(subject.folder / _CARD):
         return ReleaseCheck("card", "not checked", f"{_CARD} is missing")
@@ -270,7 +270,8 @@ def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
     except BadSource as error:
         return ReleaseCheck("card", "failed", error.message)
     context = CardContext(
-        repo_id=_repo_on(text) or repo_id.partition("@")[0] or "me/model-GGUF", suite=next(iter(manifest.evaluations)),
+        repo_id=_repo_on_released_card(text) or repo_id.partition("@")[0] or "me/model-GGUF",
+        suite=next(iter(manifest.evaluations)),
         licence=checked_release_licence(manifest),
     )
     try:
@@ -280,7 +281,7 @@ def _check_card(subject: CheckedRelease, repo_id: str) -> ReleaseCheck:
     return ReleaseCheck("card", "failed" if found else "ok", "; ".join(found) or "its numbers match the manifest")
 
 
-def _repo_on(card: str) -> str:
+def _repo_on_released_card(card: str) -> str:
     """The repo that the card names: a local file has none, and a copy of a repo may have another name."""
     found = _NAME_ON_CARD.search(card)
     return f"me/{found[1]}" if found else ""

@@ -152,7 +152,7 @@ def quant_type_counts(
     model, stock, counts = _sized_model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
-        if not _is_left_out(weight, model):
+        if not _is_weight_left_out(weight, model):
             counts[_weight_type_of_quant(weight, model, stock, named, imatrix=imatrix)] += n * weight.count
     return counts
 
@@ -202,13 +202,13 @@ def _sized_weight(tensor: TensorShape, text: Config) -> _Weight:
 def _weight_bytes(
     weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
 ) -> int:
-    if _is_left_out(weight, model):
+    if _is_weight_left_out(weight, model):
         return 0
     per_block, block_bytes = BLOCKS[_weight_type_of_quant(weight, model, quant, named, imatrix=imatrix)]
     return weight.count * block_bytes // per_block
 
 
-def _is_left_out(weight: _Weight, model: _Model) -> bool:
+def _is_weight_left_out(weight: _Weight, model: _Model) -> bool:
     return weight.category == "skip" or (weight.category == "output" and model.tied)
 
 

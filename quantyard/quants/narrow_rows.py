@@ -52,7 +52,7 @@ def narrow_rows_of_counts(
     row = TYPE_BY_NAME.get(base)
     if quant.recipe is not None or not held or row is None or base in UNQUANTIZED:
         return None
-    like = sum(n for name, n in held.items() if _is_like(name, row.block_size))
+    like = sum(n for name, n in held.items() if _is_type_of_such_blocks(name, row.block_size))
     share = like / sum(held.values())
     if share > (_MOSTLY if by_weight else 0):
         return None
@@ -74,13 +74,13 @@ def _quant_instead_of_narrow(quant: Quant, found: NarrowRows, types_of: TypesOf)
     if found.instead == _NO_FIT:
         return _NO_FIT, type_counts_bits(types_of(find_quant(_NO_FIT)))
     most = found.bits_per_weight * SAME_BITS
-    true = [(name, bits) for name in _NARROW if (bits := _true_bits(name, types_of)) <= most]
+    true = [(name, bits) for name in _NARROW if (bits := _true_bits_of_quant(name, types_of)) <= most]
     promised = [one for one in true if find_quant(one[0]).bits_per_weight <= quant.bits_per_weight + _AS_SMALL]
     held = [one for one in true if one[0] == found.instead]
     return next(iter(promised or held or true[-1:]), None)
 
 
-def _true_bits(name: str, types_of: TypesOf) -> float:
+def _true_bits_of_quant(name: str, types_of: TypesOf) -> float:
     """Bits per weight of a quant on this model; infinite where its name is not true."""
     quant = find_quant(name)
     try:
@@ -91,7 +91,7 @@ def _true_bits(name: str, types_of: TypesOf) -> float:
     return type_counts_bits(counts) if is_true else float("inf")
 
 
-def _is_like(name: str, block: int) -> bool:
+def _is_type_of_such_blocks(name: str, block: int) -> bool:
     """Whether a type is of such blocks: of 256, or for a narrow one any that is quantized."""
     row = TYPE_BY_NAME.get(name)
     if row is None or name == _NO_FIT:

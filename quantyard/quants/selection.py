@@ -36,10 +36,10 @@ def parse_quants(text: str, recipes: Sequence[Recipe] = (), setting: str = "QUAN
     names = [name for name in re.split(r"[,\s]+", text) if name]
     if not names:
         raise BadRequest(f"{setting} is empty.", hint=f"Name at least one: {setting}=Q4_K_M. {LIST_THEM}")
-    return tuple({quant.name: quant for quant in (_find_any(name, recipes) for name in names)}.values())
+    return tuple({quant.name: quant for quant in (_find_any_quant(name, recipes) for name in names)}.values())
 
 
-def _find_any(name: str, recipes: Sequence[Recipe]) -> Quant:
+def _find_any_quant(name: str, recipes: Sequence[Recipe]) -> Quant:
     try:
         return find_quant(name)
     except UnknownQuant:

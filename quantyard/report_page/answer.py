@@ -87,12 +87,12 @@ def page_figures(manifest: Manifest, files: Sequence[PageFile], taken: str) -> t
     return tuple(
         PageFigures(file.number, file.label, page_address(manifest.quants.get(file.label)),
                     tuple(_page_answer_figures(manifest, file)), is_taken=file.label == taken,
-                    name_note=_name_note(manifest, file.label))
+                    name_note=_page_name_note(manifest, file.label))
         for file in files if not file.is_baseline
     )  # fmt: skip
 
 
-def _name_note(manifest: Manifest, label: str) -> str:
+def _page_name_note(manifest: Manifest, label: str) -> str:
     record = manifest.quants.get(label)
     return record.narrow_rows.sentence if record and record.narrow_rows else ""
 

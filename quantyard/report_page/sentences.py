@@ -30,7 +30,7 @@ def page_facts(manifest: Manifest, report: EvalReport) -> tuple[tuple[str, str],
         ("Computation", " ".join(found.finding for found in manifest.twins.values())),
         ("Suite", f"{suite.name}. {suite.description}".strip() if suite.description else suite.name),
         ("Questions", _page_suite_sentence(report)),
-        ("Text", _text_read(report)),
+        ("Text", _page_text_sentence(report)),
         ("Seed", str(suite.seed)),
         ("Duration", format_duration(report.duration_s) if report.duration_s else ""),
         ("Hardware", _page_listed_versions(report.hardware)),
@@ -46,7 +46,7 @@ def _page_suite_sentence(report: EvalReport) -> str:
     return f"{format_count(report.n_questions)}, the same for each file{template}"
 
 
-def _text_read(report: EvalReport) -> str:
+def _page_text_sentence(report: EvalReport) -> str:
     first = next((m.divergence for m in report.measurements if m.divergence), None)
     return f"{format_count(first.n_tokens)} tokens of {first.text}, in chunks of {first.n_ctx}" if first else ""
 

@@ -115,13 +115,13 @@ def page_files(manifest: Manifest, report: EvalReport) -> tuple[PageFile, ...]:
     return tuple(
         PageFile(
             number, label, *sizes[label], is_baseline=label == report.baseline, found=measured.get(label),
-            contract=manifest.contracts.get(label), limits=_limits_of(manifest, label),
+            contract=manifest.contracts.get(label), limits=_page_limits_of_file(manifest, label),
         )
         for number, label in enumerate(order)
     )  # fmt: skip
 
 
-def _limits_of(manifest: Manifest, label: str) -> tuple[BudgetResult, ...]:
+def _page_limits_of_file(manifest: Manifest, label: str) -> tuple[BudgetResult, ...]:
     results = manifest.gate.results if manifest.gate else ()
     return tuple(r for r in results if r.quant == label and r.outcome != "not judged")
 
@@ -168,7 +168,7 @@ def _page_mean_kld_cell(s: PageFile) -> PageCell:
     return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
 
 
-def _p99_kld(s: PageFile) -> PageCell:
+def _page_p99_kld_cell(s: PageFile) -> PageCell:
     found = s.divergence.kld_percentiles.get("99") if s.divergence else None
     return PageCell(numbers.format_kld(found), sort=found) if found is not None else _EMPTY
 
@@ -238,7 +238,7 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
         _page_ppl_change_cell),
     (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"),
         _page_mean_kld_cell),
-    (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _p99_kld),
+    (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _page_p99_kld_cell),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
         _page_top1_cell),
     (PageColumn("Prompt", "prompt tokens per second", group="Tokens / s"), _page_prompt_speed_cell),
@@ -268,14 +268,14 @@ def page_checks_table(files: Sequence[PageFile]) -> PageTable:
         PageColumn("File", "", "name"), PageColumn("Check", "", "text"), PageColumn("Promise", "", "text"),
         PageColumn("Result", "", "text"), PageColumn("Finding", "", "text"),
     )  # fmt: skip
-    return PageTable("checks", "Checks that did not pass", columns, tuple(_check_rows(files)))
+    return PageTable("checks", "Checks that did not pass", columns, tuple(_page_check_rows(files)))
 
 
-def _check_rows(files: Sequence[PageFile]) -> Iterator[PageRow]:
+def _page_check_rows(files: Sequence[PageFile]) -> Iterator[PageRow]:
     for s in files:
         for check in s.contract.checks if s.contract else ():
             if check.status != "passed":
-                yield _text_row(s, check.name, check.promise, check.status, check.finding, status_at=2)
+                yield _page_text_row(s, check.name, check.promise, check.status, check.finding, status_at=2)
 
 
 def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
@@ -287,11 +287,11 @@ def page_gate_table(manifest: Manifest, files: Sequence[PageFile]) -> PageTable:
     by_label = {s.label: s for s in files}
     known = (r for r in (manifest.gate.results if manifest.gate else ()) if r.quant in by_label)
     results = sorted(known, key=lambda r: (OUTCOMES.index(r.outcome), by_label[r.quant].number))
-    rows = (_limit_row(by_label[r.quant], r) for r in results)
+    rows = (_page_limit_row(by_label[r.quant], r) for r in results)
     return PageTable("budgets", "Quality limits, the worst outcome first", columns, tuple(rows))
 
 
-def _limit_row(s: PageFile, found: BudgetResult) -> PageRow:
+def _page_limit_row(s: PageFile, found: BudgetResult) -> PageRow:
     name, said = metric_budget_name(found.budget), BUDGET_OUTCOMES[found.outcome]
     interval = metric_budget_interval(found.budget, found.interval).ends if found.interval else ""
     value = DASH if found.value is None else metric_budget_value(found.budget, found.value)
@@ -304,7 +304,7 @@ def _limit_row(s: PageFile, found: BudgetResult) -> PageRow:
     ))  # fmt: skip
 
 
-def _text_row(s: PageFile, *texts: str, status_at: int) -> PageRow:
+def _page_text_row(s: PageFile, *texts: str, status_at: int) -> PageRow:
     cells = tuple(
         PageCell(text, sort=text, mark=MARK_OF.get(text, NO_MARK) if i == status_at else NO_MARK, kind="text")
         for i, text in enumerate(texts)

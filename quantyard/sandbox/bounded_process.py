@@ -68,7 +68,7 @@ def sandbox_this_process(cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -
     """Let this process go on for so many seconds of CPU time, and take so much more memory than it has."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _lower_process_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + cpu_s)
-    _lower_process_limit(resource.RLIMIT_DATA, _data_bytes() + memory_bytes)
+    _lower_process_limit(resource.RLIMIT_DATA, _process_data_bytes() + memory_bytes)
     _lower_process_limit(resource.RLIMIT_CORE, 0)  # one that crashes leaves no file
 
 
@@ -88,7 +88,7 @@ def _lower_process_limit(kind: int, value: int) -> None:
         resource.setrlimit(kind, (value if hard == _UNLIMITED else min(value, hard), hard))
 
 
-def _data_bytes() -> int:
+def _process_data_bytes() -> int:
     if not _STATUS.is_file():
         return 0
     line = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmData:")), "VmData: 0 kB")

@@ -40,12 +40,12 @@ def sandboxed_jinja() -> ImmutableSandboxedEnvironment:
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    sandbox.filters["tojson"] = _to_json
+    sandbox.filters["tojson"] = _template_to_json
     sandbox.globals |= {"raise_exception": _refuse_from_template, "strftime_now": _template_time_now}
     return sandbox
 
 
-def _to_json(
+def _template_to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

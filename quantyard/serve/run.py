@@ -60,7 +60,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
         context_size=context.context_size, parallel=context.parallel, kept=context.kept,
-        models=tuple(_local_model(path, projector) for path in files),
+        models=tuple(_served_local_model(path, projector) for path in files),
     )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:
         settings_file = Path(folder) / "server.json"
@@ -77,7 +77,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     return 0
 
 
-def _local_model(path: Path, projector: Path | None) -> LocalModel:
+def _served_local_model(path: Path, projector: Path | None) -> LocalModel:
     fits = projector.resolve() if projector and fits_projector(path, projector) else None
     return LocalModel(path=path.resolve(), name=served_model_name(path), projector=fits)
 

@@ -59,7 +59,7 @@ def put_served_files(root: Path, files: Sequence[Path]) -> bool:
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if any(_PART.search(path.name) for path in files) or not all(_can_link(path, folder) for path in files):
+    if any(_PART.search(path.name) for path in files) or not all(_can_link_served_file(path, folder) for path in files):
         for temporary in folder.glob(".*.gguf.tmp"):
             temporary.unlink()
         return False
@@ -80,7 +80,7 @@ def served_files(root: Path, model_file: Path | None) -> list[Path]:
     if is_part_of_several(where):
         message = f"MODEL_FILE={model_file} is one part of a model, which needs them all."
         raise BadRequest(message, f"Give the folder that holds them: MODEL_FILE={where.parent}")
-    found = sorted(path for path in where.glob("*.gguf") if _is_model(path)) if where.is_dir() else [where]
+    found = sorted(path for path in where.glob("*.gguf") if _is_served_model(path)) if where.is_dir() else [where]
     if not found or not all(path.is_file() for path in found):
         what = f"MODEL_FILE={model_file} is not a GGUF" if model_file else "Nothing is built yet"
         raise BadRequest(f"{what}.", "Build a model: make build MODEL=org/name QUANT=Q4_K_M, or try: make demo")
@@ -99,12 +99,12 @@ def served_projector(root: Path, model_file: Path | None, given: Path | None) ->
         BadRequest: the given file is not a projector.
     """
     if given is not None:
-        if not _is_projector(given):
+        if not _is_served_projector(given):
             raise BadRequest(f"MMPROJ_FILE={given} is not a projector (mmproj).", "Leave it out to serve text alone.")
         return given
     where = model_file or root / FOLDER
     found = sorted(where.glob("*.gguf")) if where.is_dir() else []
-    return next((path for path in found if _is_projector(path)), None)
+    return next((path for path in found if _is_served_projector(path)), None)
 
 
 def fits_projector(model: Path, projector: Path | None) -> bool:
@@ -144,21 +144,21 @@ def served_api_key(root: Path) -> str:
     return keys[0]
 
 
-def _is_model(path: Path) -> bool:
+def _is_served_model(path: Path) -> bool:
     """Not a matrix, nor a projector, nor a later part of a model: llama.cpp finds those beside the first."""
-    if _is_projector(path):
+    if _is_served_projector(path):
         return False
     return ".imatrix" not in path.name and ("-00001-of-" in path.name or not _PART.search(path.name))
 
 
-def _is_projector(path: Path) -> bool:
+def _is_served_projector(path: Path) -> bool:
     try:
         return bool(read_gguf_header(path).media)
     except (GgufError, OSError):
         return False
 
 
-def _can_link(path: Path, folder: Path) -> bool:
+def _can_link_served_file(path: Path, folder: Path) -> bool:
     """Whether a link of this file can be made in the folder; it is left there under a temporary name."""
     temporary = folder / f".{path.name}.tmp"
     temporary.unlink(missing_ok=True)

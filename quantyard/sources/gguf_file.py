@@ -42,7 +42,7 @@ def read_model_gguf(path: Path) -> GgufHeader:
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", _unreadable_hint(path)) from error
     refuse_other_gguf(path.name, str(path), first.metadata, len(first.tensors))
-    _refuse_part(path, first)
+    _refuse_gguf_part(path, first)
     try:
         return read_gguf_model(path)
     except GgufError as error:
@@ -70,13 +70,13 @@ def refuse_other_gguf(name: str, path: str, metadata: Mapping[str, MetadataValue
     """
     kind = str(metadata.get("general.type", ""))
     if kind == "model" or not kind:
-        kind = _kind_of_contents(metadata, n_tensors)
+        kind = _kind_of_gguf_contents(metadata, n_tensors)
     if kind in _KINDS:
         what, hint = _KINDS[kind]
         raise BadSource(f"{name} is {what}, not a model.", hint(shlex.quote(path)))
 
 
-def _kind_of_contents(metadata: Mapping[str, MetadataValue], n_tensors: int) -> str:
+def _kind_of_gguf_contents(metadata: Mapping[str, MetadataValue], n_tensors: int) -> str:
     """For files of writers that set no `general.type`, and of vocabularies, which pass for models."""
     if metadata.get("general.architecture") == "controlvector":
         return "control vector"
@@ -91,7 +91,8 @@ def _kind_of_contents(metadata: Mapping[str, MetadataValue], n_tensors: int) -> 
     return "model"
 
 
-# To recognize one more kind: its `general.type` (or the name that `_kind_of_contents` gives), what it is, what to do.
+# To recognize one more kind: its `general.type` (or the name that `_kind_of_gguf_contents` gives), what it is, and what
+# to do.
 _KINDS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "imatrix": (
         "an importance matrix",
@@ -114,12 +115,12 @@ _KINDS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 }  # fmt: skip
 
 
-def _refuse_part(path: Path, header: GgufHeader) -> None:
+def _refuse_gguf_part(path: Path, header: GgufHeader) -> None:
     """Refuse a part of a split model that is not the first, or that is joined or named in a way no tool reads."""
     number, count = header.metadata.get("split.no"), header.split_count
     if count == 1 or not isinstance(number, int):
         return
-    if _has_more_behind(path, header):
+    if _has_gguf_more_behind(path, header):
         message = f"{path.name} is {count} parts of a split model joined by cat, which cannot be read."
         hint = "Give the parts as they were: MODEL=<name>-00001-of-0000N.gguf, or join them: llama-gguf-split --merge"
         raise BadSource(message, hint)
@@ -134,7 +135,7 @@ def _refuse_part(path: Path, header: GgufHeader) -> None:
         raise BadSource(message, hint)
 
 
-def _has_more_behind(path: Path, header: GgufHeader) -> bool:
+def _has_gguf_more_behind(path: Path, header: GgufHeader) -> bool:
     """Whether another GGUF begins where this one's tensors end."""
     end = max((t.offset + t.size_bytes for t in header.tensors), default=header.data_offset)
     with path.open("rb") as stream:
@@ -150,22 +151,23 @@ def _all_parts_hint(path: Path, header: GgufHeader) -> str:
     count = header.split_count
     if count == 1 or re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         return ""
-    parts = _parts_beside(path, header)
+    parts = _gguf_parts_beside(path, header)
     if sorted(parts) != list(range(count)):
         return ""
     stem = re.sub(r"(?i)[-_.]?(?:part)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?$", "", path.stem) or "model"
     moves = (
-        f"mv {_quoted_gguf(parts[i])} {_quoted_gguf(path.with_name(_part_name(stem, i, count)))}" for i in range(count)
+        f"mv {_quoted_gguf(parts[i])} {_quoted_gguf(path.with_name(_gguf_part_name(stem, i, count)))}"
+        for i in range(count)
     )
     shown = " && ".join(moves) if count <= 4 else f"<name>-00001-of-{count:05}.gguf and so on"
     return f"Give the parts the names that llama.cpp reads: {shown}"
 
 
-def _part_name(stem: str, number: int, count: int) -> str:
+def _gguf_part_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
-def _parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
+def _gguf_parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
     """Files of the same folder that say they are parts of so many, by their number."""
     found: dict[int, Path] = {}
     total = header.metadata.get("split.tensors.count")

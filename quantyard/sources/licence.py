@@ -222,10 +222,10 @@ def source_licence(license_id: str | None, stated: str, license_name: str = "") 
     if user and user != source and not (_rule_of_licence(user) and _rule_of_licence(user) is _rule_of_licence(source)):
         hint = f"Leave LICENSE out, or type LICENSE={source}."
         raise BadRequest(f"The source's licence is {source}, and LICENSE says {user}.", hint)
-    if _may_share(source):
+    if _may_share_under_licence(source):
         return Licence(source, "source", _licence_notices(source))
     if not user:
-        raise _not_allowed(source)
+        raise _licence_not_allowed(source)
     return Licence(user, "user", _licence_notices(user))
 
 
@@ -256,7 +256,7 @@ def _stated_licence(text: str, source: str) -> str:
     return name
 
 
-def _may_share(name: str) -> bool:
+def _may_share_under_licence(name: str) -> bool:
     rule = _rule_of_licence(name)
     return rule is not None and rule.derivatives == "yes"
 
@@ -273,7 +273,7 @@ def _nameless_licence(license_id: str, license_name: str) -> NeedsPermission:
     return NeedsPermission(f"{what}.", hint)
 
 
-def _not_allowed(name: str) -> NeedsPermission:
+def _licence_not_allowed(name: str) -> NeedsPermission:
     rule = _rule_of_licence(name)
     if rule is None:
         message = f"The licence {name} is not one that Quantyard knows."

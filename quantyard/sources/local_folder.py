@@ -65,14 +65,14 @@ def cached_hub_repo(folder: Path, files: Iterable[FileEntry], places: Mapping[st
         place = places[file.path]
         if place.parent.name != "blobs":
             is_proven = False
-        elif not _is_blob(place, file.sha256 or ""):
+        elif not _is_blob_of_hub_cache(place, file.sha256 or ""):
             message = f"{folder / file.path} is damaged: its content does not have the hash of its blob, {place.name}."
             again = f"hf download {repo.repo_id} --revision {repo.commit} --force-download"
             raise BadSource(message, f"Download it again: {again}")
     return replace(repo, is_proven=is_proven)
 
 
-def _is_blob(place: Path, sha256: str) -> bool:
+def _is_blob_of_hub_cache(place: Path, sha256: str) -> bool:
     """Whether the file has the hash in its name: SHA-256, or that of git for small files."""
     if len(place.name) == _SHA256_DIGITS:
         return place.name == sha256

@@ -69,7 +69,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     config, tensors = held.config, held.tensors
     refuse_faulty_tensors(str(path), config, tensors or ())
     notes += [renamed] if renamed else []
-    notes += [*held.notes, *_side_file_notes(path, places, hashes, config, tensors or ())]
+    notes += [*held.notes, *_notes_on_side_files(path, places, hashes, config, tensors or ())]
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     readme = _model_folder_readme(places.get("README.md"))
@@ -88,10 +88,10 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
         notes=(*notes, *use.notes, *(base_model_notes(chats, config) if use.purpose == "generate" else ())),
         has_chat_template=chats, use=use,
     )
-    return _named_by_cache(source, path, cached_hub_repo(path, files, places))
+    return _source_named_by_hub_cache(source, path, cached_hub_repo(path, files, places))
 
 
-def _side_file_notes(
+def _notes_on_side_files(
     path: Path, places: Mapping[str, Path], hashes: HashCache, config: Config, tensors: Sequence[TensorShape]
 ) -> list[str]:
     """The notes of `check_local_files`. To parse a tokenizer takes a tenth of a build with nothing to do, so the notes
@@ -105,7 +105,7 @@ def _side_file_notes(
     return notes
 
 
-def _named_by_cache(source: Source, path: Path, cached: CachedRepo | None) -> Source:
+def _source_named_by_hub_cache(source: Source, path: Path, cached: CachedRepo | None) -> Source:
     """The source by the name and revision of its repo. A proven snapshot is the very model of the Hub."""
     if cached is None:
         return source

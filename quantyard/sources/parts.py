@@ -64,7 +64,7 @@ def _local_part_source(wanted: WantedPart, path: Path, hashes: HashCache) -> Sou
 
 def source_part_on_hub(wanted: WantedPart, text: str, access: HubAccess) -> Source:
     """The source for a repo of the Hub."""
-    with _words_of(wanted):
+    with _errors_about_wanted_part(wanted):
         repo_id, revision = parse_hub_repo_id(text)
         repo = resolve_hub_repo(access, repo_id, revision)
     org, name = repo.repo_id.split("/", 1)
@@ -76,7 +76,7 @@ def source_part_on_hub(wanted: WantedPart, text: str, access: HubAccess) -> Sour
 
 
 @contextmanager
-def _words_of(wanted: WantedPart) -> Iterator[None]:
+def _errors_about_wanted_part(wanted: WantedPart) -> Iterator[None]:
     """Makes errors about MODEL name this variable instead."""
     try:
         yield

@@ -119,7 +119,7 @@ def read_presets(path: Path) -> tuple[Preset, ...]:
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path.name} cannot be read: {error}", hint) from error
     found = tuple(_preset_of_table(name, table, path, hint) for name, table in tables.items())
-    _refuse_doubles(found, path, hint)
+    _refuse_double_presets(found, path, hint)
     return found
 
 
@@ -178,7 +178,7 @@ def _preset_of_table(name: str, table: object, path: Path, hint: str) -> Preset:
         raise BadRequest(f"{path.name}: {where}: {what}.", hint) from error
 
 
-def _refuse_doubles(found: Iterable[Preset], path: Path, hint: str) -> None:
+def _refuse_double_presets(found: Iterable[Preset], path: Path, hint: str) -> None:
     owners: dict[str, str] = {}
     for preset in found:
         for name in set(preset.names):

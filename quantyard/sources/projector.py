@@ -78,7 +78,7 @@ def find_projector(
     size_bytes = 2 * sum(math.prod(tensor.shape) for tensor in own)
     if parts == "text":
         return Projector(media, architecture, size_bytes, "asked")
-    if _is_known(architecture, ask_converter):
+    if _is_projector_known(architecture, ask_converter):
         return Projector(media, architecture, size_bytes)
     if _ONLY_MEDIA.search(architecture):
         message = f"The converter makes no projector for {architecture}, and its text model alone answers nothing."
@@ -90,11 +90,11 @@ def find_projector(
 def projector_note(projector: Projector) -> str:
     """What the plan says of a projector that is not made; "" of one that is."""
     if projector.left_out == "asked":
-        return f"PARTS=text leaves out what reads {_read_by(projector.media)}."
+        return f"PARTS=text leaves out what reads {_media_read_by_model(projector.media)}."
     if projector.left_out:
         return (
             f"The converter makes no projector for {projector.architecture}: the text model is built alone, and does "
-            f"not read {_read_by(projector.media)}."
+            f"not read {_media_read_by_model(projector.media)}."
         )
     return ""
 
@@ -131,7 +131,7 @@ def converter_projectors(text: str) -> frozenset[str]:
     return frozenset(_KEY.findall(found[0])) if found else frozenset()
 
 
-def _is_known(architecture: str, ask_converter: Callable[[], str | None]) -> bool:
+def _is_projector_known(architecture: str, ask_converter: Callable[[], str | None]) -> bool:
     if architecture in known_projectors():
         return True
     text = ask_converter()
@@ -143,5 +143,5 @@ def _model_has_medium(config: Mapping[str, object], medium: Medium) -> bool:
     return any(isinstance(place.get(key), Mapping) for place in places for key in _KEYS[medium])
 
 
-def _read_by(media: Sequence[Medium]) -> str:
+def _media_read_by_model(media: Sequence[Medium]) -> str:
     return " and ".join(MEDIUM_WORDS[medium] for medium in media)

@@ -49,12 +49,12 @@ def find_source(
     if is_source_path(model) and not (model.startswith("..") and model.count("/") == 1):
         hint = "Give a path that exists, or a Hub id: MODEL=org/name"
         raise BadSource(f"There is no file or folder {shown_name(model, 300)}.", hint)
-    repo, preset = _on_hub(model)
+    repo, preset = _hub_repo_of_model(model)
     wanted = gguf_file or (preset.gguf_file if preset else None)
     return replace(hub_source(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
 
 
-def _on_hub(model: str) -> tuple[str, Preset | None]:
+def _hub_repo_of_model(model: str) -> tuple[str, Preset | None]:
     """The repo and revision, and the preset if its name was typed."""
     if "/" in model:
         return model, None
@@ -96,7 +96,7 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     """The source that an earlier build recorded, for `org/name@<full commit>` or a preset with a full commit; otherwise
     None.
     """
-    repo, preset = _on_hub(model)
+    repo, preset = _hub_repo_of_model(model)
     repo_id, commit = parse_hub_repo_id(repo)
     if commit is None or not _COMMIT.match(commit):
         return None

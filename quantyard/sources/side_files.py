@@ -47,7 +47,7 @@ def check_local_files(
     parsed = {name: _checked_side_file(title, name, place) for name, place in places.items()}
     refuse_missing_tokenizer(title, places, config)
     refuse_missing_sentencepiece(title, places, config, parsed.get(TOKENIZER))
-    return _check_vocabulary(title, parsed.get(TOKENIZER), places, config, tensors)
+    return _check_source_vocabulary(title, parsed.get(TOKENIZER), places, config, tensors)
 
 
 def refuse_missing_tokenizer(title: str, names: Collection[str], config: Config) -> None:
@@ -56,7 +56,7 @@ def refuse_missing_tokenizer(title: str, names: Collection[str], config: Config)
     Raises:
         BadSource: it says which file is missing.
     """
-    if str(config.get("model_type")) in _SPEECH or any(_has_all(names, files) for files in TOKENIZERS):
+    if str(config.get("model_type")) in _SPEECH or any(_has_all_side_files(names, files) for files in TOKENIZERS):
         return
     hint = "Copy it from the model that this one was trained from, or save it: tokenizer.save_pretrained(folder)"
     for first, second in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
@@ -125,21 +125,21 @@ def _checked_side_file(title: str, name: str, place: Path) -> Any:
         head = stream.read(HEAD_BYTES)
     if name.endswith(_TEXTS) and head:
         refuse_spoiled_text(title, name, head)
-    elif _is_read(name) and (spoiled := spoiled_file(head, shlex.quote(name))):
+    elif _is_side_file_read(name) and (spoiled := spoiled_file(head, shlex.quote(name))):
         raise BadSource(f"{name} of {title} is {spoiled.what}.", spoiled.hint)
     return None
 
 
-def _is_read(name: str) -> bool:
+def _is_side_file_read(name: str) -> bool:
     """Whether the file is binary and read; a licence may be empty."""
     return name.endswith((".safetensors", ".model", ".tiktoken", ".spm"))
 
 
-def _has_all(names: Collection[str], patterns: Sequence[str]) -> bool:
+def _has_all_side_files(names: Collection[str], patterns: Sequence[str]) -> bool:
     return all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)
 
 
-def _check_vocabulary(
+def _check_source_vocabulary(
     title: str, tokenizer: Any, names: Collection[str], config: Config, tensors: Sequence[TensorShape]
 ) -> list[str]:
     """Compare the ids of tokenizer.json with the rows of the embeddings."""
@@ -153,7 +153,7 @@ def _check_vocabulary(
     count = "a token" if len(without) == 1 else f"{format_count(len(without))} tokens"
     first = f"{without[0][1]!r:.60} is number {format_count(without[0][0])}"
     fact = f"The tokenizer has {count} without a row of the embeddings, which have {format_count(rows)}: {first}"
-    if any(token in model for _, token in without) or not _has_all(names, ("*.model",)):
+    if any(token in model for _, token in without) or not _has_all_side_files(names, ("*.model",)):
         hint = "Take the tokenizer of these weights, or resize them: model.resize_token_embeddings(len(tokenizer))"
         raise BadSource(f"{title}: {fact}.", hint)
     return [f"{fact}. The converter leaves such added tokens out."]

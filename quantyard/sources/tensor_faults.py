@@ -60,17 +60,17 @@ def refuse_faulty_tensors(title: str, config: Config, tensors: Sequence[TensorSh
         raise BadSource(message, "Merge it first: model.merge_and_unload().save_pretrained(folder)")
     if config.get("quantization_config") or text.get("quantization_config"):
         return
-    _refuse_other_embeddings(title, text, shapes)
-    stack = _stack_of(shapes)
+    _refuse_source_embeddings(title, text, shapes)
+    stack = _layer_stack_of_source(shapes)
     if stack is None or text.get("is_encoder_decoder"):
         return
-    _refuse_other_layers(title, text, stack)
+    _refuse_source_layers(title, text, stack)
     if str(text.get("model_type")) in LIKE_LLAMA:
         if missing := list(_missing_tensors(text, config, shapes, stack)):
             count = "a tensor" if len(missing) == 1 else f"{len(missing)} tensors"
             hint = _UNTIED if missing[0].startswith("lm_head") else _INCOMPLETE
             raise BadSource(f"{title} lacks {count} of its model: {shown_names(missing)}.", hint)
-        _refuse_other_shapes(title, text, shapes)
+        _refuse_source_shapes(title, text, shapes)
 
 
 def unwrapped_tensors(
@@ -100,7 +100,7 @@ class _Stack:
     layers: Mapping[int, set[str]]
 
 
-def _stack_of(shapes: Mapping[str, tuple[int, ...]]) -> _Stack | None:
+def _layer_stack_of_source(shapes: Mapping[str, tuple[int, ...]]) -> _Stack | None:
     """The only stack of such a name; None without one."""
     found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in shapes:
@@ -110,7 +110,7 @@ def _stack_of(shapes: Mapping[str, tuple[int, ...]]) -> _Stack | None:
     return _Stack(*next(iter(found.items()))) if len(found) == 1 else None
 
 
-def _refuse_other_layers(title: str, text: Config, stack: _Stack) -> None:
+def _refuse_source_layers(title: str, text: Config, stack: _Stack) -> None:
     """Layers that are missing, or more than config.json names."""
     wanted, alike = n_layers(text), str(text.get("model_type")) in LIKE_LLAMA
     missing = sorted(set(range(wanted)) - stack.layers.keys())
@@ -130,10 +130,10 @@ def _missing_tensors(
     whole = set().union(*stack.layers.values())
     for number, rest in sorted(stack.layers.items()):
         yield from (f"{stack.name}.{number}.{each}" for each in sorted(whole - rest))
-    yield from _missing_outside(text, config, shapes)
+    yield from _missing_outside_layers(text, config, shapes)
 
 
-def _missing_outside(text: Config, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _missing_outside_layers(text: Config, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """The embeddings, the last norm, and the output where config.json says that it is a tensor of its own."""
     if not any(_EMBEDDINGS.search(name) for name in shapes):
         yield "embed_tokens.weight"
@@ -146,17 +146,17 @@ def _missing_outside(text: Config, config: Config, shapes: Mapping[str, tuple[in
         yield "lm_head.weight (config.json says tie_word_embeddings: false)"
 
 
-def _refuse_other_embeddings(title: str, text: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _refuse_source_embeddings(title: str, text: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The one embedding table must have a row for each word of vocab_size, each as long as hidden_size."""
     tables = [(name, shape) for name, shape in shapes.items() if _EMBEDDINGS.search(name) and len(shape) == 2]
     if len(tables) != 1 or any(key in text for key in _OTHER_SIZES):
         return
     name, shape = tables[0]
     for at, keys in ((0, VOCAB), (1, HIDDEN)):
-        _refuse_other_size(title, text, name, shape, at, keys)
+        _refuse_source_tensor_size(title, text, name, shape, at, keys)
 
 
-def _refuse_other_size(
+def _refuse_source_tensor_size(
     title: str, text: Config, name: str, shape: tuple[int, ...], at: int, keys: Sequence[str]
 ) -> None:
     said = model_config_number(text, *keys)
@@ -165,7 +165,7 @@ def _refuse_other_size(
         raise BadSource(f"{title}: {name} is {list(shape)}, and config.json says {key} = {said}.", _UNFIT)
 
 
-def _refuse_other_shapes(title: str, text: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _refuse_source_shapes(title: str, text: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Of the projections of each layer, as the config gives them."""
     hidden, wide = model_config_number(text, *HIDDEN), model_config_number(text, "intermediate_size")
     if not hidden or not wide:

@@ -42,7 +42,7 @@ def store_stage_outputs(label: str, out: Path, kept: Path, result: StageResult, 
     """
     if result.exit_code is not ExitCode.DONE:
         raise ResultRefused(label, f"it ended with exit code {int(result.exit_code)}, so its files do not count")
-    if problem := leaves.problem(result.outputs) or _names_problem(result.outputs):
+    if problem := leaves.problem(result.outputs) or _output_names_problem(result.outputs):
         raise ResultRefused(label, problem)
     try:
         check_result_facts(result, leaves.members)
@@ -61,7 +61,7 @@ def store_stage_outputs(label: str, out: Path, kept: Path, result: StageResult, 
     return result.model_copy(update={"outputs": outputs})
 
 
-def _names_problem(outputs: tuple[FileEntry, ...]) -> str:
+def _output_names_problem(outputs: tuple[FileEntry, ...]) -> str:
     for entry in outputs:
         if len(entry.path) > MAX_PATH or entry.path.count("/") >= MAX_FOLDERS:
             return f"it names a path of {len(entry.path):,} characters and {entry.path.count('/')} folders"

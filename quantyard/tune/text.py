@@ -24,11 +24,11 @@ def tuning_text(files: Sequence[Path], evaluation: Iterable[Path], artifacts: Pa
         BadRequest: a file cannot be used, or shares eight words in a row with the evaluation.
     """
     check_planned_calibration(files, evaluation)
-    parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_documents())
+    parts = [path.read_text(encoding="utf-8").strip("\n") for path in files] or list(_our_tuning_documents())
     return _kept_tuning_text("\n\n".join(parts), artifacts)
 
 
-def _our_documents() -> Iterator[str]:
+def _our_tuning_documents() -> Iterator[str]:
     lines = OUR_TEXT.read_text(encoding="utf-8").splitlines()
     for start in range(_STRIDE):
         yield from (_tuning_document_text(json.loads(line)) for line in lines[start::_STRIDE])

@@ -76,7 +76,7 @@ def _examine_docker(_request: BuildRequest) -> DoctorFinding:
     )
 
 
-def _docker_disk(_request: BuildRequest) -> DoctorFinding:
+def _examine_docker_disk(_request: BuildRequest) -> DoctorFinding:
     from quantyard.engines.docker_engine import find_docker_daemon
 
     root = str(find_docker_daemon(timeout_s=10).info()["DockerRootDir"])
@@ -117,11 +117,11 @@ def _examine_gpu(_request: BuildRequest) -> DoctorFinding:
     return DoctorFinding("GPU", "ok", f"{names.splitlines()[0]}, Docker can use it")
 
 
-def _builder_image(request: BuildRequest) -> DoctorFinding:
+def _examine_builder_image(request: BuildRequest) -> DoctorFinding:
     return _examine_base_image(request, "builder")
 
 
-def _eval_image(request: BuildRequest) -> DoctorFinding:
+def _examine_eval_image(request: BuildRequest) -> DoctorFinding:
     return _examine_base_image(request, "eval")
 
 
@@ -141,7 +141,7 @@ def _examine_base_image(request: BuildRequest, name: str) -> DoctorFinding:
     return DoctorFinding(f"{name} image", "ok", f"on {base} ({digest[:19]})")
 
 
-def _llama_cpp(request: BuildRequest) -> DoctorFinding:
+def _examine_llama_cpp(request: BuildRequest) -> DoctorFinding:
     """How a set-up of ENGINE=local would get llama.cpp, as the script that will do it says."""
     run = subprocess.run(
         request.environment.set_up_argv("wheels.sh", "--plan"), stdin=subprocess.DEVNULL, capture_output=True,
@@ -152,7 +152,7 @@ def _llama_cpp(request: BuildRequest) -> DoctorFinding:
     return DoctorFinding(_LLAMA_CPP, state, sentence, remedy)
 
 
-def _local_tools(request: BuildRequest) -> DoctorFinding:
+def _examine_local_tools(request: BuildRequest) -> DoctorFinding:
     if not (request.environment.venv / ".ready").exists():
         remedy = "Only ENGINE=local needs them; the first build makes them: make images ENGINE=local"
         return DoctorFinding("local tools", "note", f"{request.environment.venv.name} is not set up", remedy)
@@ -210,9 +210,10 @@ def _examine_engines(findings: list[DoctorFinding]) -> DoctorFinding:
 
 # To add a check: add a function that returns a DoctorFinding, and a row; True if it needs a Docker daemon.
 CHECKS: tuple[tuple[Callable[[BuildRequest], DoctorFinding], bool], ...] = (
-    (_examine_python, False), (_examine_docker, False), (_docker_disk, True), (_examine_buildx, False),
-    (_examine_compose, False), (_examine_gpu, False), (_builder_image, True), (_eval_image, True), (_llama_cpp, False),
-    (_local_tools, False), (_examine_disk, False), (_examine_memory, False), (_examine_hub, False),
+    (_examine_python, False), (_examine_docker, False), (_examine_docker_disk, True), (_examine_buildx, False),
+    (_examine_compose, False), (_examine_gpu, False), (_examine_builder_image, True), (_examine_eval_image, True),
+    (_examine_llama_cpp, False), (_examine_local_tools, False), (_examine_disk, False), (_examine_memory, False),
+    (_examine_hub, False),
 )
 
 

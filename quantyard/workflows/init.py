@@ -47,7 +47,7 @@ def detect_settings(request: BuildRequest, folder: Path) -> Detected:
         BadSource, HubError: there is no such model, or nothing can be made of it.
     """
     missing: list[str] = []
-    found = list(_model_here(folder)) if not request.model else []
+    found = list(_found_model_here(folder)) if not request.model else []
     model = request.model or (found[0].value if found else "")
     source = _source_to_init(request, model, missing) if model else None
     manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json") if source else None
@@ -59,7 +59,7 @@ def detect_settings(request: BuildRequest, folder: Path) -> Detected:
     return Detected(tuple(found), tuple(missing), source.title if source else model)
 
 
-def _model_here(folder: Path) -> Iterator[FoundSetting]:
+def _found_model_here(folder: Path) -> Iterator[FoundSetting]:
     """A model that lies in the folder itself: in Hugging Face format, or the one GGUF."""
     if (folder / "config.json").is_file():
         yield FoundSetting("MODEL", ".", "this folder holds one in Hugging Face format")

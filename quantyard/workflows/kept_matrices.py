@@ -42,13 +42,13 @@ def plan_with_kept_matrices(request: BuildRequest, plan: BuildPlan) -> BuildPlan
         return plan
     manifest = _manifest_of_kept_matrices(request, plan.source)
     made = manifest.stages.get(CALIBRATE) if manifest else None
-    _refuse_users_matrix(names, kept, made)
+    _refuse_users_kept_matrix(names, kept, made)
     assert made is not None, "it was looked at"
     calibration = Calibration(threads=request.threads, n_chunks=int(str(made.request.get("n_chunks", 0))))
     return plan_with_imatrix(plan, calibration, names)
 
 
-def _refuse_users_matrix(
+def _refuse_users_kept_matrix(
     names: Sequence[str], kept: Mapping[str, ImatrixRecord], made: StageRecord | None
 ) -> None:
     digest = files_digest(tuple(made.outputs)) if made else ""

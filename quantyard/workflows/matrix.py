@@ -50,14 +50,14 @@ def matrix(request: BuildRequest, reporter: WorkflowReporter) -> Matrix:
         if len(failed) > 1:
             reporter.tell(QuantsFailed(built.failures))
         raise failed[0]
-    page = _write_page(request, built, reporter)
+    page = _write_matrix_page(request, built, reporter)
     try:
         return Matrix(built, page, _matrix_choice(built))
     except BadRequest as error:  # a suite without speed, say
         return Matrix(built, page, None, error.message)
 
 
-def _write_page(request: BuildRequest, built: Built, reporter: WorkflowReporter) -> Path:
+def _write_matrix_page(request: BuildRequest, built: Built, reporter: WorkflowReporter) -> Path:
     """Write the page of the built files. LIMIT, TASKS and similar settings change the name of the suite."""
     quants = tuple(quant for quant in request.quants if quant.name in {file.quant for file in built.files})
     assert built.measured is not None, "the caller has looked"

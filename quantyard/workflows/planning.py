@@ -98,11 +98,11 @@ def workflow_source(request: BuildRequest) -> Source:
         more = " QUANT=Q4_K_M" if request.command == "build" else ""
         hint = f"Name one: make {request.command} MODEL=org/name{more}, or try: make demo"
         raise BadRequest("MODEL is not given.", hint)
-    _refuse_misspelt(request)
-    return _source_of(request)
+    _refuse_misspelt_request(request)
+    return _source_of_request(request)
 
 
-def _refuse_misspelt(request: BuildRequest) -> None:
+def _refuse_misspelt_request(request: BuildRequest) -> None:
     """Names that need no model are checked before the network is asked for one.
 
     Raises:
@@ -113,14 +113,14 @@ def _refuse_misspelt(request: BuildRequest) -> None:
 
         find_suite(request.measure.suite)
     if request.matrix_quants:
-        parse_quants(request.matrix_quants, _own_recipes(request), setting="QUANTS")
+        parse_quants(request.matrix_quants, _recipes_of_request(request), setting="QUANTS")
     if request.imatrix not in ("", "none", "auto"):
         from quantyard.plan.calibration_inputs import check_matrix_exists  # imported late: most builds read none
 
         check_matrix_exists(typed_file_path(request.imatrix))
 
 
-def _source_of(request: BuildRequest) -> Source:
+def _source_of_request(request: BuildRequest) -> Source:
     """The source; if the Hub is unreachable, the one that an earlier build of the same commit recorded."""
     try:
         return find_source(
@@ -144,24 +144,26 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     baseline = request.measure and request.measure.baseline
     quants = tuple(dict.fromkeys((baseline, *request.quants))) if baseline else request.quants
     if source.kind == "huggingface":
-        refuse_unsupported_architecture(source.config, lambda: _converter_list(request))
+        refuse_unsupported_architecture(source.config, lambda: _architectures_of_converter(request))
         refuse_unreadable_weights(source.title, source.quantization, source.base_model)
     found = None
     if source.kind == "huggingface":
-        found = find_projector(source.config, source.tensors, request.parts, lambda: _converter_list(request))
+        found = find_projector(
+            source.config, source.tensors, request.parts, lambda: _architectures_of_converter(request)
+        )
     refuse_quantized_source(source, quants, request.outtype, allowed=request.allow_requantize)
     options = BuildOptions(
         quants=quants, outtype=request.outtype, allow_pickle=request.allow_pickle,
         allow_requantize=request.allow_requantize, allow_mismatch=request.allow_mismatch, threads=request.threads,
         parity=request.parity, allow_twin_mismatch=request.allow_twin_mismatch,
-        workers=request.workers, endpoint=request.endpoint, imatrix=_has_imatrix(request, source, quants),
+        workers=request.workers, endpoint=request.endpoint, imatrix=_will_have_imatrix(request, source, quants),
         projector=found,
     )
     plan = make_build_plan(source, options)
     return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan
 
 
-def _has_imatrix(request: BuildRequest, source: Source, quants: Sequence[Quant]) -> bool:
+def _will_have_imatrix(request: BuildRequest, source: Source, quants: Sequence[Quant]) -> bool:
     """Whether there will be a matrix: the requested one, or that of each built file that cannot be without."""
     needed = [quant.name for quant in quants if quant.needs_imatrix]
     if workflow_wants_imatrix(request) or not needed:
@@ -169,7 +171,7 @@ def _has_imatrix(request: BuildRequest, source: Source, quants: Sequence[Quant])
     return set(needed) <= set(kept_matrices(request, source))
 
 
-def _converter_list(request: BuildRequest) -> str | None:
+def _architectures_of_converter(request: BuildRequest) -> str | None:
     """That of the engine's converter; None where no engine is ready."""
     with suppress(EngineError):
         return workflow_engine(request)[0].converter_list()
@@ -204,12 +206,12 @@ def workflow_matrix_plan(request: BuildRequest) -> tuple[BuildRequest, BuildPlan
     request = replace(workflow_with_suite(request), imatrix=request.imatrix or default)
     names = request.matrix_quants or (",".join(source.preset.quants) if source.preset else _MATRIX_QUANTS)
     own = tuple(quant for quant in request.quants if quant.recipe)
-    quants = parse_quants(names, _own_recipes(request), setting="QUANTS")
+    quants = parse_quants(names, _recipes_of_request(request), setting="QUANTS")
     request = replace(request, quants=tuple(dict.fromkeys((*quants, *own))), matrix_quants=names)
     return request, workflow_plan(request, source)
 
 
-def _own_recipes(request: BuildRequest) -> list[Recipe]:
+def _recipes_of_request(request: BuildRequest) -> list[Recipe]:
     return [quant.recipe for quant in request.quants if quant.recipe]
 
 

@@ -33,14 +33,14 @@ def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> Timed:
     engine, _reason = workflow_engine(request)
     reporter.tell(TimingBegins())
     started = time.monotonic()
-    found = _time_all(request, engine, reporter)
+    found = _time_all_trials(request, engine, reporter)
     book = read_forecast_book(request.artifacts)
     book.replace_synthetic(found)
     write_forecast_book(request.artifacts, book)
     return Timed(engine.name, time.monotonic() - started, tuple(found))
 
 
-def _time_all(request: BuildRequest, engine: Engine, reporter: WorkflowReporter) -> list[TimingSample]:
+def _time_all_trials(request: BuildRequest, engine: Engine, reporter: WorkflowReporter) -> list[TimingSample]:
     """Run in a temporary store."""
     request.artifacts.mkdir(parents=True, exist_ok=True)
     found: list[TimingSample] = []

@@ -169,7 +169,7 @@ def gate(request: BuildRequest, reporter: WorkflowReporter) -> GateReport:
     """
     request, source = workflow_of_built(request)
     asked, plan = _publish_request(request), workflow_files_plan(request, source)
-    return _gate_of(_judged_release(request, asked, plan, load_gate_budgets(asked.gate), reporter))
+    return _gate_of_release(_judged_release(request, asked, plan, load_gate_budgets(asked.gate), reporter))
 
 
 def report(request: BuildRequest, reporter: WorkflowReporter) -> WrittenReport:
@@ -199,7 +199,7 @@ def write_release_report(
     place = release_place(None, asked, "private" if not asked.public else "gated" if plan.source.card.gated else "")
     files = _composed_release_bundle(request, asked, plan, found, reporter, place, {}).files
     page = write_release(found.folder, files, keep=not asked.only) / PAGE
-    _tell_others(request, page.parent, found.quants, files, reporter)
+    _tell_of_other_release_files(request, page.parent, found.quants, files, reporter)
     return page
 
 
@@ -216,7 +216,7 @@ def _publish_release(
 ) -> Publication:
     release_licence(plan.source.license, plan.source.card, asked)
     found = _judged_release(request, asked, plan, where.budgets, reporter)
-    gate = _gate_of(found)
+    gate = _gate_of_release(found)
     if not asked.dry_run:
         check_release_gate(gate, allow_fail=asked.allow_fail)
     reporter.tell(GateJudged(gate))
@@ -225,10 +225,10 @@ def _publish_release(
         request, asked, plan, found, reporter, _release_place(asked, where, there), there.published
     )
     folder = write_release(found.folder, bundle.files)
-    _tell_others(request, folder, found.quants, bundle.files, reporter)
+    _tell_of_other_release_files(request, folder, found.quants, bundle.files, reporter)
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
     objections = without_agreed(
-        (*_early_objections(plan, where, there), *file_objections(where, there, bundle)), asked.agree
+        (*_objections_before_building(plan, where, there), *file_objections(where, there, bundle)), asked.agree
     )
     if asked.dry_run:
         return Publication(gate, where, sender.intend(), None, folder, request.endpoint, objections)
@@ -247,7 +247,7 @@ def _agreed_before_building(
     """The request with what the user has agreed to, asked before hours of work: nobody may be there at their end."""
     there = look_there(workflow_hub_access(request), where.hub)
     stems = {quant.name: f"{plan.source.model.name}-{quant.name}" for quant in request.quants}
-    early = (*_early_objections(plan, where, there), *named_objections(where, there, stems))
+    early = (*_objections_before_building(plan, where, there), *named_objections(where, there, stems))
     objections = without_agreed(early, asked.agree)
     if consent is _consent_given:
         refuse_objections(objections)
@@ -257,7 +257,7 @@ def _agreed_before_building(
     return replace(asked, agree=(*asked.agree, *(one.kind for one in objections)))
 
 
-def _early_objections(plan: BuildPlan, where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:
+def _objections_before_building(plan: BuildPlan, where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:
     """Those that can be told without the files."""
     yield from source_objections(where, there, plan.source.repo_id, plan.source.card)
     yield from card_objections(where, there)
@@ -283,7 +283,7 @@ def _judged_release(
     local, store = plan.source.local, ModelStore(request.artifacts, plan.source.model)
     found = find_release(
         store.folder, local.folder if local else None, [quant.name for quant in request.quants],
-        _suite_of(request), workflow_hashes(request), also,
+        _suite_of_release(request), workflow_hashes(request), also,
     )
     found = judged_release(found, budgets, preview_release_licence(plan.source.license, plan.source.card, asked))
     with store.locked(lambda holder: reporter.tell(Waiting(holder))):
@@ -291,7 +291,7 @@ def _judged_release(
     return found
 
 
-def _tell_others(
+def _tell_of_other_release_files(
     request: BuildRequest, folder: Path, quants: Sequence[str], files: Sequence[PublishedFile],
     reporter: WorkflowReporter,
 ) -> None:
@@ -303,7 +303,7 @@ def _tell_others(
         reporter.tell(MoreInRelease(folder, quants, others, request.model, asked))
 
 
-def _suite_of(request: BuildRequest) -> str:
+def _suite_of_release(request: BuildRequest) -> str:
     """The name of the requested suite; a suite file contains its name."""
     asked = request.measure.suite if request.measure else ""
     if not asked.endswith((".yaml", ".yml")):
@@ -313,7 +313,7 @@ def _suite_of(request: BuildRequest) -> str:
     return find_suite(asked).suite.name
 
 
-def _gate_of(found: Release) -> GateReport:
+def _gate_of_release(found: Release) -> GateReport:
     assert found.manifest.gate is not None, "it was judged"
     return found.manifest.gate
 

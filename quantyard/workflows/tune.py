@@ -152,7 +152,7 @@ def _search_of_mixes(request: BuildRequest, asked: TuneRequest, reporter: Workfl
     groups, stock = tuning_tensor_groups(sizes.made, asked.parts), stock_quant_sizes(sizes)
     goal = tuning_goal(asked, stock)
     ladder = tuning_type_ladder(asked.types)
-    _refuse_impossible(goal, groups, sizes, ladder)
+    _refuse_impossible_goal(goal, groups, sizes, ladder)
     what = f"{len(groups)} groups of tensors, each at low precision alone"
     probes = _run_search_plan(request, sensitivity_probe_plan(high, groups, sizes, probing), what, reporter)
     found, errors = group_sensitivities(groups, probes.output), read_rounding_errors(probes.output("rounding"))
@@ -162,7 +162,9 @@ def _search_of_mixes(request: BuildRequest, asked: TuneRequest, reporter: Workfl
     return _Search(request, reporter, high, probing, sizes, groups, found, mixes, goal, stock)
 
 
-def _refuse_impossible(goal: TuningGoal, groups: Sequence[TensorGroup], sizes: Sizes, ladder: Sequence[str]) -> None:
+def _refuse_impossible_goal(
+    goal: TuningGoal, groups: Sequence[TensorGroup], sizes: Sizes, ladder: Sequence[str]
+) -> None:
     """Refuse a size that no mix can reach: the header tells it before anything is measured."""
     each = (min(sum(sizes.of_tensor(t, kind) for t in g.tensors) for kind in ladder) for g in groups)
     smallest = sum(each) + tuning_fixed_bytes(groups, sizes)

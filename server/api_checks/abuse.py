@@ -73,7 +73,7 @@ def check_slow_clients(session: ApiSession) -> str:
                 connection.sendall(words.encode())
         beside_s = _check_ordinary_request(session, f"while {len(said)} connections are idle")
         for number, connection in enumerate(connections):
-            is_ended = _is_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
+            is_ended = _is_connection_ended(connection, began + ENDED_WITHIN_S - time.monotonic())
             need_promise(
                 is_ended, f"{len(said) - number} of {len(said)} connections are open after {ENDED_WITHIN_S:g} s"
             )
@@ -87,7 +87,7 @@ def _connect_to_abuse(session: ApiSession) -> socket.socket:
     return socket.create_connection((address.hostname, address.port or 80), _CONNECT_TIMEOUT_S)
 
 
-def _is_ended(connection: socket.socket, within_s: float) -> bool:
+def _is_connection_ended(connection: socket.socket, within_s: float) -> bool:
     connection.settimeout(max(0.01, within_s))
     try:
         while connection.recv(1 << 16):

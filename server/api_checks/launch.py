@@ -184,7 +184,7 @@ class ServedModel:
     def _start(self) -> None:
         proxy = ProxyFiles.of(self.launch.environment)
         key_file = proxy.key_file if proxy else self.launch.folder / "api-key"
-        _write_private(key_file, self.key + "\n")
+        _write_private_key_file(key_file, self.key + "\n")
         port = free_loopback_port() if proxy else self.port
         self.argv, variables = self._command(key_file, port)
         self._run(self.argv, variables)
@@ -222,7 +222,7 @@ class ServedModel:
             ),
             context_size=launch.n_ctx * launch.parallel, parallel=launch.parallel, threads=launch.threads,
         )
-        _write_private(settings_file, settings.model_dump_json())
+        _write_private_key_file(settings_file, settings.model_dump_json())
         # -P: modules of the working directory cannot replace libraries
         return (sys.executable, "-P", "-m", "server.local.server", str(settings_file)), {}
 
@@ -254,7 +254,7 @@ class ServedModel:
     def _wait_until_ready(self) -> None:
         wire = Wire(self.address, self.key, timeout_s=_CONNECT_TIMEOUT_S)
         deadline = time.monotonic() + self.launch.load_timeout_s
-        while not _is_ready(wire):
+        while not _is_served_model_ready(wire):
             self.check_alive()
             if time.monotonic() > deadline:
                 message = f"The server was not ready after {self.launch.load_timeout_s:.0f} s."
@@ -301,7 +301,7 @@ class ServedModel:
         return TailWithReason.of_lines(text.splitlines(), _LOG_TAIL_LINES)
 
 
-def _is_ready(wire: Wire) -> bool:
+def _is_served_model_ready(wire: Wire) -> bool:
     """Whether the model is loaded."""
     try:
         return wire.get("/health").status == 200
@@ -309,7 +309,7 @@ def _is_ready(wire: Wire) -> bool:
         return False
 
 
-def _write_private(path: Path, text: str) -> None:
+def _write_private_key_file(path: Path, text: str) -> None:
     """Write a file that has mode 0600 from the start."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)

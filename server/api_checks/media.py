@@ -61,7 +61,7 @@ def wav_sound() -> bytes:
     n = int(_RATE * _SECONDS)
     tone = struct.pack(f"<{n}h", *(int(8000 * math.sin(2 * math.pi * _HERTZ * i / _RATE)) for i in range(n)))
     form = struct.pack("<HHIIHH", 1, 1, _RATE, 2 * _RATE, 2, 16)
-    body = b"WAVE" + _riff_chunk(b"fmt ", form) + _riff_chunk(b"data", tone)
+    body = b"WAVE" + _riff_chunk_of_sound(b"fmt ", form) + _riff_chunk_of_sound(b"data", tone)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -113,5 +113,5 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _riff_chunk(kind: bytes, data: bytes) -> bytes:
+def _riff_chunk_of_sound(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data

@@ -67,7 +67,7 @@ def check_base64(session: ApiSession) -> str:
     text = _TEXTS[0]
     plain = _served_vectors(session.embed(text), 1)[0]
     answer = session.embed(text, encoding_format="base64")
-    coded = _embedding_rows(answer, 1)[0].get("embedding")
+    coded = _served_embedding_rows(answer, 1)[0].get("embedding")
     need_promise(isinstance(coded, str), f"no text in base64: {shown_api_answer(answer)}")
     raw = base64.b64decode(str(coded), validate=True)
     vector = struct.unpack(f"<{len(raw) // 4}f", raw)
@@ -127,7 +127,7 @@ def _served_vector(session: ApiSession, text: str) -> Vector:
     return [*_rerank_scores_served(session.rank(text, [*_TEXTS]), len(_TEXTS)), 1.0]
 
 
-def _embedding_rows(answer: Answer, n: int) -> list[dict[str, Any]]:
+def _served_embedding_rows(answer: Answer, n: int) -> list[dict[str, Any]]:
     data = answer.body.get("data")
     is_list = answer.status == 200 and isinstance(data, list) and len(data) == n
     need_promise(is_list, f"wanted 200 and {n} embeddings, got {shown_api_answer(answer)}")
@@ -137,7 +137,7 @@ def _embedding_rows(answer: Answer, n: int) -> list[dict[str, Any]]:
 
 
 def _served_vectors(answer: Answer, n: int) -> list[Vector]:
-    vectors = [row.get("embedding") for row in _embedding_rows(answer, n)]
+    vectors = [row.get("embedding") for row in _served_embedding_rows(answer, n)]
     for vector in vectors:
         is_finite = isinstance(vector, list) and vector and all(isinstance(x, (int, float)) for x in vector)
         need_promise(bool(is_finite), f"an embedding is not a list of numbers: {shown_api_answer(answer)}")

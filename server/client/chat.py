@@ -297,7 +297,7 @@ def main() -> None:
     try:
         _chat_until_end(read_chat_settings(sys.argv[1:], os.environ))
     except ClientError as error:
-        sys.exit(_say_last(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
+        sys.exit(_say_last_in_chat(str(error), 2 if isinstance(error, BadSampling | KeyUnusable) else 4))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader has closed the pipe
@@ -315,7 +315,7 @@ def _chat_until_end(settings: ChatSettings) -> None:
     Chat(client, settings.sampling, terminal).run()
 
 
-def _say_last(message: str, code: int) -> int:
+def _say_last_in_chat(message: str, code: int) -> int:
     sys.stderr.write(printable(printable_url(message)) + "\n")
     return code
 

@@ -103,7 +103,7 @@ def _write_regex_sequence(items: list[Any], *, starts: bool, ends: bool) -> str:
     last = ends and bool(items) and _regex_anchor(items[-1]) == "$"
     items = items[:-1] if last else items
     opens, closes = starts and not first, ends and not last
-    if len(items) == 1 and _is_group(items[0]):  # the anchors may be inside the group
+    if len(items) == 1 and _is_regex_group(items[0]):  # the anchors may be inside the group
         return _write_regex_item(items[0], starts=opens, ends=closes)
     return _write_regex_between(items, opens, closes)
 
@@ -111,12 +111,12 @@ def _write_regex_sequence(items: list[Any], *, starts: bool, ends: bool) -> str:
 def _write_regex_between(items: list[Any], opens: bool, closes: bool) -> str:
     head = tail = ""
     if opens:  # an anchor may be inside the first group; without one, anything may come before
-        if len(items) > 1 and _is_group(items[0]):
+        if len(items) > 1 and _is_regex_group(items[0]):
             head, items = _write_regex_item(items[0], starts=True, ends=False), items[1:]
         else:
             head = _any_regex_character()
     if closes:
-        if items and _is_group(items[-1]):
+        if items and _is_regex_group(items[-1]):
             tail, items = _write_regex_item(items[-1], starts=False, ends=True), items[:-1]
         elif items or not opens:
             tail = _any_regex_character()
@@ -127,7 +127,7 @@ def _regex_anchor(item: Any) -> str:
     return _ANCHORS.get(str(item[1]), "") if str(item[0]) == "AT" else ""
 
 
-def _is_group(item: Any) -> bool:
+def _is_regex_group(item: Any) -> bool:
     return str(item[0]) in ("BRANCH", "SUBPATTERN")
 
 
@@ -185,14 +185,14 @@ def _wrap_regex(text: str) -> str:
 
 
 def _regex_literal(code: int) -> str:
-    return chr(code) if chr(code) in _PLAIN else _class_or_escapes([("LITERAL", code)])
+    return chr(code) if chr(code) in _PLAIN else _regex_class_or_escapes([("LITERAL", code)])
 
 
 def _not_literal(code: int) -> str:
     return _write_regex_class(_ranges_without(_SAFE, [(code, code)]))
 
 
-def _class_or_escapes(members: Sequence[Any]) -> str:
+def _regex_class_or_escapes(members: Sequence[Any]) -> str:
     """A class. Characters that JSON escapes are kept, as their escapes, if they are listed one by one."""
     pairs = [(str(kind), value) for kind, value in members]
     if pairs[0][0] == "NEGATE":
@@ -201,9 +201,11 @@ def _class_or_escapes(members: Sequence[Any]) -> str:
         return _write_regex_class(
             _ranges_without(universe, [r for pair in pairs[1:] for r in _regex_class_ranges(*pair)])
         )
-    named = [chr(value) for kind, value in pairs if kind == "LITERAL" and not _is_safe(value)]
+    named = [chr(value) for kind, value in pairs if kind == "LITERAL" and not _is_safe_in_regex(value)]
     escaped = [
-        "".join(_spell_regex_character(c) for c in json.dumps(char)[1:-1]) for char in named if not _is_surrogate(char)
+        "".join(_spell_regex_character(c) for c in json.dumps(char)[1:-1])
+        for char in named
+        if not _is_surrogate_in_regex(char)
     ]
     safe = [r for pair in pairs for r in _regex_class_ranges(*pair)]
     kept = _ranges_without(_SAFE, _ranges_without(((0, 0x10FFFF),), safe))
@@ -215,11 +217,11 @@ def _spell_regex_character(char: str) -> str:
     return char if char in _PLAIN else _write_regex_class([(ord(char), ord(char))])
 
 
-def _is_safe(code: int) -> bool:
+def _is_safe_in_regex(code: int) -> bool:
     return any(low <= code <= high for low, high in _SAFE)
 
 
-def _is_surrogate(char: str) -> bool:
+def _is_surrogate_in_regex(char: str) -> bool:
     return 0xD800 <= ord(char) <= 0xDFFF
 
 
@@ -269,6 +271,6 @@ _CATEGORIES: Final = {
 _WRITERS: Final[dict[str, Callable[[Any], str]]] = {
     "LITERAL": _regex_literal,
     "NOT_LITERAL": _not_literal,
-    "IN": _class_or_escapes,
+    "IN": _regex_class_or_escapes,
     "ANY": lambda _value: _write_regex_class(_SAFE),
 }

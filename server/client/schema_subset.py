@@ -75,7 +75,7 @@ def client_wire_schema(schema: Json, constrainer: Constrainer) -> dict[str, Any]
     names = {f"#/$defs/{name}": f"#/$defs/d{number}" for number, name in enumerate(definitions)}
     writer = _Writer(constrainer, names)
     if constrainer == "in process":
-        _refuse_cycles(definitions)
+        _refuse_schema_cycles(definitions)
     found = writer.node(schema, "#")
     if definitions:
         pairs = zip(names.values(), definitions.items(), strict=True)
@@ -199,7 +199,7 @@ def _integer_schema_bounds(said: Json) -> tuple[int | None, int | None]:
     return (int(max(lows)) if lows else None), (int(min(highs)) if highs else None)
 
 
-def _refuse_cycles(definitions: Json) -> None:
+def _refuse_schema_cycles(definitions: Json) -> None:
     """Refuse recursive definitions: Outlines unrolls them to three levels, and is wrong below."""
     leads = {name: {ref.rpartition("/")[2] for ref in _schema_refs(node)} for name, node in definitions.items()}
     for name in definitions:

@@ -43,9 +43,9 @@ def read_asked(body: Body, *, is_chat: bool) -> Asked:
     Raises:
         BadBody: a field has a wrong type or value, or asks for what this server cannot do.
     """
-    _refuse_unsupported(body)
+    _refuse_unsupported_asked(body)
     return Asked(
-        prompt=_chat_prompt(body) if is_chat else _asked_prompt(body), max_tokens=_max_tokens(body),
+        prompt=_asked_chat_prompt(body) if is_chat else _asked_prompt(body), max_tokens=_asked_max_tokens(body),
         sampling=_asked_sampling(body), stop=_asked_stop_texts(body), stream=bool(body.get("stream")), is_chat=is_chat,
         with_usage=bool((body.get("stream_options") or {}).get("include_usage")), model=str(body.get("model") or ""),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     return body
 
 
-def _refuse_unsupported(body: Body) -> None:
+def _refuse_unsupported_asked(body: Body) -> None:
     for name in _NOT_HERE:
         if body.get(name):
             raise BadBody(f"{name} is not supported: the server of an encoder-decoder writes plain text only")
@@ -88,7 +88,7 @@ def _asked_prompt(body: Body) -> str:
     return prompt
 
 
-def _chat_prompt(body: Body) -> str:
+def _asked_chat_prompt(body: Body) -> str:
     """The texts of all messages, a line each: these models have no chat template, and take plain instructions."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
@@ -105,7 +105,7 @@ def _asked_content(message: Body) -> str:
     return "".join(text for text in texts if text)
 
 
-def _max_tokens(body: Body) -> int:
+def _asked_max_tokens(body: Body) -> int:
     most = int(_asked_number(body, ("max_completion_tokens", "max_tokens", "n_predict"), -1, -1, _MOST_TOKENS))
     return most if most >= 0 else _MOST_TOKENS
 

@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"tokens": model.tokenize(text, add_special=bool(body.get("add_special")))})
         elif path == "/detokenize":
             model = self.server.models.loaded(str(body.get("model") or ""))
-            pieces = [model.piece(token) for token in _token_ids(body)]
+            pieces = [model.piece(token) for token in _token_ids_of_request(body)]
             self._json(200, {"content": b"".join(pieces).decode(errors="replace")})
         elif path in _NOT_HERE:
             self._refuse(HTTPStatus.NOT_IMPLEMENTED, "An encoder-decoder has no such route: use /v1/completions.")
@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self._is_unread
 
 
-def _token_ids(body: dict[str, Any]) -> list[int]:
+def _token_ids_of_request(body: dict[str, Any]) -> list[int]:
     tokens = body.get("tokens")
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         raise BadBody("tokens must be a list of numbers")

@@ -146,7 +146,7 @@ def main() -> NoReturn:
     except CannotServe as error:
         _die_of_image_server(_CANNOT, str(error))
     _say_note()
-    threading.Thread(target=_watch_files, args=(listed,), daemon=True).start()
+    threading.Thread(target=_watch_image_model_files, args=(listed,), daemon=True).start()
     server = EncoderDecoderServer((settings.host, settings.port), models, settings.keys)
     _say_on_image_log(f"{', '.join(settings.models)} on port {settings.port}, {settings.parallel} requests at once")
     server.serve_forever()
@@ -163,7 +163,7 @@ def _say_note() -> None:
             _say_on_image_log(f"note: {line}")
 
 
-def _watch_files(listed: Listing) -> None:
+def _watch_image_model_files(listed: Listing) -> None:
     """End the server when other files are in the folder than at its start, as entrypoint.sh does."""
     seen = listed
     while _image_model_folder().is_dir():

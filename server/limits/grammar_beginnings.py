@@ -38,21 +38,21 @@ def check_grammar_beginnings(read: ReadGrammar) -> Beginnings:
         if not circle.intersection(_grammar_references(choices)):
             continue  # the rule is not recursive
         for group in grammar_choice_groups(choices):
-            deeper = [sequence for sequence in group if _leads_deeper(sequence, circle)]
+            deeper = [sequence for sequence in group if _grammar_leads_deeper(sequence, circle)]
             check_grammar_told_apart(name, [beginnings.of_sequence(sequence) for sequence in deeper])
             for sequence in deeper:
                 beginnings.check_optional(name, sequence, circle)
     return beginnings
 
 
-def _leads_back(part: GrammarPart, circle: set[str]) -> bool:
+def _grammar_part_leads_back(part: GrammarPart, circle: set[str]) -> bool:
     return part.ref in circle if part.choices is None else not circle.isdisjoint(_grammar_references(part.choices))
 
 
-def _leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
+def _grammar_leads_deeper(sequence: list[GrammarPart], circle: set[str]) -> bool:
     """Whether a rule of the cycle is followed by something: a tail call needs no entry on the parser's stack."""
     return any(
-        _leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
+        _grammar_part_leads_back(part, circle) and (at < len(sequence) - 1 or (part.low, part.high) != (1, 1))
         for at, part in enumerate(sequence)
     )
 
@@ -104,8 +104,8 @@ class Beginnings:
         """If two parts of a sequence are recursive, an optional one must not begin like what follows it."""
         for at, part in enumerate(parts):
             rest = parts[at + 1 :]
-            is_open = self.of_part(part)[1] and _leads_back(part, circle)
-            if is_open and any(_leads_back(other, circle) for other in rest):
+            is_open = self.of_part(part)[1] and _grammar_part_leads_back(part, circle)
+            if is_open and any(_grammar_part_leads_back(other, circle) for other in rest):
                 check_grammar_told_apart(name, [self.of_part(part)[0], self.of_sequence(rest)])
 
 

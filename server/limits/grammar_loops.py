@@ -49,13 +49,13 @@ def _check_loop(name: str, part: GrammarPart, beginnings: Beginnings, shortest: 
         raise NotRead(f"rule {name[:40]!r} repeats a repetition")
     words = [_grammar_word(way) for way in ways]
     if all(words):
-        _check_words(name, [word for word in words if word])
+        _check_grammar_words(name, [word for word in words if word])
     else:
         short = [way for way in ways if shortest.of_sequence(way) < _LONG]
         check_grammar_told_apart(name, [beginnings.of_sequence(way) for way in short])
 
 
-def _check_words(name: str, words: list[tuple[int, ...]]) -> None:
+def _check_grammar_words(name: str, words: list[tuple[int, ...]]) -> None:
     """Words may begin alike, unless one is a prefix of another whose rest begins like a word."""
     _check_repeated_grammar_words(name, words)
     starts, known = {word[0] for word in words}, set(words)

@@ -37,7 +37,7 @@ def request_media(asked: Mapping[str, Any]) -> Iterator[bytes]:
         if isinstance(one, list):
             left.extend(one)
         elif isinstance(one, dict):
-            yield from _of_part(one)
+            yield from _media_of_part(one)
             left.extend(one.values())
 
 
@@ -56,28 +56,28 @@ def media_pixels(data: bytes) -> int:
     raise MediaError("a picture must be a PNG, JPEG, GIF or BMP, a sound a WAV or MP3")
 
 
-def _of_part(part: Mapping[str, Any]) -> Iterator[bytes]:
+def _media_of_part(part: Mapping[str, Any]) -> Iterator[bytes]:
     for name in _NAMED:
-        yield from _of_value(part.get(name))
+        yield from _media_of_value(part.get(name))
     source = part.get("source")
     if isinstance(source, dict) and source.get("type") != "text":
-        yield from _of_value({name: source.get(name) for name in _INNER})
+        yield from _media_of_value({name: source.get(name) for name in _INNER})
     many = part.get("multimodal_data")
     for one in many if isinstance(many, list) else ():
-        yield from _of_value({"data": one})
+        yield from _media_of_value({"data": one})
 
 
-def _of_value(value: Any) -> Iterator[bytes]:
+def _media_of_value(value: Any) -> Iterator[bytes]:
     if isinstance(value, str):
-        yield _of_address(value)
+        yield _media_of_address(value)
     elif isinstance(value, dict):
         if isinstance(address := value.get("url"), str):
-            yield _of_address(address)
+            yield _media_of_address(address)
         if isinstance(data := value.get("data"), str):
             yield _decoded_media(data)
 
 
-def _of_address(address: str) -> bytes:
+def _media_of_address(address: str) -> bytes:
     found = _DATA.match(address)
     if found is None:
         raise MediaError("a picture or sound must be in the request: data:image/png;base64,…")
@@ -91,22 +91,22 @@ def _decoded_media(text: str) -> bytes:
         raise MediaError("a picture or sound is not base64") from None
 
 
-def _of_png(data: bytes) -> int:
+def _pixels_of_png(data: bytes) -> int:
     return _number_in_media(data, 16, "big", 4) * _number_in_media(data, 20, "big", 4)
 
 
-def _of_gif(data: bytes) -> int:
+def _pixels_of_gif(data: bytes) -> int:
     return _number_in_media(data, 6, "little", 2) * _number_in_media(data, 8, "little", 2)
 
 
-def _of_bmp(data: bytes) -> int:
+def _pixels_of_bmp(data: bytes) -> int:
     if _number_in_media(data, 14, "little", 4) == 12:  # bytes of the oldest header
         return _number_in_media(data, 18, "little", 2) * _number_in_media(data, 20, "little", 2)
     width, height = (int.from_bytes(_bytes_of_media(data, at, 4), "little", signed=True) for at in (18, 22))
     return abs(width) * abs(height)
 
 
-def _of_jpeg(data: bytes) -> int:
+def _pixels_of_jpeg(data: bytes) -> int:
     at, largest = 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -123,7 +123,7 @@ def _of_jpeg(data: bytes) -> int:
     return largest
 
 
-def _of_wav(data: bytes) -> int:
+def _pixels_of_wav(data: bytes) -> int:
     at = 12
     while data[at : at + 4] != b"fmt ":
         at += 8 + (_number_in_media(data, at + 4, "little", 4) + 1) // 2 * 2  # chunks begin at even places
@@ -132,7 +132,7 @@ def _of_wav(data: bytes) -> int:
     return 0
 
 
-def _of_mp3(_data: bytes) -> int:
+def _pixels_of_mp3(_data: bytes) -> int:
     return 0
 
 
@@ -148,6 +148,7 @@ def _bytes_of_media(data: bytes, at: int, n_bytes: int) -> bytes:
 
 # To add a format: how it begins, and how many pixels it is decoded to. What tells of them only at its end is not taken.
 _FORMATS: Final[tuple[tuple[bytes, Callable[[bytes], int]], ...]] = (
-    (rb"\x89PNG\r\n\x1a\n.{4}IHDR", _of_png), (rb"\xff\xd8\xff", _of_jpeg), (rb"GIF8[79]a", _of_gif), (rb"BM", _of_bmp),
-    (rb"RIFF.{4}WAVE", _of_wav), (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", _of_mp3),
+    (rb"\x89PNG\r\n\x1a\n.{4}IHDR", _pixels_of_png), (rb"\xff\xd8\xff", _pixels_of_jpeg),
+    (rb"GIF8[79]a", _pixels_of_gif), (rb"BM", _pixels_of_bmp),
+    (rb"RIFF.{4}WAVE", _pixels_of_wav), (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", _pixels_of_mp3),
 )  # fmt: skip

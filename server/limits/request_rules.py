@@ -62,7 +62,7 @@ def parse_request_body(body: bytes) -> dict[str, Any]:
         TooMuch: it is not JSON, or exceeds the limits of JSON.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode(), parse_constant=_refuse_request_constant)
     except RecursionError:
         raise _over_request_limit("json_depth", "too many") from None
     except ValueError as error:
@@ -103,7 +103,7 @@ def check_request_limits(asked: Mapping[str, Any]) -> None:
         if name in asked:
             raise TooMuch(f"{name} is not accepted")
     for name, limit in _COUNTS.items():
-        _check_count(name, asked.get(name), limit)
+        _check_request_count(name, asked.get(name), limit)
     for name, limit in _LISTS.items():
         if isinstance(listed := asked.get(name), list | dict):
             _hold_request_limit(limit, len(listed))
@@ -117,7 +117,7 @@ def check_request_limits(asked: Mapping[str, Any]) -> None:
         _hold_request_limit("schema_optional_all", n_optional)
 
 
-def _check_count(name: str, value: Any, limit: str) -> None:
+def _check_request_count(name: str, value: Any, limit: str) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if value < _LEAST_TOKENS:
             raise TooMuch(f"{name} is {value}")
@@ -147,13 +147,13 @@ def _check_media(asked: Mapping[str, Any]) -> None:
 
 def check_text_limit(text: Any) -> None:
     """Check a text to tokenize. Raises the same."""
-    _hold_request_limit("text_bytes", _text_bytes(text))
+    _hold_request_limit("text_bytes", _request_text_bytes(text))
 
 
-def _text_bytes(text: Any) -> int:
+def _request_text_bytes(text: Any) -> int:
     """Bytes of a text, or of the texts in a list, which may hold tokens too."""
     if isinstance(text, list):
-        return sum(_text_bytes(part) for part in text)
+        return sum(_request_text_bytes(part) for part in text)
     return len(text.encode(errors="surrogatepass")) if isinstance(text, str) else 0
 
 
@@ -165,7 +165,7 @@ def check_grammar_limits(grammar: Any) -> None:
     try:
         read = read_gbnf_grammar(grammar)
         _hold_request_limit("grammar_rules", read.n_rules)
-        _check_work(read, "grammar")
+        _check_grammar_work(read, "grammar")
     except NotRead as error:
         raise TooMuch(f"grammar: {error}") from None
     except RecursionError:
@@ -176,12 +176,12 @@ def check_regex_limits(pattern: str) -> None:
     """Check a regular expression. Raises the same."""
     _hold_request_limit("pattern_chars", len(pattern))
     try:
-        _check_work(read_regex_grammar(pattern), "pattern")
+        _check_grammar_work(read_regex_grammar(pattern), "pattern")
     except NotRead as error:
         raise TooMuch(f"a pattern: {error}") from None
 
 
-def _check_work(read: ReadGrammar, kind: str) -> None:
+def _check_grammar_work(read: ReadGrammar, kind: str) -> None:
     """Check the cost of a parsed text; `kind` is "grammar" or "pattern" and selects the limits."""
     _hold_request_limit(f"{kind}_depth", read.depth)
     size = GrammarSizes(read).all()
@@ -249,7 +249,7 @@ def _listed_request_objects(asked: Mapping[str, Any], name: str) -> list[Mapping
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _refuse_constant(word: str) -> None:
+def _refuse_request_constant(word: str) -> None:
     raise ValueError(f"{word} is not a JSON number")
 
 

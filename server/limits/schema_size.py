@@ -39,7 +39,7 @@ def measure_schema_size(schema: Any, most_expanded: int) -> Iterator[Measure]:
         n_options += len(one["enum"]) if isinstance(one.get("enum"), list) else 0
         n_branches += sum(len(one[name]) for name in _BRANCHES if isinstance(one.get(name), list))
         n_branches += len(one["type"]) if isinstance(one.get("type"), list) else 0
-        yield from _of_one(one)
+        yield from _measures_of_schema(one)
     yield "schema_unions", n_branches
     yield "schema_enums", n_options
     expansion = _Expansion(schema, most_expanded)
@@ -72,7 +72,7 @@ def _subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
             left.extend(inner for _name, inner in _schema_children(one, definitions=True))
 
 
-def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
+def _measures_of_schema(schema: Mapping[str, Any]) -> Iterator[Measure]:
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, dict):
         yield "schema_properties", len(properties)
@@ -81,14 +81,14 @@ def _of_one(schema: Mapping[str, Any]) -> Iterator[Measure]:
         yield from (("schema_string_chars", len(name)) for name in properties)
     if isinstance(options := schema.get("enum"), list):
         yield "schema_enum", len(options)
-        yield from (("schema_string_chars", _n_chars(one)) for one in options)
+        yield from (("schema_string_chars", _n_schema_characters(one)) for one in options)
     if "const" in schema:
-        yield "schema_string_chars", _n_chars(schema["const"])
+        yield "schema_string_chars", _n_schema_characters(schema["const"])
     yield from (("schema_length", value) for value in _schema_numbers(schema, "minLength", "maxLength"))
     yield from (("schema_number", abs(value)) for value in _schema_numbers(schema, *_NUMBERS))
 
 
-def _n_chars(value: Any) -> int:
+def _n_schema_characters(value: Any) -> int:
     """The length of a value as JSON; of a string without its quotation marks."""
     return len(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 

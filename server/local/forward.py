@@ -56,14 +56,14 @@ class Forward:
         try:
             answer = await self.client.send(request, stream=True)
             try:
-                await _pass_on(answer, send)
+                await _pass_answer_on(answer, send)
             finally:
                 await answer.aclose()
         except httpx2.TransportError:
             raise Refused(503, "the model's server ended or does not answer: try again later") from None
 
 
-async def _pass_on(answer: httpx2.Response, send: Send) -> None:
+async def _pass_answer_on(answer: httpx2.Response, send: Send) -> None:
     headers = [(name.encode(), value.encode()) for name, value in answer.headers.items() if name in _OF_ANSWERS]
     await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
     async for piece in answer.aiter_raw():

@@ -112,15 +112,15 @@ class Guard:
         method, path = scope["method"], scope["path"]
         if path not in OPEN and not (method in _GET and PAGE.fullmatch(path)):
             self._check_key(scope)
-        _check_route(method, path)
+        _check_request_route(method, path)
         if method != "POST":
-            return await self._pass_on(_checked_scope(scope, b""), b"", receive, answer)
-        body = await _checked_body(scope, receive)
+            return await self._pass_on(_checked_request_scope(scope, b""), b"", receive, answer)
+        body = await _checked_request_body(scope, receive)
         if self._n_requests >= REQUESTS:
             raise Refused(429, f"{REQUESTS} requests are already in progress: try again later")
         self._n_requests += 1
         try:
-            await self._pass_on(_checked_scope(scope, body), body, receive, answer)
+            await self._pass_on(_checked_request_scope(scope, body), body, receive, answer)
         finally:
             self._n_requests -= 1
         return None
@@ -186,7 +186,7 @@ class _Answer:
             await self.send({"type": "http.response.body", "body": refused.event()})
 
 
-def _check_route(method: str, path: str) -> None:
+def _check_request_route(method: str, path: str) -> None:
     methods = ROUTES.get(path, _GET if PAGE.fullmatch(path) else None)
     if methods is None:
         raise Refused(404, "This route does not exist.")
@@ -194,7 +194,7 @@ def _check_route(method: str, path: str) -> None:
         raise Refused(405, "This route does not take this method.")
 
 
-async def _checked_body(scope: Message, receive: Receive) -> bytes:
+async def _checked_request_body(scope: Message, receive: Receive) -> bytes:
     """Read and check the body; returns it serialized again, so that the application parses what was checked."""
     _check_content_type(dict(scope["headers"]))
     try:
@@ -238,7 +238,7 @@ async def _read_request_body(receive: Receive, most: int) -> bytes:
     return bytes(body)
 
 
-def _checked_scope(scope: Message, body: bytes) -> Message:
+def _checked_request_scope(scope: Message, body: bytes) -> Message:
     """The request for the application, without Origin: a server may let pages of any web site read its answers."""
     left_out = {b"content-length", b"content-type", b"transfer-encoding", b"origin", b"expect"}
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]

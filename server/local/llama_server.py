@@ -50,12 +50,12 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
         params.mmproj.path = str(settings.projector)
     params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
-    _set_purpose(xllamacpp, params, settings)
+    _set_llama_server_purpose(xllamacpp, params, settings)
     params.n_gpu_layers, params.fit_params, params.cache_ram_mib = settings.n_gpu_layers, False, 0
     return params
 
 
-def _set_purpose(xllamacpp: Any, params: Any, settings: ModelSettings) -> None:
+def _set_llama_server_purpose(xllamacpp: Any, params: Any, settings: ModelSettings) -> None:
     """What a model that embeds texts or ranks documents needs: its pooling, and a text computed at once."""
     try:
         header = read_gguf_model(settings.path)

@@ -21,7 +21,7 @@ def merge_model_metrics(models: Mapping[str, str | None]) -> str:
     for model, text in models.items():
         label = f"model={json.dumps(model, ensure_ascii=False)}"
         samples[_LOADED].append(f"{_LOADED}{{{label}}} {int(text is not None)}")
-        for name, lines in _by_name(text or "").items():
+        for name, lines in _metric_lines_by_name(text or "").items():
             about.setdefault(name, [line for line in lines if line.startswith("#")])
             samples.setdefault(name, []).extend(
                 _labelled_metric(line, label) for line in lines if not line.startswith("#")
@@ -29,7 +29,7 @@ def merge_model_metrics(models: Mapping[str, str | None]) -> str:
     return "".join(f"{line}\n" for name in about for line in (*about[name], *samples[name]))
 
 
-def _by_name(text: str) -> dict[str, list[str]]:
+def _metric_lines_by_name(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if match := _NAME.match(line):

@@ -83,7 +83,7 @@ class ModelProcess:
         """
         process, kept = await _spawn_model_process(module, log)
         try:
-            address = await _told_address(process, settings)
+            address = await _model_process_address(process, settings)
         except TimeoutError:
             await _kill_model_process(process)
             how = f"was not ready in {model_load_timeout_s(settings.path):.0f} s: {_SLOW}"
@@ -94,7 +94,7 @@ class ModelProcess:
         if not address:
             code = await process.wait()
             await kept.finished()
-            raise ModelEnded(settings.name, code, _how_ended(code, str(kept.tail)))
+            raise ModelEnded(settings.name, code, _how_model_process_ended(code, str(kept.tail)))
         kept.keep_back()
         return cls(settings, address, _process=process, _log=kept)
 
@@ -103,7 +103,7 @@ class ModelProcess:
         code = await self._process.wait()
         await self._log.finished()
         tail = str(self._log.tail)
-        return ModelEnded(self.settings.name, code, _how_ended(code, tail), tail)
+        return ModelEnded(self.settings.name, code, _how_model_process_ended(code, tail), tail)
 
     async def stop(self) -> None:
         """End the process."""
@@ -120,7 +120,7 @@ async def _spawn_model_process(module: str, log: Callable[[str], None]) -> tuple
     return process, _Log(process.stderr, log)
 
 
-async def _told_address(process: asyncio.subprocess.Process, settings: ModelSettings) -> str:
+async def _model_process_address(process: asyncio.subprocess.Process, settings: ModelSettings) -> str:
     """Tell the program its settings and wait for its address; "": it ended. Raises TimeoutError."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -129,7 +129,7 @@ async def _told_address(process: asyncio.subprocess.Process, settings: ModelSett
         return (await process.stdout.readline()).decode().strip()
 
 
-def _how_ended(exit_code: int, tail: str) -> str:
+def _how_model_process_ended(exit_code: int, tail: str) -> str:
     return crash_words(exit_code, tail) or f"ended with exit code {exit_code}"
 
 

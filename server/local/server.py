@@ -43,7 +43,7 @@ async def run_local_server(settings: LocalServerSettings) -> int:
     """Serve until a signal comes or the process of a model ends; returns the exit code."""
     async with forwarding_client() as client:
         models = Models(_local_models(settings), start_local_model, local_server_version(), client, settings.kept)
-        http = _Server(_http_config(Guard(Router(models), settings.key)))
+        http = _Server(_local_http_config(Guard(Router(models), settings.key)))
         tasks = [
             asyncio.create_task(work)
             for work in (_wait_for_signal(), _raise_model_crash(models), _serve_local_models(models, http, settings))
@@ -132,7 +132,7 @@ def _local_server_promises(settings: LocalServerSettings) -> str:
     return f"{settings.parallel} requests of a model at once, {tokens}{loaded}"
 
 
-def _http_config(app: Guard) -> uvicorn.Config:
+def _local_http_config(app: Guard) -> uvicorn.Config:
     """The guard prints errors itself; uvicorn's log would have a line for every client that leaves in an answer."""
     protocol: Any = partial(LimitedProtocol, Connections())
     return uvicorn.Config(

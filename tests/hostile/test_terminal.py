@@ -29,7 +29,7 @@ from quantyard.paths import REPO_DIR
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult
 from quantyard.store.artifact import Workspace
-from server.client.chat import Terminal, _say_last
+from server.client.chat import Terminal, _say_last_in_chat
 from tests.gguf_files import TensorSpec, gguf
 from tests.hostile.sampling import sampled
 from tests.hub_server import HubServer
@@ -360,7 +360,7 @@ def test_a_served_models_answer_acts_on_no_terminal() -> None:
 def test_a_servers_last_error_acts_on_no_terminal() -> None:
     err = io.StringIO()
     with redirect_stderr(err):
-        _say_last(WORDS, 4)
+        _say_last_in_chat(WORDS, 4)
     check(err.getvalue(), lines=False)
 
 

@@ -34,7 +34,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *argv: str, fault: Exception | None = 
         def broken(*_args: Any) -> None:
             raise fault
 
-        monkeypatch.setattr(planning, "_source_of", broken)
+        monkeypatch.setattr(planning, "_source_of_request", broken)
         monkeypatch.setattr(planning, "choose_engine", lambda *_: (None, ""))
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
@@ -113,7 +113,7 @@ def command(
         suite = Suite(name=Path(measure.suite).stem, tasks=(TaskEntry(task="arc_easy"),))
         return MeasureOptions(suite=suite, runtime=Runtime(), baseline=measure.baseline)
 
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
     monkeypatch.setattr(planning, "plan_measure_options", options)
 

@@ -35,7 +35,7 @@ _PLAIN = ("matrix", "--model=x", "--suite=smoke", "--imatrix=none")
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Run:
     """Runs `matrix` on this engine; returns its exit code."""
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     # The fake measures no files.
     monkeypatch.setattr(matrix_workflow, "write_release_report", lambda *_: tmp_path / "report.html")
 

@@ -53,7 +53,9 @@ def test_each_image_is_a_finding_of_its_own(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(doctor, "_examine_docker", lambda _request: DoctorFinding("Docker daemon", "ok", "27"))
     monkeypatch.setattr(quantyard.engines.docker_engine, "DockerEngine", _Engine)
-    checks = ((doctor._examine_docker, False), (doctor._builder_image, True), (doctor._eval_image, True))
+    checks = (
+        (doctor._examine_docker, False), (doctor._examine_builder_image, True), (doctor._examine_eval_image, True),
+    )  # fmt: skip
     monkeypatch.setattr(doctor, "CHECKS", checks)
     findings = _examine(tmp_path, monkeypatch, EVAL_BASE_IMAGE="registry.example/python")
     assert findings["builder image"].state == "ok"

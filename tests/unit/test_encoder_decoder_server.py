@@ -161,7 +161,8 @@ def test_the_server_ends_to_be_started_anew_when_its_folder_holds_other_files(tm
         "import threading, time\n"
         "from server.encoder_decoder import image\n"
         "image._WATCH_S = 0.1\n"
-        "threading.Thread(target=image._watch_files, args=(image._image_model_listing(),), daemon=True).start()\n"
+        "listed = image._image_model_listing()\n"
+        "threading.Thread(target=image._watch_image_model_files, args=(listed,), daemon=True).start()\n"
         "print('watching', flush=True)\n"
         "time.sleep(30)\n"
     )

@@ -88,7 +88,7 @@ class Bench:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr(sys, "argv", ["fetch", *self.arguments(), "--secrets-on-stdin"])
-            patch.setattr("quantyard.protocol.runner._read_secrets", lambda: secrets)
+            patch.setattr("quantyard.protocol.runner._read_stage_secrets", lambda: secrets)
             with pytest.raises(SystemExit) as ended:
                 fetch.main()
         return self.ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())

@@ -71,7 +71,7 @@ def _engine(name: str = "docker", **behaviours: Behaviour) -> FakeEngine:
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs a command on this engine; returns its exit code."""
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
 
     def go(engine: FakeEngine, *argv: str) -> int:
         monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))

@@ -98,7 +98,7 @@ def run(
     local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs a command where so many bytes are free, beside the reserve; its exit code and what it said."""
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(matrix_workflow, "write_release_report", lambda *_: tmp_path / "report.html")
 
     def go(command: str, free: int, engine: FakeEngine, *argv: str) -> tuple[int, str, str]:

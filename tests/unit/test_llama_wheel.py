@@ -345,6 +345,6 @@ def test_doctor_says_which_it_will_be(plan: str, state: str, remedy: str, tmp_pa
     parser = argparse.ArgumentParser()
     add_command_options(parser)
     request = read_command_request(parser.parse_args([]), {"ARTIFACTS": str(tmp_path)})
-    finding = doctor._llama_cpp(replace(request, environment=replace(request.environment, repo_dir=tmp_path)))
+    finding = doctor._examine_llama_cpp(replace(request, environment=replace(request.environment, repo_dir=tmp_path)))
     assert (finding.state, finding.value) == (state, plan.partition(": ")[2])
     assert remedy in finding.remedy and bool(remedy) == bool(finding.remedy)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.commands
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_source: Source) -> FakeEngine:
     """The engine of every command, on one source."""
     fake = FakeEngine()
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (fake, "asked for"))
     monkeypatch.setenv("ARTIFACTS", str(tmp_path / "artifacts"))
     return fake

@@ -502,7 +502,7 @@ def test_a_build_without_imatrix_keeps_the_files_that_were_made_with_a_matrix(
     local_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = _Trial(VALUES)
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     names = ["Q4_K_M", "Q6_K", "IQ2_XS"]
     made = quantyard.build("tiny", quant=names, imatrix="auto", artifacts=tmp_path)
@@ -520,7 +520,7 @@ def test_a_file_made_with_the_users_own_matrix_is_not_replaced_unasked(
     local_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = FakeEngine()
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     mine = _matrix(tmp_path, name="mine.gguf")
     quantyard.build("tiny", quant="Q4_K_M", imatrix=mine, artifacts=tmp_path / "a")

@@ -50,7 +50,7 @@ def engine(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ARTIFACTS", str(tmp_path / "artifacts"))
     fake = FakeEngine()
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (fake, "asked for"))
     return fake
 

@@ -197,7 +197,7 @@ def test_a_build_says_what_is_not_served_and_whose_earlier_build_is_until_serve_
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_source: Source) -> Path:
     """A store with two built files."""
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
     monkeypatch.setenv("ARTIFACTS", str(tmp_path / "artifacts"))
     quantyard.build("tiny", quant=["Q8_0", "Q4_K_M"])

@@ -298,7 +298,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(local_source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `tune` on this engine; returns its exit code."""
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     # What overlaps is the subject of another test.
     monkeypatch.setattr(tune_workflow, "plan_contaminating_files", lambda *_: [])
 

@@ -66,7 +66,7 @@ def test_a_wrong_command_ends_with_the_right_sentence(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     engine = FakeEngine()
-    monkeypatch.setattr(planning, "_source_of", lambda _request: local_source)
+    monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (engine, "asked for"))
     with pytest.raises(SystemExit) as ended:
         cli.main(_typed(typed, monkeypatch))

@@ -128,8 +128,8 @@ def plot_forest(report: EvalReport, files: Sequence[PlottedFile]) -> tuple[PlotP
     shown = [(c.task, c.metric) for c in headline_scores(report.suite, all_of_them)][:MAX_PANELS]
     for key in shown:
         found = [(s, c) for s in files for c in (s.found.comparisons if s.found else ()) if (c.task, c.metric) == key]
-        key_of_scale = _scale_key(found[0][1])
-        alike = [c for c in all_of_them if _scale_key(c) == key_of_scale and (c.task, c.metric) in shown]
+        key_of_scale = _panel_scale_key(found[0][1])
+        alike = [c for c in all_of_them if _panel_scale_key(c) == key_of_scale and (c.task, c.metric) in shown]
         panels.append(_forest_panel(found, alike, report))
     return tuple(panels)
 
@@ -138,7 +138,7 @@ def plot_forest(report: EvalReport, files: Sequence[PlottedFile]) -> tuple[PlotP
 _SCALES: Final[dict[Kind, tuple[int, str]]] = {"share": (100, "points"), "relative": (100, "%"), "own unit": (1, "")}
 
 
-def _scale_key(c: Comparison) -> str:
+def _panel_scale_key(c: Comparison) -> str:
     """Comparisons with the same key share a scale; a metric in its own unit has its own scale."""
     kind = score_metric_kind(c)
     return f"{c.task} {c.metric}" if kind == "own unit" else kind
@@ -160,14 +160,14 @@ def _forest_panel(
         for i, (s, c) in enumerate(found)
     )  # fmt: skip
     band = (x(-factor * margin), x(factor * margin))
-    note = " · ".join([first.metric, f"n = {numbers.format_count(first.n)}", *_score_notes(report, first)])
+    note = " · ".join([first.metric, f"n = {numbers.format_count(first.n)}", *_panel_score_notes(report, first)])
     return PlotPanel(
         first.task, note, unit or first.metric, NARROW_PX, bottom + 24, left, right, x.ticks(5), rows,
         zero=x(0.0), band=band,
     )  # fmt: skip
 
 
-def _score_notes(report: EvalReport, first: Comparison) -> Iterator[str]:
+def _panel_score_notes(report: EvalReport, first: Comparison) -> Iterator[str]:
     """The chance level, and which way is better, as the baseline's score tells them."""
     scores = (s for m in report.measurements if m.file.label == report.baseline for s in m.scores)
     score = next((s for s in scores if (s.task, s.metric) == (first.task, first.metric)), None)

@@ -234,10 +234,10 @@ def _tradeoff_point(
         return PlotPoint(q.number, x, at, at, at, (q.label, *q.said), False, q.size_bytes, 0.0, 0.0, is_baseline=True)
     low = max(q.of.low, y.low) if y.log else q.of.low
     at, ends = y(q.of.value), (y(low), y(q.of.high))
-    said, speed = (q.label, *_all_said(q, winners)), (timed and q.tokens_per_s) or 0.0
+    said, speed = (q.label, *_tradeoff_tooltip(q, winners)), (timed and q.tokens_per_s) or 0.0
     return PlotPoint(q.number, x, at, *ends, said, not winners, q.size_bytes, q.of.value, speed)
 
 
-def _all_said(q: PlotQuality, winners: Sequence[str]) -> tuple[str, ...]:
+def _tradeoff_tooltip(q: PlotQuality, winners: Sequence[str]) -> tuple[str, ...]:
     speed = (f"{format_tokens_per_s(q.tokens_per_s)} tokens per second",) if q.tokens_per_s else ()
     return (*q.said, *speed, f"beaten by {', '.join(winners)}" if winners else "on the front")

@@ -109,7 +109,7 @@ def publish_to_hub(
         RepoRenamed, HubUnreachable, HubError: see hub/errors.py.
     """
     check_hub_target(target)
-    _check_files(files)
+    _check_files_to_publish(files)
     api = hub.hub_api(access)
     if not access.token:
         raise errors.publish_needs_token(api.endpoint)
@@ -236,7 +236,7 @@ def _hub_token_owner(api: HfApi) -> str:
     return str(found.get("name"))
 
 
-def _check_files(files: Sequence[PublishedFile]) -> None:
+def _check_files_to_publish(files: Sequence[PublishedFile]) -> None:
     paths = [file.path for file in files]
     if not paths or len(set(paths)) != len(paths):
         twice = sorted({path for path in paths if paths.count(path) > 1})

@@ -198,7 +198,7 @@ def explain_publish_error(error: Exception, api: HfApi, repo_id: str) -> Quantya
     elif isinstance(cause, HfHubHTTPError):
         ours = _refused_hub_upload(cause, api, repo_id, path)
     elif isinstance(cause, ValueError) and (found := _LFS_ERROR.search(str(cause))):
-        ours = _no_object(plain_publish_text(found[1]), repo_id, api.endpoint)
+        ours = _hub_storage_refused(plain_publish_text(found[1]), repo_id, api.endpoint)
     elif path and isinstance(cause, httpx2.NetworkError | httpx2.ProtocolError | httpx2.TimeoutException):
         ours = HubUnreachable(f"The connection broke while {path} was sent, again and again.", AGAIN, str(cause))
     else:
@@ -246,7 +246,7 @@ def _refused_hub_upload(error: HfHubHTTPError, api: HfApi, repo_id: str, path: s
     return UploadRefused(f"The Hub refuses this for {repo_id} (answer {status}): {words}", "Change what it refuses.")
 
 
-def _no_object(words: str, repo_id: str, endpoint: str) -> QuantyardError:
+def _hub_storage_refused(words: str, repo_id: str, endpoint: str) -> QuantyardError:
     """The Hub's storage does not take one file; the answer has words, and no status."""
     if _LIMITED.search(words):
         return HubUnreachable(f"The Hub takes no more files for {repo_id} for now: {words}", f"Wait. {AGAIN}")

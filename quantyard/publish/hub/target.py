@@ -85,10 +85,10 @@ def check_hub_target(target: HubTarget) -> None:
     if target.branch and target.pull_request:
         raise BadRequest("HUB_BRANCH and HUB_PR are both given.", "A pull request goes to main: leave one of them out.")
     if target.branch:
-        _check_branch(target)
+        _check_hub_branch(target)
 
 
-def _check_branch(target: HubTarget) -> None:
+def _check_hub_branch(target: HubTarget) -> None:
     try:
         parse_hub_repo_id(f"{target.repo_id}@{target.branch}")
     except BadSource as error:

@@ -93,11 +93,11 @@ def parse_oci_reference(text: str) -> OciReference:
     name = text.rpartition(":")[0] if found and found["tag"] else text
     if found and len(name) <= _LONGEST_NAME and int(found["port"] or 0) <= _LAST_PORT:
         return OciReference(found["registry"], found["name"], found["tag"] or "")
-    message = f"OCI={text} is not a repository of a registry{_why_none(text)}."
+    message = f"OCI={text} is not a repository of a registry{_why_not_oci_reference(text)}."
     raise BadRequest(message, "Name it like this: OCI=registry.example/team/name")
 
 
-def _why_none(text: str) -> str:
+def _why_not_oci_reference(text: str) -> str:
     host, slash, rest = text.partition("/")
     if "://" in text:
         return ": it is an address, with a scheme before the registry"
@@ -130,7 +130,7 @@ def make_oci_model(
 def oci_manifest(model: OciModel) -> tuple[bytes, bytes]:
     """Configuration and manifest, as JSON: the same files and annotations give the same bytes."""
     config = _oci_json(_oci_model_config(model))
-    layers = [_oci_layer(file, media_type) for file, media_type in _typed_files(model)]
+    layers = [_oci_layer(file, media_type) for file, media_type in _oci_files_with_type(model)]
     manifest = {
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "layers": layers, "annotations": dict(model.annotations),
         "config": {"mediaType": CONFIG_TYPE, "digest": _oci_digest(config), "size": len(config)},
@@ -198,7 +198,9 @@ def _oci_model_config(model: OciModel) -> dict[str, object]:
         "parameters": _oci_parameter_count(model.n_params),
         "size": format_bytes(sum(f.size_bytes for f in model.parts), binary=True).replace(" ", ""),
     }
-    typed = [{"diffID": f"sha256:{file.sha256}", "type": media_type} for file, media_type in _typed_files(model)]
+    typed = [
+        {"diffID": f"sha256:{file.sha256}", "type": media_type} for file, media_type in _oci_files_with_type(model)
+    ]
     return {
         "config": described, "descriptor": {"created": oci_time(model.created)},
         "files": typed,  # by the spec; Model Runner reads rootfs
@@ -206,7 +208,7 @@ def _oci_model_config(model: OciModel) -> dict[str, object]:
     }
 
 
-def _typed_files(model: OciModel) -> Iterator[tuple[PublishedFile, str]]:
+def _oci_files_with_type(model: OciModel) -> Iterator[tuple[PublishedFile, str]]:
     """Every file with its media type, in the order of the layers."""
     groups = ((model.parts, GGUF_TYPE), (model.projectors, PROJECTOR_TYPE), (model.licences, LICENCE_TYPE))
     return ((file, media_type) for files, media_type in groups for file in files)

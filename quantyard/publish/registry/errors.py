@@ -149,12 +149,12 @@ def registry_words(response: httpx2.Response) -> str:
     errors = found.get("errors") if isinstance(found, dict) else None
     kept = [each for each in errors[:_ERRORS_READ] if isinstance(each, dict)] if isinstance(errors, list) else []
     words = "; ".join(f"{each.get('code', '')}: {each.get('message', '')}" for each in kept)
-    for secret in _secrets_of(response.request.headers.get("Authorization", "")):
+    for secret in _secrets_of_registry_login(response.request.headers.get("Authorization", "")):
         words = words.replace(secret, "(the login)")
     return f": {plain_registry_text(words)}" if words else ""
 
 
-def _secrets_of(authorization: str) -> list[str]:
+def _secrets_of_registry_login(authorization: str) -> list[str]:
     """The secrets of a login, as sent and as the user knows them."""
     scheme, _, given = authorization.partition(" ")
     secrets = [given]

@@ -57,7 +57,7 @@ def registry_docker_login(registry: str, config: Path) -> RegistryCredentials:
     helpers = [settings.get("credHelpers", {}).get(key) for key in keys] + [settings.get("credsStore")]
     helper = next((str(name) for name in helpers if name), "")
     found, note = _from_helper(helper, keys) if helper else (None, "")
-    kept = (_from_file(settings.get("auths", {}).get(key), registry) for key in keys)
+    kept = (_registry_login_from_file(settings.get("auths", {}).get(key), registry) for key in keys)
     login = found or next((login for login in kept if login), None)
     return login or RegistryCredentials(note=note)
 
@@ -81,7 +81,7 @@ def _registry_login_keys(registry: str) -> list[str]:
     return [_DOCKER_HUB_KEY] if registry == DOCKER_HUB else [registry, f"https://{registry}", f"https://{registry}/"]
 
 
-def _from_file(entry: object, registry: str) -> RegistryCredentials | None:
+def _registry_login_from_file(entry: object, registry: str) -> RegistryCredentials | None:
     if not isinstance(entry, dict):
         return None
     if entry.get("identitytoken"):

@@ -53,7 +53,7 @@ def check_signing_key(key: Path) -> None:
         raise BadRequest(f"The key {key} cannot be read: {error.strerror}.", hint) from error
     done = _run_cosign("public-key", "--key", str(key))
     if done.returncode != 0:
-        message = f"cosign cannot open the key {key}: {_last_words(done)}."
+        message = f"cosign cannot open the key {key}: {_last_words_of_cosign(done)}."
         raise BadRequest(message, "Set its password: export COSIGN_PASSWORD=… (empty for a key without one)")
 
 
@@ -71,7 +71,7 @@ def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
     off = [f"{flag}=false" for flag in _NOT_WANTED if flag in known]
     done = _run_cosign("sign", "--yes", "--key", str(key), "--tlog-upload=false", *off, signed)
     if done.returncode != 0:
-        message = f"{signed} is published, but not signed: {_last_words(done)}."
+        message = f"{signed} is published, but not signed: {_last_words_of_cosign(done)}."
         again = f"Try it by hand: cosign sign --key {key} --tlog-upload=false {signed}"
         raise EngineError(message, again, detail=done.stderr[-2000:])
     return signed
@@ -91,7 +91,7 @@ def _run_cosign(*argv: str) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+def _last_words_of_cosign(done: subprocess.CompletedProcess[str]) -> str:
     """The last line of its output; it prints errors twice, the second time with a prefix."""
     lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines() or ["no word"]
     return plain_registry_text(lines[-1].removeprefix("error during command execution: "))

@@ -65,7 +65,7 @@ class RegistryUpload:
         while self._arrived < self._file.size_bytes:
             self._send_chunk()
         self._check_hash()
-        url = str(_with_digest(self._location, self._file.sha256))
+        url = str(_blob_url_with_digest(self._location, self._file.sha256))
         response = self._registry.send("PUT", url, headers={"Content-Length": "0"})
         if response.status_code == 404 and self._registry.blob_size(f"sha256:{self._file.sha256}") is not None:
             return  # only the answer to the last try was lost
@@ -149,7 +149,7 @@ def _open_oci_blob(file: PublishedFile) -> BinaryIO:
     return io.BytesIO(file.content)
 
 
-def _with_digest(location: str, sha256: str) -> httpx2.URL:
+def _blob_url_with_digest(location: str, sha256: str) -> httpx2.URL:
     import httpx2
 
     return httpx2.URL(location).copy_merge_params({"digest": f"sha256:{sha256}"})
