@@ -181,19 +181,22 @@ class StageContainers:
         return env
 
     def _mounts(self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact]) -> list[Mount]:
-        mounts = [_bind_mount(space.in_dir, "/in"), _bind_mount(space.out_dir, "/out", read_only=False)]
+        mounts = [
+            _container_bind_mount(space.in_dir, "/in"),
+            _container_bind_mount(space.out_dir, "/out", read_only=False),
+        ]
         for name, artifact in inputs.items():
             (space.in_dir / name).mkdir(exist_ok=True)  # /in is read-only, so Docker cannot make the mount point
             if artifact.whole_folder:
-                mounts.append(_bind_mount(artifact.folder, f"/in/{name}"))
+                mounts.append(_container_bind_mount(artifact.folder, f"/in/{name}"))
                 continue
             for entry in artifact.files:
                 mount_point = space.in_dir / name / entry.path
                 mount_point.parent.mkdir(parents=True, exist_ok=True)
                 mount_point.touch()
-                mounts.append(_bind_mount(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
+                mounts.append(_container_bind_mount(artifact.place_of(entry.path), f"/in/{name}/{entry.path}"))
         if spec.row.network and self._environment.ca_bundle:
-            mounts.append(_bind_mount(self._environment.ca_bundle, _CA_IN_CONTAINER))
+            mounts.append(_container_bind_mount(self._environment.ca_bundle, _CA_IN_CONTAINER))
         return mounts
 
     def _network(self, spec: StageSpec) -> str:
@@ -255,7 +258,7 @@ def _text_in_container(container: Any, path: str) -> str | None:
         return None
 
 
-def _bind_mount(source: Path, target: str, read_only: bool = True) -> Mount:
+def _container_bind_mount(source: Path, target: str, read_only: bool = True) -> Mount:
     return Mount(target=target, source=str(source), type="bind", read_only=read_only)
 
 

@@ -66,7 +66,7 @@ def engine_image_recipe(repo_dir: Path, image: str) -> str:
     names = (f"docker/{image}.Dockerfile", "docker/docker-bake.hcl", *made_of.files)
     text = _digest_of_image_paths(repo_dir, [path for name in names for path in sorted(repo_dir.glob(name))])
     if image == "eval":
-        text += _wheels_base(repo_dir)
+        text += _wheels_base_image(repo_dir)
     text += "".join(engine_code_version(repo_dir, package) for package in made_of.packages)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -90,11 +90,11 @@ def bake_image_environment(repo_dir: Path, image: str, base_digest: str, setting
     return dict(os.environ) | dict(settings.proxies) | {
         "BASE": settings.bases[image], "BASE_DIGEST": base_digest, "RECIPE": engine_image_recipe(repo_dir, image),
         "EXTRA_CA": str(settings.extra_ca or ""), "PROXY": settings.reverse_proxy, "BUILDKIT_PROGRESS": "plain",
-        "WHEELS_BASE": _wheels_base(repo_dir),
+        "WHEELS_BASE": _wheels_base_image(repo_dir),
     }
 
 
-def _wheels_base(repo_dir: Path) -> str:
+def _wheels_base_image(repo_dir: Path) -> str:
     lines = (repo_dir / "versions.env").read_text().splitlines()
     pins = dict(line.split("=", 1) for line in lines if line.startswith("WHEELS_BASE_"))
     return f"{pins['WHEELS_BASE_IMAGE']}:{pins['WHEELS_BASE_TAG']}"

@@ -43,10 +43,10 @@ def remove_engine_leftovers() -> None:
     for place in {os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir(), tempfile.gettempdir()}:
         for folder in Path(place).glob(f"{_OLD_PREFIX}*"):
             with suppress(OSError):
-                _clear_old_secrets_folder(folder)
+                _clear_old_engine_secrets(folder)
 
 
-def _clear_old_secrets_folder(folder: Path) -> None:
+def _clear_old_engine_secrets(folder: Path) -> None:
     found = folder.lstat()
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     if is_ours and [path.name for path in folder.iterdir()] == [_OLD_NAME] and time.time() - found.st_mtime > _OLD_S:

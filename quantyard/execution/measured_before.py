@@ -25,7 +25,7 @@ def with_files_measured_before(plan: BuildPlan, engine: Engine, store: ModelStor
     manifest = read_manifest(store.folder / "manifest.json") if plan.measuring else None
     if manifest is None or plan.measuring is None:
         return plan
-    order, others = list(manifest.quants), _files_not_measured_now(plan, manifest, store)
+    order, others = list(manifest.quants), _files_not_measured_in_run(plan, manifest, store)
     wide = add_measured_files(plan, others, order)
     completed = CompletedSteps(engine, store, repo_dir)
     completed.find(wide)
@@ -38,17 +38,19 @@ def with_files_measured_before(plan: BuildPlan, engine: Engine, store: ModelStor
     return replace(found, measuring=replace(found.measuring, left_out=left_out))
 
 
-def _files_not_measured_now(plan: BuildPlan, manifest: Manifest, store: ModelStore) -> Mapping[str, ModelFile]:
+def _files_not_measured_in_run(plan: BuildPlan, manifest: Manifest, store: ModelStore) -> Mapping[str, ModelFile]:
     """Each built file that the plan does not measure, by its label."""
     assert plan.measuring is not None, "the caller has looked"
     files = {
-        label: _file_built_before(plan, manifest, store, record)
+        label: _file_built_before_run(plan, manifest, store, record)
         for label, record in manifest.quants.items() if label not in plan.measuring.labels
     }  # fmt: skip
     return {label: file for label, file in files.items() if file is not None}
 
 
-def _file_built_before(plan: BuildPlan, manifest: Manifest, store: ModelStore, record: QuantRecord) -> ModelFile | None:
+def _file_built_before_run(
+    plan: BuildPlan, manifest: Manifest, store: ModelStore, record: QuantRecord
+) -> ModelFile | None:
     """The file, as the stage that made it left it, or the source itself; None if it is gone or has changed."""
     artifact = plan.base.origin.artifact if isinstance(plan.base.origin, ExternalInput) else None
     if record.made_by:

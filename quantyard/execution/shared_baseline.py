@@ -42,8 +42,8 @@ def shared_baseline_run(
         sizes: bytes of each step's model, by label; the baseline's under "".
         memory_bytes: the memory for the run.
     """
-    alike = [step for step in (first, *others) if _is_baseline_shared(_divergence_request(first), step.request)]
-    quants = [step for step in alike if _divergence_request(step).baseline_file is not None]
+    alike = [step for step in (first, *others) if _is_baseline_shared(_divergence_request_of_step(first), step.request)]
+    quants = [step for step in alike if _divergence_request_of_step(step).baseline_file is not None]
     chosen: list[Step] = []
     left_bytes = memory_bytes * _WEIGHTS_SHARE - sizes.get("", 0)
     for step in quants:
@@ -60,34 +60,39 @@ def _is_baseline_shared(one: DivergenceRequest, other: object) -> bool:
     return isinstance(other, DivergenceRequest) and (one.settings, one.runtime) == (other.settings, other.runtime)
 
 
-def _divergence_request(step: Step) -> DivergenceRequest:
+def _divergence_request_of_step(step: Step) -> DivergenceRequest:
     assert isinstance(step.request, DivergenceRequest)
     return step.request
 
 
 def _is_baseline_of(step: Step, quants: Sequence[Step]) -> bool:
     """Whether the step measures the model that the others are compared with."""
-    request = _divergence_request(step)
+    request = _divergence_request_of_step(step)
     return request.baseline_file is None and any(
         quant.inputs.get("baseline") == step.inputs["model"]
-        and _divergence_request(quant).baseline_file == request.model_file
+        and _divergence_request_of_step(quant).baseline_file == request.model_file
         for quant in quants
     )
 
 
 def _combined_step(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     first, *others = quants
-    asked = [_divergence_request(step) for step in others]
+    asked = [_divergence_request_of_step(step) for step in others]
     members = tuple(DivergenceMember(label=one.label, model_file=one.model_file) for one in asked)
-    request = _divergence_request(first).model_copy(
-        update={"others": members, "baseline_label": _divergence_request(baselines[0]).label if baselines else ""}
+    request = _divergence_request_of_step(first).model_copy(
+        update={
+            "others": members,
+            "baseline_label": _divergence_request_of_step(baselines[0]).label if baselines else "",
+        }
     )
-    inputs = dict(first.inputs) | {f"model-{_divergence_request(step).label}": step.inputs["model"] for step in others}
-    label = _combined_label([_divergence_request(step).label for step in (*baselines, *quants)])
+    inputs = dict(first.inputs) | {
+        f"model-{_divergence_request_of_step(step).label}": step.inputs["model"] for step in others
+    }
+    label = _label_of_combined_steps([_divergence_request_of_step(step).label for step in (*baselines, *quants)])
     return replace(first, label=f"divergence {label}", request=request, inputs=inputs, quant="")
 
 
-def _combined_label(labels: Sequence[str]) -> str:
+def _label_of_combined_steps(labels: Sequence[str]) -> str:
     """All labels, or the first ones and the number of others, since a folder gets this name."""
     if len(labels) <= _MOST_NAMED:
         return ", ".join(labels)
@@ -96,7 +101,7 @@ def _combined_label(labels: Sequence[str]) -> str:
 
 def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
     """The file of this step in a shared run, and the result that the step would have had alone."""
-    label = _divergence_request(step).label
+    label = _divergence_request_of_step(step).label
     made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
     facts = stage_facts_by_file(result)
     output = made.model_copy(update={"path": "divergence.json"})

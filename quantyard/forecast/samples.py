@@ -25,7 +25,7 @@ class _Record(BaseModel):
     )
 
 
-def _formerly_named_field(name: str) -> Any:
+def _formerly_named_sample_field(name: str) -> Any:
     """A field that books of version 0.1.0 have under another name."""
     return Field(validation_alias=name)
 
@@ -42,13 +42,13 @@ class TimingSample(_Record):
     engine: str
     threads: int
     cpu: str
-    concurrent: Annotated[bool, _formerly_named_field("beside")]
+    concurrent: Annotated[bool, _formerly_named_sample_field("beside")]
     at: str  # UTC, ISO 8601
-    dominant_type: Annotated[str, _formerly_named_field("mostly")] = ""  # see `StageWork`
+    dominant_type: Annotated[str, _formerly_named_sample_field("mostly")] = ""  # see `StageWork`
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
-    synthetic: Annotated[bool, _formerly_named_field("stand_in")] = False  # of the random model of `make rates`
+    synthetic: Annotated[bool, _formerly_named_sample_field("stand_in")] = False  # of the random model of `make rates`
 
     @property
     def work(self) -> StageWork:

@@ -83,9 +83,9 @@ def forecast_times(
     """The time of each step that is not finished."""
     samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
     left = [step for step in plan.steps if step.label not in finished]
-    works, concurrent = forecast_works(plan, left, book), _concurrent_steps(left, where.concurrency)
+    works, concurrent = forecast_works(plan, left, book), _forecast_concurrent_steps(left, where.concurrency)
     found = {
-        step.label: _expected_step_time(
+        step.label: _forecast_step_time(
             samples, works[step.label], where.engine, _forecast_threads(step), step.label in concurrent
         )
         for step in left
@@ -136,7 +136,7 @@ def _forecast_threads(step: Step) -> int:
     return forecast_threads(step.request.model_dump(mode="json"))
 
 
-def _concurrent_steps(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
+def _forecast_concurrent_steps(steps: Sequence[Step], concurrency: Concurrency) -> set[str]:
     """The labels of the steps that will run at the same time: those of small files, if there are several."""
     small = [s for s in steps if s.row.name in CONCURRENT_STAGES and concurrency.allows(1, s.size_bytes, s.size_bytes)]
     files = {step.quant for step in small}
@@ -146,13 +146,13 @@ def _concurrent_steps(steps: Sequence[Step], concurrency: Concurrency) -> set[st
 Test = Callable[[TimingSample], bool]
 
 
-def _expected_step_time(
+def _forecast_step_time(
     samples: Iterable[TimingSample], work: StageWork | None, engine: str, threads: int, concurrent: bool
 ) -> StepTime | None:
     if work is None or not work.amount:
         return None
     alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
-    start = _measured_start_s([s for s in alike if s.engine == engine], concurrent)
+    start = _forecast_start_s([s for s in alike if s.engine == engine], concurrent)
     fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
     for rough, test in _timing_sample_tests(work, engine, threads, concurrent):
         near = [sample for sample in alike if test(sample)]
@@ -194,7 +194,7 @@ def _timing_sample_tests(work: StageWork, engine: str, threads: int, concurrent:
     yield True, lambda _: True
 
 
-def _measured_start_s(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
+def _forecast_start_s(samples: Sequence[TimingSample], concurrent: bool) -> float | None:
     """The seconds that do not grow with the model, where one quant was made or measured in sizes far apart."""
     families = {sample.family for sample in samples}
     each = ([_whole_run_of_sample(s, concurrent) for s in samples if s.family == family] for family in families)

@@ -24,39 +24,39 @@ _CLASSES = {
 def explain_hub_error(error: Exception, api: HfApi, repo_id: str, revision: str | None) -> QuantyardError:
     """Our error for one that a call of `api` about `repo_id` raised."""
     if isinstance(error, RevisionNotFoundError):
-        return _revision_not_found(api, repo_id, revision or "main")
-    return _error_of(hub_problem_of_error(error, _asked_hub(api, repo_id)))
+        return _hub_revision_not_found(api, repo_id, revision or "main")
+    return _error_of_hub_problem(hub_problem_of_error(error, _asked_hub(api, repo_id)))
 
 
 def hub_gated_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The error if the repo's terms are not accepted by the token's user."""
-    return _error_of(hub_problem_of_kind("gated", _asked_hub(api, repo_id)))
+    return _error_of_hub_problem(hub_problem_of_kind("gated", _asked_hub(api, repo_id)))
 
 
 def hub_disabled_error(api: HfApi, repo_id: str) -> QuantyardError:
     """The error if the Hub has disabled the repo."""
-    return _error_of(hub_problem_of_kind("disabled", _asked_hub(api, repo_id)))
+    return _error_of_hub_problem(hub_problem_of_kind("disabled", _asked_hub(api, repo_id)))
 
 
 def hub_bad_answer_error(error: BadAnswer) -> QuantyardError:
     """The error for a refused answer; names the host."""
-    return _error_of(bad_answer_problem(error))
+    return _error_of_hub_problem(bad_answer_problem(error))
 
 
 def hub_unreachable_error(error: Exception, endpoint: str) -> QuantyardError:
     """The error if there is no answer, or not one of a Hub."""
-    return _error_of(hub_problem_of_error(error, AskedHub("the Hub", "", endpoint, has_token=False)))
+    return _error_of_hub_problem(hub_problem_of_error(error, AskedHub("the Hub", "", endpoint, has_token=False)))
 
 
 def _asked_hub(api: HfApi, repo_id: str) -> AskedHub:
     return AskedHub(repo_id, repo_id, str(api.endpoint), has_token=bool(api.token))
 
 
-def _error_of(found: HubProblem) -> QuantyardError:
+def _error_of_hub_problem(found: HubProblem) -> QuantyardError:
     return _CLASSES.get(found.kind, HubUnreachable)(found.message, found.hint, found.detail)
 
 
-def _revision_not_found(api: HfApi, repo_id: str, revision: str) -> RevisionNotFound:
+def _hub_revision_not_found(api: HfApi, repo_id: str, revision: str) -> RevisionNotFound:
     names = _hub_refs(api, repo_id)
     near = difflib.get_close_matches(revision, names, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

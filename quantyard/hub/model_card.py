@@ -71,12 +71,12 @@ def hub_card_of_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> t
     Args:
         path: the file, for the arrays of languages and tags, which the header's reader skips.
     """
-    tags = _gguf_metadata_texts(metadata.get("general.tags"), path)
+    tags = _gguf_texts_for_hub_card(metadata.get("general.tags"), path)
     data = {
         "license": metadata.get("general.license"),
         "license_name": metadata.get("general.license.name"),
         "license_link": metadata.get("general.license.link"),
-        "language": _gguf_metadata_texts(metadata.get("general.languages"), path),
+        "language": _gguf_texts_for_hub_card(metadata.get("general.languages"), path),
         "pipeline_tag": next((tag for tag in tags if tag in PIPELINE_TAGS), None),
         "tags": tags,
     }
@@ -156,7 +156,7 @@ def _hub_card_texts(value: Any, clean: Callable[[Any], str]) -> list[str]:
 # ---- arrays of a GGUF --------------------------------------------------------------------------------
 
 
-def _gguf_metadata_texts(value: Any, path: Path | None) -> list[str]:
+def _gguf_texts_for_hub_card(value: Any, path: Path | None) -> list[str]:
     """The texts of an array, given as a list or read from the file; empty if they cannot be read."""
     if isinstance(value, list | tuple):
         return [item for item in value if isinstance(item, str)]
@@ -167,12 +167,12 @@ def _gguf_metadata_texts(value: Any, path: Path | None) -> list[str]:
     try:
         with path.open("rb") as stream:
             stream.seek(value.offset)
-            return _decoded_gguf_strings(stream.read(value.size_bytes), value.length)
+            return _decoded_texts_for_hub_card(stream.read(value.size_bytes), value.length)
     except (OSError, struct.error, UnicodeDecodeError):
         return []
 
 
-def _decoded_gguf_strings(data: bytes, n: int) -> list[str]:
+def _decoded_texts_for_hub_card(data: bytes, n: int) -> list[str]:
     """Decode strings: the length in bytes (64 bits, little-endian), then UTF-8."""
     texts, start = [], 0
     for _ in range(n):

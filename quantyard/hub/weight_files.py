@@ -65,7 +65,7 @@ class _Set:
 
     @property
     def missing(self) -> list[int]:
-        numbers = {int(match["number"]) for name in self.files if (match := _weight_shard(name))}
+        numbers = {int(match["number"]) for name in self.files if (match := _hub_weight_shard(name))}
         first = 0 if 0 in numbers else 1  # some count from zero
         return sorted(set(range(first, self.n_shards + first)) - numbers)
 
@@ -87,12 +87,16 @@ def choose_weight_files(
     """
     index = weight_index_name(names, form)
     if not index or read is None:
-        chosen = _weights_by_names(title, weights, form)
-        return WeightFiles(chosen.files, index if chosen.n_shards else "", _weights_not_chosen(weights, chosen.files))
-    named = _weights_named_by_index(title, index, form, read)
+        chosen = _hub_weights_by_names(title, weights, form)
+        return WeightFiles(
+            chosen.files, index if chosen.n_shards else "", _hub_weights_not_chosen(weights, chosen.files)
+        )
+    named = _hub_weights_named_by_index(title, index, form, read)
     if missing := sorted(named - set(names)):
-        raise _incomplete_weight_index(title, index, named, missing, [name for name in weights if name not in named])
-    return WeightFiles(tuple(sorted(named)), index, _weights_not_chosen(weights, named))
+        raise _incomplete_hub_weight_index(
+            title, index, named, missing, [name for name in weights if name not in named]
+        )
+    return WeightFiles(tuple(sorted(named)), index, _hub_weights_not_chosen(weights, named))
 
 
 def weight_index_name(names: Iterable[str], form: WeightFormat) -> str:
@@ -101,7 +105,7 @@ def weight_index_name(names: Iterable[str], form: WeightFormat) -> str:
     return form.index if form.index in indexes else indexes[0] if len(indexes) == 1 else ""
 
 
-def _weights_named_by_index(title: str, index: str, form: WeightFormat, read: ReadFile) -> set[str]:
+def _hub_weights_named_by_index(title: str, index: str, form: WeightFormat, read: ReadFile) -> set[str]:
     text = read(index)
     if spoiled := spoiled_text(text[:HEAD_BYTES], index):
         raise BadSource(f"{index} of {title} is {spoiled.what}.", spoiled.hint)
@@ -117,11 +121,11 @@ def is_path_title(title: str) -> bool:
     return title.startswith(("/", ".", "~"))
 
 
-def _incomplete_weight_index(
+def _incomplete_hub_weight_index(
     title: str, index: str, named: set[str], missing: list[str], others: list[str]
 ) -> BadSource:
     """The error for an index that names missing files: it is of another save, or the download is not complete."""
-    whole = [each for each in _weight_file_sets(others) if not each.missing]
+    whole = [each for each in _hub_weight_sets(others) if not each.missing]
     if len(missing) == len(named) and whole:
         there = shown_names(whole[0].files)
         message = f"{index} of {title} is stale: it names {shown_names(missing)}, but the folder holds {there}."
@@ -132,9 +136,9 @@ def _incomplete_weight_index(
     return BadSource(message, "The upload or download is not complete: fetch it again, or try another revision.")
 
 
-def _weights_by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
+def _hub_weights_by_names(title: str, weights: Sequence[str], form: WeightFormat) -> _Set:
     """The only copy of the model, or the one with the plain name."""
-    readable = _weight_file_sets([name for name in weights if name.startswith(form.prefix)])
+    readable = _hub_weight_sets([name for name in weights if name.startswith(form.prefix)])
     plain = [each for each in readable if each.stem in (form.prefix, form.prefix + form.ending)]
     single = [each for each in plain if not each.n_shards]  # shards without an index cannot be loaded by Transformers
     best = single or plain or readable
@@ -144,29 +148,29 @@ def _weights_by_names(title: str, weights: Sequence[str], form: WeightFormat) ->
         raise BadSource(
             f"{title} holds {len(best)} forms of its weights, and none is plainly the model: {forms}.", hint
         )
-    _refuse_missing_weights(title, best[0])
+    _refuse_missing_hub_weights(title, best[0])
     return best[0]
 
 
-def _refuse_missing_weights(title: str, shards: _Set) -> None:
+def _refuse_missing_hub_weights(title: str, shards: _Set) -> None:
     if missing := shards.missing:
         message = f"{title} lacks {len(missing)} of {shards.n_shards} shards, the first of them number {missing[0]}."
         raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")
 
 
-def _weight_file_sets(names: Iterable[str]) -> list[_Set]:
+def _hub_weight_sets(names: Iterable[str]) -> list[_Set]:
     """The names, grouped into copies of the model."""
     found: dict[tuple[str, int], list[str]] = {}
     for name in sorted(names):
-        match = _weight_shard(name)
+        match = _hub_weight_shard(name)
         key = (match["stem"], int(match["count"])) if match else (name.rsplit(".", 1)[0], 0)
         found.setdefault(key, []).append(name)
     return [_Set(stem, tuple(files), count) for (stem, count), files in found.items()]
 
 
-def _weight_shard(name: str) -> re.Match[str] | None:
+def _hub_weight_shard(name: str) -> re.Match[str] | None:
     return _SHARD.match(name.rsplit(".", 1)[0])
 
 
-def _weights_not_chosen(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
+def _hub_weights_not_chosen(weights: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(weights) - set(chosen)))

@@ -201,8 +201,8 @@ class _Guard(httpx2.BaseTransport):
                 headers = self._headers(request, response)
                 reading = request.extensions.get(READING)
                 if response.is_success and reading is None and self._border.is_file(request):
-                    return _bounded_response(response, headers, _File(response, watch))
-                content = _bounded_body(request, response, reading or Reading(), watch)
+                    return _bounded_http_response(response, headers, _File(response, watch))
+                content = _bounded_http_body(request, response, reading or Reading(), watch)
             except httpx2.DecodingError as error:
                 response.close()
                 raise BadAnswer(http_request_host(request), f"sends what cannot be unpacked ({error})") from error
@@ -212,7 +212,7 @@ class _Guard(httpx2.BaseTransport):
             response.close()
         if reading is None and request.method != "HEAD":
             content = self._border.content(request, response.status_code, content)
-        return _bounded_response(response, headers, httpx2.ByteStream(content))
+        return _bounded_http_response(response, headers, httpx2.ByteStream(content))
 
     def _headers(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Headers:
         headers, host = httpx2.Headers(response.headers), http_request_host(request)
@@ -223,7 +223,7 @@ class _Guard(httpx2.BaseTransport):
             said = headers["Location"]
             if fault := http_address_fault(said, request.url, is_redirect=response.is_redirect):
                 raise BadAnswer(host, f"leads to {fault}: {shown_name(said)}")
-        _plain_retry_after(headers)
+        _plain_http_retry_after(headers)
         if not headers.get("Set-Cookie", "").isascii():
             headers.pop("Set-Cookie")  # the client could not send it back
         self._border.clean(request, response.status_code, headers)
@@ -233,7 +233,7 @@ class _Guard(httpx2.BaseTransport):
         return headers
 
 
-def _plain_retry_after(headers: httpx2.Headers) -> None:
+def _plain_http_retry_after(headers: httpx2.Headers) -> None:
     """Give a header that says how long to wait in seconds, or drop it."""
     asked_s = retry_after_s(headers)
     headers.pop("Retry-After", None)
@@ -244,7 +244,7 @@ def _plain_retry_after(headers: httpx2.Headers) -> None:
             headers.pop(name)
 
 
-def _bounded_response(
+def _bounded_http_response(
     response: httpx2.Response, headers: httpx2.Headers, stream: httpx2.SyncByteStream
 ) -> httpx2.Response:
     """The response with these headers and body, without the host's reason phrase."""
@@ -252,7 +252,7 @@ def _bounded_response(
     return httpx2.Response(response.status_code, headers=headers, stream=stream, extensions=kept)
 
 
-def _bounded_body(request: httpx2.Request, response: httpx2.Response, reading: Reading, watch: _Watch) -> bytes:
+def _bounded_http_body(request: httpx2.Request, response: httpx2.Response, reading: Reading, watch: _Watch) -> bytes:
     """The body of an answer: all of it, or only the beginning that the caller wants."""
     limit = BOUNDS.answer_bytes if reading.limit_bytes is None else reading.limit_bytes
     is_cut = reading.is_cut

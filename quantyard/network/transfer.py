@@ -171,7 +171,7 @@ def _download_part(part: _Part, url: str, line: DownloadLine) -> None:
     failed, worth = 0, part.size + WORTH_BYTES
     while part.size < part.entry.size_bytes:
         try:
-            _receive_part(part, url, line)
+            _receive_download_part(part, url, line)
         except (httpx2.TransportError, HfHubHTTPError, EndedEarly) as error:
             if part.size >= worth:
                 failed, worth = 0, part.size + WORTH_BYTES
@@ -184,7 +184,7 @@ def _download_part(part: _Part, url: str, line: DownloadLine) -> None:
                 raise DownloadStopped from error
 
 
-def _receive_part(part: _Part, url: str, line: DownloadLine) -> None:
+def _receive_download_part(part: _Part, url: str, line: DownloadLine) -> None:
     """Make one request and write what it brings."""
     end = min(part.size + PIECE_BYTES, part.entry.size_bytes)
     headers = {**line.headers, "Accept-Encoding": "identity"}

@@ -44,7 +44,7 @@ def plan_calibration(
         return Calibration(matrix=_users_imatrix_artifact(typed_file_path(imatrix).absolute(), hashes), threads=threads)
     paths = [typed_file_path(str(path)).absolute() for path in text_files]
     check_planned_calibration(paths, evaluation)
-    artifact = _text_artifact(paths, hashes) if paths else None
+    artifact = _calibration_text_artifact(paths, hashes) if paths else None
     names = tuple(path.relative_to(artifact.folder).as_posix() for path in paths) if artifact else ()
     return Calibration(text=artifact, text_files=names, threads=threads)
 
@@ -114,7 +114,7 @@ def _bad_calibration_file(path: Path, what: str) -> BadRequest:
     return BadRequest(f"CALIBRATION={path} {what}.", hint)
 
 
-def _text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
+def _calibration_text_artifact(paths: Sequence[Path], hashes: HashCache) -> Artifact:
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     return _calibration_artifact(folder, paths, hashes)
 

@@ -66,7 +66,7 @@ def plan_with_imatrix(plan: BuildPlan, calibration: Calibration, quants: Iterabl
 
     Quants that a matrix cannot change stay as they are.
     """
-    chosen = {name for name in quants if _uses_imatrix(plan, name)}
+    chosen = {name for name in quants if _does_step_use_imatrix(plan, name)}
     changed = [
         _step_given_imatrix(step, calibration) if _quant_of_step(step) in chosen else step for step in plan.steps
     ]
@@ -98,11 +98,11 @@ def _known_quant_of_plan(plan: BuildPlan, name: str) -> Quant:
     return next((target.quant for target in plan.targets if target.quant.name == name), None) or find_quant(name)
 
 
-def _uses_imatrix(plan: BuildPlan, name: str) -> bool:
+def _does_step_use_imatrix(plan: BuildPlan, name: str) -> bool:
     return _known_quant_of_plan(plan, name).uses_imatrix
 
 
-def _needs_imatrix(plan: BuildPlan, name: str) -> bool:
+def _does_step_need_imatrix(plan: BuildPlan, name: str) -> bool:
     return _known_quant_of_plan(plan, name).needs_imatrix
 
 
@@ -121,7 +121,9 @@ def _step_given_imatrix(step: Step, calibration: Calibration) -> Step:
 def plan_imatrix_trial_quants(plan: BuildPlan) -> tuple[str, ...]:
     """The quants that can be made with and without a matrix: not those that need one or do not use one."""
     made = (_quant_of_step(step) for step in plan.steps)
-    return tuple(name for name in made if name and _uses_imatrix(plan, name) and not _needs_imatrix(plan, name))
+    return tuple(
+        name for name in made if name and _does_step_use_imatrix(plan, name) and not _does_step_need_imatrix(plan, name)
+    )
 
 
 def plan_imatrix_trial(plan: BuildPlan, calibration: Calibration) -> BuildPlan | None:
@@ -197,9 +199,9 @@ def plan_imatrix_decisions(plan: BuildPlan, output: Callable[[str], Path]) -> Ma
     """
     found = {}
     for name in filter(None, map(_quant_of_step, plan.steps)):
-        if _needs_imatrix(plan, name):
+        if _does_step_need_imatrix(plan, name):
             found[name] = ImatrixDecision(name, True, "cannot be made without a matrix")
-        elif _uses_imatrix(plan, name):
+        elif _does_step_use_imatrix(plan, name):
             with suppress(KeyError):
                 given, plain = output(f"divergence {name}"), output(plain_step_label("divergence", name))
                 found[name] = plan_imatrix_decision(

@@ -33,7 +33,7 @@ def are_planned_tasks_local(folder: Path, names: Iterable[str]) -> bool:
     names = tuple(names)
     if sum(_n_local_tasks(name, configs, counted) for name in names) > _MAX_MEMBERS:
         raise BadRequest(f"The suite's groups have more than {_MAX_MEMBERS:,} tasks.", HELP)
-    return all(_is_local(name, configs) for name in names)
+    return all(_is_task_local(name, configs) for name in names)
 
 
 def _local_task_configs(folder: Path) -> Configs:
@@ -75,19 +75,21 @@ def _n_local_tasks(name: str, configs: Configs, counted: dict[str, int], depth: 
     return counted[name]
 
 
-def _is_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) -> bool:
+def _is_task_local(name: str, configs: Configs, above: frozenset[str] = frozenset()) -> bool:
     config = configs.get(name)
     if config is None or name in above:
         return False
     if not isinstance(config.get("group"), str):
         return _does_local_task_read_files(config)
     return all(
-        _is_local(member, configs, above | {name}) if isinstance(member, str) else _is_local_member(member, configs)
+        _is_task_local(member, configs, above | {name})
+        if isinstance(member, str)
+        else _is_task_member_local(member, configs)
         for member in _local_task_list(config.get("task"))
     )
 
 
-def _is_local_member(member: Any, configs: Configs) -> bool:
+def _is_task_member_local(member: Any, configs: Configs) -> bool:
     """Whether a task that a group changes or defines inline is local."""
     if not isinstance(member, dict) or isinstance(member.get("group"), str):
         return False

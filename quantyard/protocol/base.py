@@ -33,27 +33,27 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
-def _end_of_long_text(text: object) -> object:
+def _end_of_long_result_text(text: object) -> object:
     """The end of a text that is too long: the last lines of a tool are the most useful."""
     return f"… {text[-_MAX_TEXT:]}" if isinstance(text, str) and len(text) > _MAX_TEXT + 2 else text
 
 
-def _number_not_boolean(value: object) -> object:
+def _result_number_not_boolean(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a boolean is not an exit code")  # noqa: TRY004  (pydantic expects ValueError)
     return value
 
 
-def _name_without_slash(value: object) -> object:
+def _request_folder_without_slash(value: object) -> object:
     return value.removesuffix("/") if isinstance(value, str) else value
 
 
 RelativePath = Annotated[str, AfterValidator(parse_relative_path)]
-RelativeFolder = Annotated[RelativePath, BeforeValidator(_name_without_slash)]  # people write tasks/
+RelativeFolder = Annotated[RelativePath, BeforeValidator(_request_folder_without_slash)]  # people write tasks/
 FileName = Annotated[str, AfterValidator(parse_file_name)]  # of a file or a folder, not a path
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(only_finite_json)]
-Cut = Annotated[str, BeforeValidator(_end_of_long_text)]
+Cut = Annotated[str, BeforeValidator(_end_of_long_result_text)]
 _Count = Annotated[int, Field(ge=0, lt=MAX_INT)]
 _Word = Annotated[str, Field(max_length=1000)]
 
@@ -92,7 +92,7 @@ class StageResult(Frozen):
 
     contract: Literal[1] = PROTOCOL_VERSION  # the name that version 0.1.0 gave it
     stage: _Word
-    exit_code: Annotated[ExitCode, BeforeValidator(_number_not_boolean)]
+    exit_code: Annotated[ExitCode, BeforeValidator(_result_number_not_boolean)]
     outputs: Annotated[tuple[FileEntry, ...], Field(max_length=MAX_OUTPUTS)] = ()
     facts: JsonObject = {}
     tools: Annotated[dict[_Word, _Word], Field(max_length=100)] = {}  # tool → version

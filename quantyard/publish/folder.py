@@ -33,7 +33,7 @@ def write_release(folder: Path, files: Iterable[PublishedFile], *, keep: bool = 
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_published_file(file, path)
     if keep:
-        _keep_others(target, new)
+        _keep_others_published_files(target, new)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -42,7 +42,7 @@ def write_release(folder: Path, files: Iterable[PublishedFile], *, keep: bool = 
     return target
 
 
-def _keep_others(old: Path, new: Path) -> None:
+def _keep_others_published_files(old: Path, new: Path) -> None:
     models = {_published_model_name(path) for path in new.glob("*.gguf")}
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)

@@ -71,8 +71,8 @@ def release_rebuild_request(request: BuildRequest, subject: CheckedRelease, arti
         quants=quants,
         model=f"{source.repo_id}@{source.commit}" if source.repo_id else request.model,
         gguf_file=source.gguf_file,
-        outtype=_recorded_outtype(asked.get("convert", {}).get("outtype", "auto")),
-        imatrix="auto" if _imatrix_of_recorded_quants(subject) else "none",
+        outtype=_outtype_of_rebuild(asked.get("convert", {}).get("outtype", "auto")),
+        imatrix="auto" if _imatrix_of_rebuilt_quants(subject) else "none",
         calibration=(),
         parity="off",  # it makes no file
         parts="all" if subject.projectors else "text",
@@ -126,15 +126,15 @@ def _rebuild_subject_words(request: BuildRequest) -> str:
     return " ".join(words) or "FILE=…"
 
 
-def _recorded_outtype(value: JsonValue) -> OutType:
+def _outtype_of_rebuild(value: JsonValue) -> OutType:
     try:
         return _OUTTYPES.validate_python(value, strict=True)
     except ValidationError as error:
-        message = f"The manifest records a conversion to {_recorded_text(value)}, which is not a type to convert to."
+        message = f"The manifest records a conversion to {_rebuild_text(value)}, which is not a type to convert to."
         raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.") from error
 
 
-def _recorded_text(value: object) -> str:
+def _rebuild_text(value: object) -> str:
     return shown_name(value if isinstance(value, str) else repr(value)[:_SAID])
 
 
@@ -148,26 +148,28 @@ def rebuild_release_imatrices(plan: BuildPlan, subject: CheckedRelease, folder: 
     Raises:
         BadRequest: one of them is missing, is not the recorded one, or had an invalid name.
     """
-    for number, (quant, name) in enumerate(_imatrix_of_recorded_quants(subject).items()):
+    for number, (quant, name) in enumerate(_imatrix_of_rebuilt_quants(subject).items()):
         made = subject.manifest.stages.get(subject.manifest.quants[quant].made_by)
         recorded = made.request.get("imatrix_file") if made else None
         if not isinstance(recorded, str) or name_format_fault(recorded) or recorded.startswith("."):
             message = (
-                f"The importance matrix of {quant} is recorded as {_recorded_text(recorded)}, which is not a file name."
+                f"The importance matrix of {quant} is recorded as {_rebuild_text(recorded)}, which is not a file name."
             )
             raise BadRequest(message, "Such a release cannot be made again: leave REBUILD out.")
-        matrix = _copied_imatrix(subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded)
+        matrix = _copied_imatrix_of_rebuild(
+            subject.folder, subject.manifest.imatrices[name], folder / str(number), recorded
+        )
         plan = plan_with_imatrix(plan, Calibration(matrix=matrix), [quant])
     return plan
 
 
-def _imatrix_of_recorded_quants(subject: CheckedRelease) -> dict[str, str]:
+def _imatrix_of_rebuilt_quants(subject: CheckedRelease) -> dict[str, str]:
     """Quant → the file of the importance matrix that it was made with."""
     found = {quant: subject.manifest.quants[quant].imatrix for quant in subject.quants}
     return {quant: record.file for quant, record in found.items() if record}
 
 
-def _copied_imatrix(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
+def _copied_imatrix_of_rebuild(release: Path, record: ImatrixRecord, folder: Path, name: str) -> Artifact:
     path = release / record.file
     if not kind_of_path(path):
         message = f"{path} is missing, and these files were made with that importance matrix."
@@ -216,7 +218,7 @@ def check_rebuild_source(subject: CheckedRelease, model: ModelId) -> None:
         raise BadRequest(message, "Give the exact files that they were built from.")
     convert = subject.manifest.stages.get("convert")
     if convert and convert.request.get("name") != model.name:
-        was = _recorded_text(convert.request.get("name"))
+        was = _rebuild_text(convert.request.get("name"))
         message = f"MODEL is called {model.name}, but was called {was} when the files were built."
         raise BadRequest(message, "Give the folder that name: the converter writes it into the file.")
 
@@ -230,7 +232,7 @@ def compare_rebuilt_release(
         again: the records of the rebuilt files, by quant.
         stages: the records of the stages that rebuilt them, by label.
     """
-    yield from _projectors_again(subject, stages.get(PROJECTOR))
+    yield from _rebuilt_projectors(subject, stages.get(PROJECTOR))
     for quant in subject.quants:
         before, now = subject.manifest.quants[quant], again[quant]
         what = f"rebuilt {before.file}"
@@ -242,7 +244,7 @@ def compare_rebuilt_release(
         yield ReleaseCheck(what, "not checked" if others else "failed", f"{found}{_rebuild_proves_nothing(others)}")
 
 
-def _projectors_again(subject: CheckedRelease, now: StageRecord | None) -> Iterator[ReleaseCheck]:
+def _rebuilt_projectors(subject: CheckedRelease, now: StageRecord | None) -> Iterator[ReleaseCheck]:
     record = subject.manifest.projector
     made = {entry.sha256 for entry in now.outputs} if now else set()
     for entry in record.files if record else ():

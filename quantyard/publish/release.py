@@ -90,8 +90,8 @@ def find_release(
         raise BadRequest(f"Nothing is built in {folder}.", f"Build, measure and publish: {_AGAIN}")
     if missing := [quant for quant in quants if quant not in manifest.quants]:
         raise BadRequest(f"{', '.join(missing)} is not built.", f"Build, measure and publish: {_AGAIN}")
-    there = [quant for quant in also if _is_there(folder, source, manifest.quants.get(quant), hashes)]
-    chosen, quants = _with_others(manifest, quants, suite, there)
+    there = [quant for quant in also if _is_released_file_there(folder, source, manifest.quants.get(quant), hashes)]
+    chosen, quants = _release_quants_with_others(manifest, quants, suite, there)
     paths = {quant: _unchanged_release_file(folder, source, manifest.quants[quant], hashes) for quant in quants}
     only = _manifest_of_released_quants(manifest, quants, chosen)
     matrices, projectors = (tuple(found(only, folder, hashes)) for found in (_released_imatrices, _released_projectors))
@@ -106,7 +106,7 @@ def quants_in_release_folder(folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _with_others(
+def _release_quants_with_others(
     manifest: Manifest, quants: Sequence[str], suite: str, others: Sequence[str]
 ) -> tuple[str, list[str]]:
     """The suite, and the quants with those of the others that its evaluation covers; in the manifest's order."""
@@ -116,7 +116,7 @@ def _with_others(
     except BadRequest:
         chosen = _choose_released_suite(manifest, quants, suite)
     report = manifest.evaluations[chosen]
-    covered = [quant for quant in every if not _evaluation_gap(manifest, report, [quant])]
+    covered = [quant for quant in every if not _evaluation_gap_of_release(manifest, report, [quant])]
     return chosen, _release_order(manifest, quants, covered)
 
 
@@ -128,11 +128,11 @@ def _release_order(manifest: Manifest, asked: Sequence[str], every: Sequence[str
 def _unchanged_release_file(folder: Path, source: Path | None, record: QuantRecord, hashes: HashCache) -> Path:
     """The file's path, after a check that the file has not changed since it was verified."""
     path = (folder if record.made_by or source is None else source) / record.file
-    _refuse_changed(path, record.sha256, hashes)
+    _refuse_changed_release_file(path, record.sha256, hashes)
     return path
 
 
-def _is_there(folder: Path, source: Path | None, record: QuantRecord | None, hashes: HashCache) -> bool:
+def _is_released_file_there(folder: Path, source: Path | None, record: QuantRecord | None, hashes: HashCache) -> bool:
     with suppress(BadRequest):
         return record is not None and _unchanged_release_file(folder, source, record, hashes).is_file()
     return False
@@ -141,18 +141,18 @@ def _is_there(folder: Path, source: Path | None, record: QuantRecord | None, has
 def _released_imatrices(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
     """Each importance matrix that a file of the release was made with."""
     for name, record in manifest.imatrices.items():
-        _refuse_changed(folder / name, record.sha256, hashes)
+        _refuse_changed_release_file(folder / name, record.sha256, hashes)
         yield kept_release_file(name, folder / name, record.sha256)
 
 
 def _released_projectors(manifest: Manifest, folder: Path, hashes: HashCache) -> Iterator[PublishedFile]:
     """What reads pictures or sound for the files of the release."""
     for entry in manifest.projector.files if manifest.projector else ():
-        _refuse_changed(folder / entry.path, str(entry.sha256), hashes)
+        _refuse_changed_release_file(folder / entry.path, str(entry.sha256), hashes)
         yield kept_release_file(entry.path, folder / entry.path, str(entry.sha256))
 
 
-def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
+def _refuse_changed_release_file(path: Path, sha256: str, hashes: HashCache) -> None:
     if not path.is_file():
         raise BadRequest(f"{path} is gone.", f"Make it again: {_AGAIN}")
     if (found := hashes.sha256(path, file_sha256)) != sha256:
@@ -162,7 +162,9 @@ def _refuse_changed(path: Path, sha256: str, hashes: HashCache) -> None:
 
 def _choose_released_suite(manifest: Manifest, quants: Sequence[str], asked: str) -> str:
     """The evaluation of the suite asked for, or of the one with the most questions; it must cover these very files."""
-    problems = {name: _evaluation_gap(manifest, report, quants) for name, report in manifest.evaluations.items()}
+    problems = {
+        name: _evaluation_gap_of_release(manifest, report, quants) for name, report in manifest.evaluations.items()
+    }
     if asked and asked not in problems:
         others = f"; measured: {', '.join(problems)}" if problems else ""
         raise BadRequest(f"Nothing was measured with the suite {asked}{others}.", f"Measure it: {_AGAIN} SUITE={asked}")
@@ -170,20 +172,22 @@ def _choose_released_suite(manifest: Manifest, quants: Sequence[str], asked: str
     if not whole:
         told = problems[asked] if asked else next(iter(problems.values()), "nothing was measured")
         hint = f"Measure all of them in one run: make eval MODEL=… QUANT={','.join(quants)}"
-        if covered := _quants_of_one_evaluation(manifest, quants):
+        if covered := _release_quants_evaluated(manifest, quants):
             hint += f"; or take those that were: QUANT={','.join(covered)}"
         raise BadRequest(f"The evaluation does not cover these files: {told}.", hint)
     return max(whole, key=lambda name: manifest.evaluations[name].n_questions)
 
 
-def _quants_of_one_evaluation(manifest: Manifest, quants: Sequence[str]) -> list[str]:
+def _release_quants_evaluated(manifest: Manifest, quants: Sequence[str]) -> list[str]:
     """Those of the quants that one evaluation covers; of several evaluations, of the one that covers most."""
     reports = manifest.evaluations.values()
-    found = [[quant for quant in quants if not _evaluation_gap(manifest, report, [quant])] for report in reports]
+    found = [
+        [quant for quant in quants if not _evaluation_gap_of_release(manifest, report, [quant])] for report in reports
+    ]
     return max(found, key=len, default=[])
 
 
-def _evaluation_gap(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
+def _evaluation_gap_of_release(manifest: Manifest, report: EvalReport, quants: Sequence[str]) -> str:
     """Why this evaluation does not cover these files; "" if it does."""
     measured = {m.file.label: m.file for m in report.measurements}
     for quant in quants:

@@ -44,7 +44,7 @@ def with_release_use(manifest: Manifest, folder: Path, paths: Mapping[str, Path]
     use = UseRecord(
         context_tokens=first.context_length or 0,
         prompt=_released_prompt(manifest, folder),
-        sampling=_recommended_sampling(first),
+        sampling=_released_sampling(first),
         stop=_released_stop_texts(first),
     )
     return manifest.model_copy(update={"quants": quants, "use": use})
@@ -66,14 +66,14 @@ def _released_context(header: GgufHeader, manifest: Manifest) -> ContextRecord |
     return ContextRecord(
         served={tokens: context_bytes(layers, ContextUse(tokens)) for tokens in served},
         measured={
-            tokens: _measured_context_memory(layers, tokens)
+            tokens: _released_context_memory(layers, tokens)
             for r in manifest.evaluations.values()
             for tokens in _timed_release_contexts(r)
         },
     )
 
 
-def _measured_context_memory(layers: ModelLayers, tokens: int) -> int:
+def _released_context_memory(layers: ModelLayers, tokens: int) -> int:
     return context_bytes(layers, ContextUse(tokens, whole_windows=True))
 
 
@@ -82,7 +82,7 @@ def _timed_release_contexts(report: EvalReport) -> set[int]:
     return {m.speed.n_ctx for m in report.measurements if m.speed}
 
 
-def _recommended_sampling(header: GgufHeader) -> dict[str, float]:
+def _released_sampling(header: GgufHeader) -> dict[str, float]:
     """The settings that the model's makers recommend; llama.cpp uses them if the user sets none."""
     found = {key.removeprefix(_SAMPLING): value for key, value in header.metadata.items() if key.startswith(_SAMPLING)}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and name in SAMPLERS}

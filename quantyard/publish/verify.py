@@ -197,7 +197,7 @@ def _check_released_projector(folder: Path, entry: FileEntry) -> Iterator[Releas
 
 def _check_released_records(manifest: Manifest, quant: str, record: QuantRecord) -> ReleaseCheck:
     """The records of the stages that made, verified and measured the file must all name the same bytes."""
-    problems = list(_contradictions_of_record(manifest, quant, record))
+    problems = list(_contradictions_of_release(manifest, quant, record))
     told = [f"made by {record.made_by or 'its source'}", *_measurers_of_released_file(manifest, quant)]
     return ReleaseCheck(f"record of {quant}", "failed" if problems else "ok", "; ".join(problems or told))
 
@@ -208,13 +208,13 @@ def _measurers_of_released_file(manifest: Manifest, quant: str) -> Iterator[str]
     yield "contract tested" if quant in manifest.contracts else "contract not tested"
 
 
-def _contradictions_of_record(manifest: Manifest, quant: str, record: QuantRecord) -> Iterator[str]:
+def _contradictions_of_release(manifest: Manifest, quant: str, record: QuantRecord) -> Iterator[str]:
     made = manifest.stages.get(record.made_by)
     if record.made_by and made is None:
         yield f"no record of {record.made_by}"
     elif made is not None and record.sha256 not in {output.sha256 for output in made.outputs}:
         yield f"{record.made_by} made a file of another hash"
-    if made is not None and (why := _other_imatrix_than_recorded(made, record.imatrix)):
+    if made is not None and (why := _other_imatrix_than_released(made, record.imatrix)):
         yield f"{record.made_by} {why}"
     if record.imatrix and record.imatrix != manifest.imatrices[record.imatrix.file]:
         yield f"{record.imatrix.file} has another hash in the record of another file"
@@ -226,7 +226,7 @@ def _contradictions_of_record(manifest: Manifest, quant: str, record: QuantRecor
             yield f"the suite {name} measured a file with another hash"
 
 
-def _other_imatrix_than_recorded(made: StageRecord, recorded: ImatrixRecord | None) -> str:
+def _other_imatrix_than_released(made: StageRecord, recorded: ImatrixRecord | None) -> str:
     """Why the recorded importance matrix is not the one used to make the file; "" if it is, or none was used."""
     used = made.inputs.get("imatrix")
     if recorded is None:

@@ -49,7 +49,7 @@ def refuse_unsupported_architecture(config: Mapping[str, object], ask_converter:
     text = ask_converter()
     known = converter_architectures(text) if text else known_architectures()
     if known and name not in known:
-        raise _unsupported_architecture(name, known, is_set_up=text is not None)
+        raise _unsupported_source_architecture(name, known, is_set_up=text is not None)
 
 
 def source_architecture(config: Mapping[str, object]) -> str:
@@ -102,7 +102,7 @@ def first_architecture(config: Mapping[str, object]) -> str:
     return first if isinstance(first, str) and first.isidentifier() else ""
 
 
-def _unsupported_architecture(name: str, known: Collection[str], *, is_set_up: bool) -> UnsupportedModel:
+def _unsupported_source_architecture(name: str, known: Collection[str], *, is_set_up: bool) -> UnsupportedModel:
     near = nearest_architectures(name, known)
     nearest = f" The nearest that it knows: {', '.join(near)}." if near else ""
     of = "" if is_set_up else " of the llama.cpp that Quantyard is made for"

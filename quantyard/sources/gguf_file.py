@@ -40,16 +40,16 @@ def read_model_gguf(path: Path) -> GgufHeader:
     try:
         first = read_gguf_header(path)
     except GgufError as error:
-        raise BadSource(f"{path.name} is not a usable GGUF: {error}", _unreadable_hint(path)) from error
+        raise BadSource(f"{path.name} is not a usable GGUF: {error}", _unreadable_source_gguf_hint(path)) from error
     refuse_other_gguf(path.name, str(path), first.metadata, len(first.tensors))
-    _refuse_gguf_part(path, first)
+    _refuse_part_as_source(path, first)
     try:
         return read_gguf_model(path)
     except GgufError as error:
         raise BadSource(f"{path.name} is not a usable GGUF: {error}", "Download or copy it again.") from error
 
 
-def _unreadable_hint(path: Path) -> str:
+def _unreadable_source_gguf_hint(path: Path) -> str:
     if _PARTS_OF_CAT.search(path.name):
         stem = _PARTS_OF_CAT.sub(".gguf", path.name)
         return f"It is a piece of a file that was cut by bytes. Join the pieces in order: cat {stem}* > {stem}"
@@ -70,13 +70,13 @@ def refuse_other_gguf(name: str, path: str, metadata: Mapping[str, MetadataValue
     """
     kind = str(metadata.get("general.type", ""))
     if kind == "model" or not kind:
-        kind = _kind_of_gguf_contents(metadata, n_tensors)
+        kind = _kind_of_source_gguf(metadata, n_tensors)
     if kind in _KINDS:
         what, hint = _KINDS[kind]
         raise BadSource(f"{name} is {what}, not a model.", hint(shlex.quote(path)))
 
 
-def _kind_of_gguf_contents(metadata: Mapping[str, MetadataValue], n_tensors: int) -> str:
+def _kind_of_source_gguf(metadata: Mapping[str, MetadataValue], n_tensors: int) -> str:
     """For files of writers that set no `general.type`, and of vocabularies, which pass for models."""
     if metadata.get("general.architecture") == "controlvector":
         return "control vector"
@@ -91,7 +91,7 @@ def _kind_of_gguf_contents(metadata: Mapping[str, MetadataValue], n_tensors: int
     return "model"
 
 
-# To recognize one more kind: its `general.type` (or the name that `_kind_of_gguf_contents` gives), what it is, and what
+# To recognize one more kind: its `general.type` (or the name that `_kind_of_source_gguf` gives), what it is, and what
 # to do.
 _KINDS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "imatrix": (
@@ -115,16 +115,16 @@ _KINDS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 }  # fmt: skip
 
 
-def _refuse_gguf_part(path: Path, header: GgufHeader) -> None:
+def _refuse_part_as_source(path: Path, header: GgufHeader) -> None:
     """Refuse a part of a split model that is not the first, or that is joined or named in a way no tool reads."""
     number, count = header.metadata.get("split.no"), header.split_count
     if count == 1 or not isinstance(number, int):
         return
-    if _has_gguf_more_behind(path, header):
+    if _has_source_gguf_more_behind(path, header):
         message = f"{path.name} is {count} parts of a split model joined by cat, which cannot be read."
         hint = "Give the parts as they were: MODEL=<name>-00001-of-0000N.gguf, or join them: llama-gguf-split --merge"
         raise BadSource(message, hint)
-    if hint := _all_parts_hint(path, header):
+    if hint := _all_source_parts_hint(path, header):
         message = f"{path.name} is part {number + 1} of {count} of a split model, under a name that does not say so."
         raise BadSource(message, hint)
     if number > 0:
@@ -135,7 +135,7 @@ def _refuse_gguf_part(path: Path, header: GgufHeader) -> None:
         raise BadSource(message, hint)
 
 
-def _has_gguf_more_behind(path: Path, header: GgufHeader) -> bool:
+def _has_source_gguf_more_behind(path: Path, header: GgufHeader) -> bool:
     """Whether another GGUF begins where this one's tensors end."""
     end = max((t.offset + t.size_bytes for t in header.tensors), default=header.data_offset)
     with path.open("rb") as stream:
@@ -143,7 +143,7 @@ def _has_gguf_more_behind(path: Path, header: GgufHeader) -> bool:
         return b"GGUF" in stream.read(header.alignment + 4)
 
 
-def _all_parts_hint(path: Path, header: GgufHeader) -> str:
+def _all_source_parts_hint(path: Path, header: GgufHeader) -> str:
     """The commands that give all parts the names that llama.cpp wants; "" where they have them, or not all are there.
 
     Parts know their numbers, whatever they are called now.
@@ -151,23 +151,23 @@ def _all_parts_hint(path: Path, header: GgufHeader) -> str:
     count = header.split_count
     if count == 1 or re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         return ""
-    parts = _gguf_parts_beside(path, header)
+    parts = _source_gguf_parts_beside(path, header)
     if sorted(parts) != list(range(count)):
         return ""
     stem = re.sub(r"(?i)[-_.]?(?:part)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?$", "", path.stem) or "model"
     moves = (
-        f"mv {_quoted_gguf(parts[i])} {_quoted_gguf(path.with_name(_gguf_part_name(stem, i, count)))}"
+        f"mv {_quoted_gguf(parts[i])} {_quoted_gguf(path.with_name(_source_gguf_part_name(stem, i, count)))}"
         for i in range(count)
     )
     shown = " && ".join(moves) if count <= 4 else f"<name>-00001-of-{count:05}.gguf and so on"
     return f"Give the parts the names that llama.cpp reads: {shown}"
 
 
-def _gguf_part_name(stem: str, number: int, count: int) -> str:
+def _source_gguf_part_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
-def _gguf_parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
+def _source_gguf_parts_beside(path: Path, header: GgufHeader) -> dict[int, Path]:
     """Files of the same folder that say they are parts of so many, by their number."""
     found: dict[int, Path] = {}
     total = header.metadata.get("split.tensors.count")

@@ -68,21 +68,21 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     chosen = select_hub_files(repo.repo_id, repo.files, read, allow_pickle=allow_pickle, gguf_file=gguf_file)
     org, name = repo.repo_id.split("/", 1)
     is_hf = chosen.kind == "huggingface"
-    texts |= _small_texts(access, repo, chosen) if is_hf else {}
-    config = _hub_model_config(access, repo, texts) if is_hf else {}
+    texts |= _small_texts_of_hub_source(access, repo, chosen) if is_hf else {}
+    config = _hub_source_config(access, repo, texts) if is_hf else {}
     chats = source_chat_template({file.path for file in chosen.files}, read) if is_hf else None
     tags = (*repo.card.tags, repo.card.pipeline_tag)
     names = {file.path for file in chosen.files}
     use = read_model_use(config, names, read, tags, name) if is_hf else ModelUse()
     found, renamed = unwrapped_tensors(hub_tensor_shapes(access, repo, chosen.files) if is_hf else None)
     if chosen.gguf_file:
-        _check_hub_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
-    gguf, layers = _hub_gguf(access, repo, chosen) if chosen.gguf_file else (None, None)
+        _check_hub_source_gguf(access, repo, chosen.gguf_file, sizes[chosen.gguf_file])
+    gguf, layers = _hub_source_gguf(access, repo, chosen) if chosen.gguf_file else (None, None)
     held = read_source_weights(config, found)
     if is_hf:
-        _check_hub_files(access, repo, chosen, texts)
+        _check_hub_source_files(access, repo, chosen, texts)
         refuse_missing_tokenizer(repo.repo_id, names, config)
-        _check_hub_sentencepiece(access, repo, sizes, names, config)
+        _check_hub_source_sentencepiece(access, repo, sizes, names, config)
         refuse_faulty_tensors(repo.repo_id, held.config, held.tensors or ())
     notes = [note for note in (chosen.note, renamed, *held.notes) if note and is_hf]
     notes += gguf_notes(chosen.gguf_file or "", gguf) if gguf else []
@@ -98,18 +98,18 @@ def hub_source(model: str, access: HubAccess, *, allow_pickle: bool, gguf_file: 
     )
 
 
-def _small_texts(access: HubAccess, repo: HubRepo, chosen: Selection) -> Mapping[str, bytes]:
+def _small_texts_of_hub_source(access: HubAccess, repo: HubRepo, chosen: Selection) -> Mapping[str, bytes]:
     """The JSON files that a plan reads, but for indexes, as far as they can be had."""
     small = [f.path for f in chosen.files if f.path.endswith(".json") and f.size_bytes <= _JSON_BYTES]
     return read_hub_files(access, repo, [name for name in small if not name.endswith(".index.json")])
 
 
-def _hub_model_config(access: HubAccess, repo: HubRepo, texts: Mapping[str, bytes]) -> Mapping[str, object]:
+def _hub_source_config(access: HubAccess, repo: HubRepo, texts: Mapping[str, bytes]) -> Mapping[str, object]:
     """config.json; empty where it cannot be read."""
     return parse_hub_config(texts["config.json"]) if "config.json" in texts else read_hub_config(access, repo)
 
 
-def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection, texts: Mapping[str, bytes]) -> None:
+def _check_hub_source_files(access: HubAccess, repo: HubRepo, chosen: Selection, texts: Mapping[str, bytes]) -> None:
     """Refuse small files of the repo that are not what their names say, before the large ones are downloaded."""
     for name, text in texts.items():
         parse_side_json(repo.repo_id, name, text)
@@ -119,7 +119,7 @@ def _check_hub_files(access: HubAccess, repo: HubRepo, chosen: Selection, texts:
             refuse_spoiled_weights(repo.repo_id, file.path, head)
 
 
-def _check_hub_sentencepiece(
+def _check_hub_source_sentencepiece(
     access: HubAccess, repo: HubRepo, sizes: Mapping[str, int], names: Collection[str], config: Mapping[str, object]
 ) -> None:
     """Refuse a SentencePiece tokenizer without its own file, by the beginning of tokenizer.json."""
@@ -132,7 +132,7 @@ def _check_hub_sentencepiece(
     refuse_missing_sentencepiece(repo.repo_id, names, config, parse_tokenizer_beginning(head))
 
 
-def _check_hub_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int) -> None:
+def _check_hub_source_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int) -> None:
     """Refuse a GGUF that is not a model, by the first of its metadata; its name may not tell."""
     try:
         head = read_hub_file(access, repo, name, _GGUF_HEAD_BYTES)
@@ -143,14 +143,16 @@ def _check_hub_gguf(access: HubAccess, repo: HubRepo, name: str, size_bytes: int
         refuse_other_gguf(f"{name} of {repo.repo_id}", name, metadata, n_tensors)
 
 
-def _hub_gguf(access: HubAccess, repo: HubRepo, chosen: Selection) -> tuple[GgufHeader | None, ModelLayers | None]:
+def _hub_source_gguf(
+    access: HubAccess, repo: HubRepo, chosen: Selection
+) -> tuple[GgufHeader | None, ModelLayers | None]:
     """The header of a GGUF with all its parts, and the layers that take memory; None where the Hub does not give them,
     so that the plan is rougher.
     """
     ggufs = (file for file in chosen.files if file.path.endswith(".gguf"))
     parts = sorted(ggufs, key=lambda file: file.path != chosen.gguf_file)  # the first one first
     try:
-        found = [_hub_gguf_part(access, repo, file) for file in parts]
+        found = [_hub_source_gguf_part(access, repo, file) for file in parts]
     except (QuantyardError, GgufError, OSError):
         return None, None
     first, layers = found[0]
@@ -159,7 +161,7 @@ def _hub_gguf(access: HubAccess, repo: HubRepo, chosen: Selection) -> tuple[Gguf
     return replace(first, tensors=tensors, file_size=sum(f.size_bytes for f in parts), paths=paths), layers
 
 
-def _hub_gguf_part(access: HubAccess, repo: HubRepo, file: FileEntry) -> tuple[GgufHeader, ModelLayers | None]:
+def _hub_source_gguf_part(access: HubAccess, repo: HubRepo, file: FileEntry) -> tuple[GgufHeader, ModelLayers | None]:
     for limit_bytes in _GGUF_HEADER_BYTES:
         head = read_hub_file(access, repo, file.path, min(limit_bytes, file.size_bytes))
         with suppress(GgufError), open_gguf_beginning(head, file.path, file.size_bytes) as header:

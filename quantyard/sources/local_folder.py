@@ -65,14 +65,14 @@ def cached_hub_repo(folder: Path, files: Iterable[FileEntry], places: Mapping[st
         place = places[file.path]
         if place.parent.name != "blobs":
             is_proven = False
-        elif not _is_blob_of_hub_cache(place, file.sha256 or ""):
+        elif not _is_cache_blob_in_local_folder(place, file.sha256 or ""):
             message = f"{folder / file.path} is damaged: its content does not have the hash of its blob, {place.name}."
             again = f"hf download {repo.repo_id} --revision {repo.commit} --force-download"
             raise BadSource(message, f"Download it again: {again}")
     return replace(repo, is_proven=is_proven)
 
 
-def _is_blob_of_hub_cache(place: Path, sha256: str) -> bool:
+def _is_cache_blob_in_local_folder(place: Path, sha256: str) -> bool:
     """Whether the file has the hash in its name: SHA-256, or that of git for small files."""
     if len(place.name) == _SHA256_DIGITS:
         return place.name == sha256
@@ -84,23 +84,23 @@ def _is_blob_of_hub_cache(place: Path, sha256: str) -> bool:
 
 def no_model_folder(folder: Path) -> BadSource:
     """The error for a folder without config.json: what it is instead, by the names of its files."""
-    names = list(islice(_names_in_model_folder(folder), _NAMES_AT_MOST))
+    names = list(islice(_names_in_local_folder(folder), _NAMES_AT_MOST))
     if any("/" not in name and name.endswith(".gguf") for name in names):
         listed = sorted(name for name in names if "/" not in name and name.endswith(".gguf"))
         message = f"{folder} has no config.json, so it is not a model in Hugging Face format; it holds {listed[0]}."
         return BadSource(message, f"Give the GGUF file itself: make build MODEL={folder / listed[0]}")
-    told = no_model_error(str(folder), names) if any(map(_tells_of_model_folder, names)) else None
+    told = no_model_error(str(folder), names) if any(map(_tells_of_local_folder, names)) else None
     message = f"{folder} has no config.json, so it is not a model in Hugging Face format."
     return told or BadSource(message, "Give the folder that holds config.json and *.safetensors, or one .gguf file.")
 
 
-def _tells_of_model_folder(name: str) -> bool:
+def _tells_of_local_folder(name: str) -> bool:
     """Whether a file of this name tells something about its folder."""
     endings = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".h5", ".msgpack", ".onnx", ".npz", ".nemo")
     return name.endswith((*endings, "adapter_config.json", "zero_to_fp32.py", "model_index.json"))
 
 
-def _names_in_model_folder(folder: Path) -> Iterator[str]:
+def _names_in_local_folder(folder: Path) -> Iterator[str]:
     """Names at the top, and in the folders of trainers and caches below it. Nothing is opened."""
     waiting = [""]
     while waiting:

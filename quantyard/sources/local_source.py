@@ -52,27 +52,27 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     if not kind_of_path(path / "config.json") and not gguf_file:
         raise no_model_folder(path)  # before walking the folder, which may be the whole disk
     chosen = select_hub_files(
-        str(path), list_files(path), lambda name: _small_file(path, name), allow_pickle=allow_pickle,
+        str(path), list_files(path), lambda name: _small_file_of_local_source(path, name), allow_pickle=allow_pickle,
         gguf_file=gguf_file,
     )
     places = {file.path: find_file(path, file.path, source_file_limit(file.path)) for file in chosen.files}
     if chosen.kind == "gguf" and chosen.gguf_file:
         return local_gguf_source(path / chosen.gguf_file, hashes)
     # Check the headers before reading many GB for their hashes.
-    config = _local_model_config(path)
+    config = _local_source_config(path)
     notes = [chosen.note] if chosen.note else []
     weights = [name for name in places if name.endswith(".safetensors")]
     for name in weights:
         refuse_spoiled_weights(str(path), name, places[name])
-    tensors, renamed = unwrapped_tensors(_local_tensors(path, list(places)) if weights else None)
+    tensors, renamed = unwrapped_tensors(_local_source_tensors(path, list(places)) if weights else None)
     held = read_source_weights(config, tensors)
     config, tensors = held.config, held.tensors
     refuse_faulty_tensors(str(path), config, tensors or ())
     notes += [renamed] if renamed else []
-    notes += [*held.notes, *_notes_on_side_files(path, places, hashes, config, tensors or ())]
+    notes += [*held.notes, *_side_file_notes_of_source(path, places, hashes, config, tensors or ())]
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
-    readme = _model_folder_readme(places.get("README.md"))
+    readme = _local_source_readme(places.get("README.md"))
     license_, card = hub_card_of_readme(readme)
 
     def read(name: str) -> bytes:
@@ -91,7 +91,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     return _source_named_by_hub_cache(source, path, cached_hub_repo(path, files, places))
 
 
-def _notes_on_side_files(
+def _side_file_notes_of_source(
     path: Path, places: Mapping[str, Path], hashes: HashCache, config: Config, tensors: Sequence[TensorShape]
 ) -> list[str]:
     """The notes of `check_local_files`. To parse a tokenizer takes a tenth of a build with nothing to do, so the notes
@@ -119,7 +119,7 @@ def _source_named_by_hub_cache(source: Source, path: Path, cached: CachedRepo | 
     )
 
 
-def _small_file(folder: Path, name: str) -> bytes:
+def _small_file_of_local_source(folder: Path, name: str) -> bytes:
     """An index of weights."""
     place = find_file(folder, name, MAX_INDEX_BYTES)
     try:
@@ -145,7 +145,7 @@ def source_file_limit(name: str) -> int | None:
     return _TEXT_LIMIT if any(fnmatchcase(name, pattern) for pattern in LEGAL_FILES) else _SIDE_LIMIT
 
 
-def _model_folder_readme(place: Path | None) -> str:
+def _local_source_readme(place: Path | None) -> str:
     return read_named_file(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
 
 
@@ -158,7 +158,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     if fault := name_format_fault(path.name):
         raise BadSource(f"{shown_name(path.name)} cannot name a model's file: {fault}.", "Rename it.")
     gguf = read_model_gguf(path)
-    places = {shard.name: _shard_of_local_model(path, shard) for shard in gguf.paths}
+    places = {shard.name: _local_source_shard(path, shard) for shard in gguf.paths}
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
@@ -182,7 +182,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     )
 
 
-def _shard_of_local_model(first: Path, shard: Path) -> Path:
+def _local_source_shard(first: Path, shard: Path) -> Path:
     """The real path of a file: the first may link anywhere, since the user named it; the others must be in its folder,
     or beside its target.
     """
@@ -191,7 +191,7 @@ def _shard_of_local_model(first: Path, shard: Path) -> Path:
     return find_file(first.parent, shard.name)
 
 
-def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
+def _local_source_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     try:
         files = read_safetensors_folder(path, names)
     except StaleIndexError as error:
@@ -202,7 +202,7 @@ def _local_tensors(path: Path, names: Sequence[str]) -> tuple[TensorShape, ...]:
     return tuple(TensorShape(name, tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items())
 
 
-def _local_model_config(path: Path) -> Mapping[str, object]:
+def _local_source_config(path: Path) -> Mapping[str, object]:
     try:
         text = read_named_file(path / "config.json", CONFIG_LIMIT_BYTES)
         refuse_spoiled_text(str(path), "config.json", text)

@@ -70,7 +70,7 @@ def find_projector(
     Raises:
         UnsupportedModel: the converter has no projector for it, and its text model alone is of no use.
     """
-    media = tuple(medium for medium in _KEYS if _model_has_medium(config, medium))
+    media = tuple(medium for medium in _KEYS if _source_has_medium(config, medium))
     own = projector_tensors(tensors or ())
     if not media or (tensors is not None and not own):
         return None
@@ -78,7 +78,7 @@ def find_projector(
     size_bytes = 2 * sum(math.prod(tensor.shape) for tensor in own)
     if parts == "text":
         return Projector(media, architecture, size_bytes, "asked")
-    if _is_projector_known(architecture, ask_converter):
+    if _is_source_projector_known(architecture, ask_converter):
         return Projector(media, architecture, size_bytes)
     if _ONLY_MEDIA.search(architecture):
         message = f"The converter makes no projector for {architecture}, and its text model alone answers nothing."
@@ -90,11 +90,11 @@ def find_projector(
 def projector_note(projector: Projector) -> str:
     """What the plan says of a projector that is not made; "" of one that is."""
     if projector.left_out == "asked":
-        return f"PARTS=text leaves out what reads {_media_read_by_model(projector.media)}."
+        return f"PARTS=text leaves out what reads {_media_read_by_source(projector.media)}."
     if projector.left_out:
         return (
             f"The converter makes no projector for {projector.architecture}: the text model is built alone, and does "
-            f"not read {_media_read_by_model(projector.media)}."
+            f"not read {_media_read_by_source(projector.media)}."
         )
     return ""
 
@@ -106,7 +106,7 @@ def projector_tensors(tensors: Sequence[TensorShape]) -> list[TensorShape]:
 
 def text_model_tensors(config: Mapping[str, object], tensors: tuple[TensorShape, ...]) -> tuple[TensorShape, ...]:
     """Those of its text model."""
-    if not any(_model_has_medium(config, medium) for medium in _KEYS):
+    if not any(_source_has_medium(config, medium) for medium in _KEYS):
         return tensors
     others = {tensor.name for tensor in projector_tensors(tensors)}
     return tuple(tensor for tensor in tensors if tensor.name not in others)
@@ -131,17 +131,17 @@ def converter_projectors(text: str) -> frozenset[str]:
     return frozenset(_KEY.findall(found[0])) if found else frozenset()
 
 
-def _is_projector_known(architecture: str, ask_converter: Callable[[], str | None]) -> bool:
+def _is_source_projector_known(architecture: str, ask_converter: Callable[[], str | None]) -> bool:
     if architecture in known_projectors():
         return True
     text = ask_converter()
     return bool(text) and architecture in converter_projectors(text or "")
 
 
-def _model_has_medium(config: Mapping[str, object], medium: Medium) -> bool:
+def _source_has_medium(config: Mapping[str, object], medium: Medium) -> bool:
     places = [config, *(inner for name in _NESTED if isinstance(inner := config.get(name), Mapping))]
     return any(isinstance(place.get(key), Mapping) for place in places for key in _KEYS[medium])
 
 
-def _media_read_by_model(media: Sequence[Medium]) -> str:
+def _media_read_by_source(media: Sequence[Medium]) -> str:
     return " and ".join(MEDIUM_WORDS[medium] for medium in media)

@@ -82,20 +82,22 @@ def read_model_use(
     """
 
     def read_json(name: str) -> Any:
-        return _parsed_config_json(read(name)) if name in names else None
+        return _parsed_source_json(read(name)) if name in names else None
 
     modules = read_json(MODULES_FILE)
-    purpose = _purpose_of_config(config, read_json(_CROSS_ENCODER), sentence_modules(modules), frozenset(tags), title)
+    purpose = _purpose_of_source_config(
+        config, read_json(_CROSS_ENCODER), sentence_modules(modules), frozenset(tags), title
+    )
     if purpose == "generate":
         return ModelUse()
     text = model_text_config(config)
     told = next((found for name in _SENTENCES if isinstance(found := read_json(name), Mapping)), {})
-    lengths = (model_config_number(told, "max_seq_length"), _n_text_positions(config))
+    lengths = (model_config_number(told, "max_seq_length"), _n_source_positions(config))
     return ModelUse(
         purpose, "rank" if purpose == "rerank" else read_pooling(read_json(pooling_file(modules))),
         model_config_number(text, *HIDDEN), next((length for length in lengths if length), None),
         modules_left_out(modules),
-        _n_classifier_labels(config) if _architecture_of_config(config).endswith(_CLASSIFIER) else 1,
+        _n_source_classifier_labels(config) if _architecture_of_source_config(config).endswith(_CLASSIFIER) else 1,
     )
 
 
@@ -107,12 +109,12 @@ def gguf_model_use(header: GgufHeader) -> ModelUse:
     return ModelUse(purpose, gguf_pooling(header), gguf_dimension(header), header.context_length)
 
 
-def _purpose_of_config(
+def _purpose_of_source_config(
     config: Config, cross: object, modules: Sequence[object], tags: Collection[str], title: str
 ) -> Purpose:
-    name = _architecture_of_config(config)
+    name = _architecture_of_source_config(config)
     if name.endswith(_CLASSIFIER):
-        return "rerank" if _n_classifier_labels(config) == 1 else "embed"
+        return "rerank" if _n_source_classifier_labels(config) == 1 else "embed"
     hints = (title, str(config.get("_name_or_path", "")))
     if any(part in hint.lower() for part in _QWEN3_RERANKERS for hint in hints) and name.startswith("Qwen3"):
         return "rerank"
@@ -124,26 +126,26 @@ def _purpose_of_config(
     return "embed" if is_headless and _EMBEDS & set(tags) and not _RANKS & set(tags) else "generate"
 
 
-def _architecture_of_config(config: Config) -> str:
+def _architecture_of_source_config(config: Config) -> str:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, Sequence) and not isinstance(names, str) and names else ""
 
 
-def _n_classifier_labels(config: Config) -> int:
+def _n_source_classifier_labels(config: Config) -> int:
     """How many a classifier has; Transformers takes two where nothing is said."""
     labels = config.get("id2label")
     return model_config_number(config, "num_labels") or (len(labels) if isinstance(labels, Mapping) else 2)
 
 
-def _n_text_positions(config: Config) -> int | None:
+def _n_source_positions(config: Config) -> int | None:
     """Tokens of a text; the positions of RoBERTa and its kin begin after that of the padding."""
     text = model_text_config(config)
     found = model_config_number(text, *TRAINED)
-    is_offset = any(part in _architecture_of_config(config) for part in ("Roberta", "Camembert"))
+    is_offset = any(part in _architecture_of_source_config(config) for part in ("Roberta", "Camembert"))
     return found - 1 - (model_config_number(text, "pad_token_id") or 0) if found and is_offset else found
 
 
-def _parsed_config_json(text: bytes) -> Any:
+def _parsed_source_json(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

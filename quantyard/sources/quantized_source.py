@@ -39,7 +39,7 @@ def read_source_weights(config: Mapping[str, object], tensors: tuple[TensorShape
     named = {tensor.name: tensor for tensor in tensors} if tensors else None
     found = find_quantization(config, named)
     if found is None and said_quantization(config):
-        return SourceWeights(without_quantization(config), tensors, None, (_stale_quantization_note(config),))
+        return SourceWeights(without_quantization(config), tensors, None, (_stale_quantized_source_note(config),))
     if found is None or found.problem:
         return SourceWeights(config, tensors, found)
     if named is not None:
@@ -72,7 +72,7 @@ def source_dtypes(tensors: tuple[TensorShape, ...]) -> dict[str, int]:
     return dict(counts)
 
 
-def _stale_quantization_note(config: Mapping[str, object]) -> str:
+def _stale_quantized_source_note(config: Mapping[str, object]) -> str:
     said = said_quantization(config)
     method = said.get("quant_method") or said.get("quant_algo") or "quantized"
     return (

@@ -49,12 +49,12 @@ def find_source(
     if is_source_path(model) and not (model.startswith("..") and model.count("/") == 1):
         hint = "Give a path that exists, or a Hub id: MODEL=org/name"
         raise BadSource(f"There is no file or folder {shown_name(model, 300)}.", hint)
-    repo, preset = _hub_repo_of_model(model)
+    repo, preset = _hub_repo_of_source(model)
     wanted = gguf_file or (preset.gguf_file if preset else None)
     return replace(hub_source(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)
 
 
-def _hub_repo_of_model(model: str) -> tuple[str, Preset | None]:
+def _hub_repo_of_source(model: str) -> tuple[str, Preset | None]:
     """The repo and revision, and the preset if its name was typed."""
     if "/" in model:
         return model, None
@@ -80,13 +80,13 @@ def refuse_quantized_source(source: Source, quants: tuple[Quant, ...], outtype: 
         return
     outtype = source.outtype(outtype)[0] if source.kind == "huggingface" else outtype
     if again := [q.name for q in quants if not source.keeps(q) and not source.is_already(q, outtype)]:
-        what = _quantized_words(source)
+        what = _quantized_source_words(source)
         message = f"{what}; making {', '.join(again)} of it loses more quality than usual."
         original = f" (MODEL={source.base_model})" if source.base_model and source.quantization else ""
         raise NeedsPermission(message, f"Start from the 16-bit model{original}, or allow it: ALLOW_REQUANTIZE=1")
 
 
-def _quantized_words(source: Source) -> str:
+def _quantized_source_words(source: Source) -> str:
     if source.quantization is not None:
         return f"{source.title} is quantized already: {source.quantization.title}"
     return f"{source.gguf_file or 'With OUTTYPE=q8_0 the conversion'} is quantized already"
@@ -96,7 +96,7 @@ def recall_source(artifacts: Path, model: str) -> Source | None:
     """The source that an earlier build recorded, for `org/name@<full commit>` or a preset with a full commit; otherwise
     None.
     """
-    repo, preset = _hub_repo_of_model(model)
+    repo, preset = _hub_repo_of_source(model)
     repo_id, commit = parse_hub_repo_id(repo)
     if commit is None or not _COMMIT.match(commit):
         return None

@@ -44,7 +44,7 @@ def check_local_files(
         BadSource: a file is not what its name says, the tokenizer is missing, or it has more tokens than the
             embeddings have rows.
     """
-    parsed = {name: _checked_side_file(title, name, place) for name, place in places.items()}
+    parsed = {name: _checked_source_side_file(title, name, place) for name, place in places.items()}
     refuse_missing_tokenizer(title, places, config)
     refuse_missing_sentencepiece(title, places, config, parsed.get(TOKENIZER))
     return _check_source_vocabulary(title, parsed.get(TOKENIZER), places, config, tensors)
@@ -56,7 +56,9 @@ def refuse_missing_tokenizer(title: str, names: Collection[str], config: Config)
     Raises:
         BadSource: it says which file is missing.
     """
-    if str(config.get("model_type")) in _SPEECH or any(_has_all_side_files(names, files) for files in TOKENIZERS):
+    if str(config.get("model_type")) in _SPEECH or any(
+        _has_all_source_side_files(names, files) for files in TOKENIZERS
+    ):
         return
     hint = "Copy it from the model that this one was trained from, or save it: tokenizer.save_pretrained(folder)"
     for first, second in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
@@ -117,7 +119,7 @@ def parse_side_json(title: str, name: str, text: bytes) -> Any:
         raise BadSource(f"{name} of {title} is not valid JSON: {error}.", "Download or copy it again.") from error
 
 
-def _checked_side_file(title: str, name: str, place: Path) -> Any:
+def _checked_source_side_file(title: str, name: str, place: Path) -> Any:
     """The value of a JSON file, None of any other."""
     if name.endswith(".json") and not name.endswith(".index.json") and place.stat().st_size <= _PARSED_AT_MOST:
         return parse_side_json(title, name, read_named_file(place, _PARSED_AT_MOST))
@@ -125,17 +127,17 @@ def _checked_side_file(title: str, name: str, place: Path) -> Any:
         head = stream.read(HEAD_BYTES)
     if name.endswith(_TEXTS) and head:
         refuse_spoiled_text(title, name, head)
-    elif _is_side_file_read(name) and (spoiled := spoiled_file(head, shlex.quote(name))):
+    elif _is_source_side_file_read(name) and (spoiled := spoiled_file(head, shlex.quote(name))):
         raise BadSource(f"{name} of {title} is {spoiled.what}.", spoiled.hint)
     return None
 
 
-def _is_side_file_read(name: str) -> bool:
+def _is_source_side_file_read(name: str) -> bool:
     """Whether the file is binary and read; a licence may be empty."""
     return name.endswith((".safetensors", ".model", ".tiktoken", ".spm"))
 
 
-def _has_all_side_files(names: Collection[str], patterns: Sequence[str]) -> bool:
+def _has_all_source_side_files(names: Collection[str], patterns: Sequence[str]) -> bool:
     return all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)
 
 
@@ -144,7 +146,7 @@ def _check_source_vocabulary(
 ) -> list[str]:
     """Compare the ids of tokenizer.json with the rows of the embeddings."""
     rows = embedding_rows(tensors) or model_config_number(model_text_config(config), *VOCAB)
-    model, added = _tokenizer_token_ids(tokenizer)
+    model, added = _token_ids_of_source(tokenizer)
     if not rows or not (model or added):
         return []
     without = sorted((i, token) for token, i in (model | added).items() if i >= rows)
@@ -153,13 +155,13 @@ def _check_source_vocabulary(
     count = "a token" if len(without) == 1 else f"{format_count(len(without))} tokens"
     first = f"{without[0][1]!r:.60} is number {format_count(without[0][0])}"
     fact = f"The tokenizer has {count} without a row of the embeddings, which have {format_count(rows)}: {first}"
-    if any(token in model for _, token in without) or not _has_all_side_files(names, ("*.model",)):
+    if any(token in model for _, token in without) or not _has_all_source_side_files(names, ("*.model",)):
         hint = "Take the tokenizer of these weights, or resize them: model.resize_token_embeddings(len(tokenizer))"
         raise BadSource(f"{title}: {fact}.", hint)
     return [f"{fact}. The converter leaves such added tokens out."]
 
 
-def _tokenizer_token_ids(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+def _token_ids_of_source(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
     """The ids of the model's tokens and of the added ones, in tokenizer.json; empty where it has another form."""
     if not isinstance(tokenizer, dict):
         return {}, {}
@@ -172,8 +174,8 @@ def _tokenizer_token_ids(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]
         str(token.get("content")): token.get("id") for token in (listed if isinstance(listed, list) else [])
         if isinstance(token, dict)
     }  # fmt: skip
-    return _ids_of_tokens(vocab if isinstance(vocab, dict) else {}), _ids_of_tokens(added)
+    return _ids_of_source_tokens(vocab if isinstance(vocab, dict) else {}), _ids_of_source_tokens(added)
 
 
-def _ids_of_tokens(found: Mapping[str, object]) -> dict[str, int]:
+def _ids_of_source_tokens(found: Mapping[str, object]) -> dict[str, int]:
     return {token: number for token, number in found.items() if type(number) is int}

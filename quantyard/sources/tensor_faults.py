@@ -66,7 +66,7 @@ def refuse_faulty_tensors(title: str, config: Config, tensors: Sequence[TensorSh
         return
     _refuse_source_layers(title, text, stack)
     if str(text.get("model_type")) in LIKE_LLAMA:
-        if missing := list(_missing_tensors(text, config, shapes, stack)):
+        if missing := list(_missing_source_tensors(text, config, shapes, stack)):
             count = "a tensor" if len(missing) == 1 else f"{len(missing)} tensors"
             hint = _UNTIED if missing[0].startswith("lm_head") else _INCOMPLETE
             raise BadSource(f"{title} lacks {count} of its model: {shown_names(missing)}.", hint)
@@ -123,17 +123,19 @@ def _refuse_source_layers(title: str, text: Config, stack: _Stack) -> None:
         raise BadSource(message, _UNFIT)
 
 
-def _missing_tensors(
+def _missing_source_tensors(
     text: Config, config: Config, shapes: Mapping[str, tuple[int, ...]], stack: _Stack
 ) -> Iterator[str]:
     """What some layers of the stack have and others lack, then what is outside of layers."""
     whole = set().union(*stack.layers.values())
     for number, rest in sorted(stack.layers.items()):
         yield from (f"{stack.name}.{number}.{each}" for each in sorted(whole - rest))
-    yield from _missing_outside_layers(text, config, shapes)
+    yield from _missing_outside_source_layers(text, config, shapes)
 
 
-def _missing_outside_layers(text: Config, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _missing_outside_source_layers(
+    text: Config, config: Config, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
     """The embeddings, the last norm, and the output where config.json says that it is a tensor of its own."""
     if not any(_EMBEDDINGS.search(name) for name in shapes):
         yield "embed_tokens.weight"

@@ -50,7 +50,7 @@ def store_stage_outputs(label: str, out: Path, kept: Path, result: StageResult, 
         raise ResultRefused(label, f"its {error}") from error
     (kept / FILES).mkdir(parents=True)
     try:
-        outputs = _take_all(out, kept, result.outputs, leaves) if result.outputs else ()
+        outputs = _take_all_outputs(out, kept, result.outputs, leaves) if result.outputs else ()
     except UnsafeFile as error:
         raise ResultRefused(label, str(error)) from error
     except OSError as error:
@@ -70,7 +70,7 @@ def _output_names_problem(outputs: tuple[FileEntry, ...]) -> str:
     return ""
 
 
-def _take_all(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Leaves) -> tuple[FileEntry, ...]:
+def _take_all_outputs(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Leaves) -> tuple[FileEntry, ...]:
     with ExitStack() as stack:
         theirs = stack.enter_context(SafeFolder.opened(out))
         files = stack.enter_context(theirs.folder(FILES))
@@ -123,12 +123,12 @@ def tame_unfinished_outputs(out: Path) -> None:
                     remove_tree(out / name)
             with left.folder(FILES) as files:
                 for found in files.walk():
-                    _tame_one(files, found)
+                    _tame_output(files, found)
     except (UnsafeFile, OSError):
         remove_tree(out)
 
 
-def _tame_one(files: SafeFolder, found: FoundFile) -> None:
+def _tame_output(files: SafeFolder, found: FoundFile) -> None:
     if found.is_file:
         with files.file(found.path) as descriptor:
             tame_file_mode(descriptor)

@@ -17,7 +17,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
     """Publish one output of a stage under its final name, as a hard link."""
     if target.exists() and target.samefile(source):
         return target
-    temporary = _temporary_beside_visible(target)
+    temporary = _temporary_beside_visible_file(target)
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
@@ -31,7 +31,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
 def copy_file_to_store(source: Path, target: Path) -> Path:
     """Publish a file of the user as a copy, since the user may change the original later."""
     if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-        temporary = _temporary_beside_visible(target)
+        temporary = _temporary_beside_visible_file(target)
         shutil.copyfile(source, temporary)
         sync_file(temporary)
         temporary.rename(target)
@@ -40,9 +40,9 @@ def copy_file_to_store(source: Path, target: Path) -> Path:
 
 def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
     """Publish all files of a stage as copies in a folder, where users may edit them. A reader sees all or none."""
-    if _is_copy(target, artifact):
+    if _is_copy_of_artifact(target, artifact):
         return target
-    temporary, old = _temporary_beside_visible(target), target.with_name(f".{target.name}.old")
+    temporary, old = _temporary_beside_visible_file(target), target.with_name(f".{target.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     with SafeFolder.opened(artifact.folder) as files:
         for entry in artifact.files:
@@ -75,12 +75,12 @@ def set_file_aside(path: Path) -> Path | None:
     return path.rename(aside)
 
 
-def _is_copy(folder: Path, artifact: Artifact) -> bool:
+def _is_copy_of_artifact(folder: Path, artifact: Artifact) -> bool:
     """Whether the folder has exactly these files, byte for byte."""
     names = sorted(f.path for f in artifact.files)
     there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
 
 
-def _temporary_beside_visible(target: Path) -> Path:
+def _temporary_beside_visible_file(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quantyard.engines import Engine
-from quantyard.engines.docker import StageContainers, _bind_mount
+from quantyard.engines.docker import StageContainers, _container_bind_mount
 from quantyard.engines.docker_engine import DockerEngine
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.requests import ImageSettings, RunEnvironment
@@ -29,7 +29,7 @@ class _LyingContainers(StageContainers):
         self._package = package
 
     def _mounts(self, *args: Any, **kwargs: Any) -> Any:
-        return [*super()._mounts(*args, **kwargs), _bind_mount(self._package, "/opt/quantyard/src/builder")]
+        return [*super()._mounts(*args, **kwargs), _container_bind_mount(self._package, "/opt/quantyard/src/builder")]
 
 
 def _docker(package: Path) -> Engine:

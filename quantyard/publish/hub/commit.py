@@ -174,7 +174,7 @@ def _commit_hub_release(
                 raise
             moved = moved or has_moved
             time.sleep(pause_s)
-            seen, arrived = _look_again(release, record)
+            seen, arrived = _look_at_hub_again(release, record)
             if arrived:
                 return arrived
         else:
@@ -182,7 +182,7 @@ def _commit_hub_release(
     raise AssertionError("the last try returns or raises")
 
 
-def _look_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple[str, str] | None]:
+def _look_at_hub_again(release: HubRelease, record: Record) -> tuple[SeenHubRepo, tuple[str, str] | None]:
     """The state to commit on now; and our commit, if it arrived although the Hub's answer was lost.
 
     Raises:

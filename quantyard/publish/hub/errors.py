@@ -227,7 +227,7 @@ def _refused_hub_upload(error: HfHubHTTPError, api: HfApi, repo_id: str, path: s
         message = f"The Hub's storage refuses {path or 'a file'} (answer {status}): its signed address has run out."
         return HubUnreachable(message, AGAIN)
     if status in (402, 413, 507) or (status < 500 and status != 401 and _NO_ROOM.search(words)):
-        return _no_upload(words, status, repo_id, api.endpoint)
+        return _hub_upload_refused(words, status, repo_id, api.endpoint)
     if status == 401:
         message = "The Hub does not accept the token in HF_TOKEN (answer 401)."
         return HubError(message, f"Make a new one that may write at {tokens}, and set HF_TOKEN to it.")
@@ -250,10 +250,10 @@ def _hub_storage_refused(words: str, repo_id: str, endpoint: str) -> QuantyardEr
     """The Hub's storage does not take one file; the answer has words, and no status."""
     if _LIMITED.search(words):
         return HubUnreachable(f"The Hub takes no more files for {repo_id} for now: {words}", f"Wait. {AGAIN}")
-    return _no_upload(words, 0, repo_id, endpoint)
+    return _hub_upload_refused(words, 0, repo_id, endpoint)
 
 
-def _no_upload(words: str, status: int, repo_id: str, endpoint: str) -> UploadRefused:
+def _hub_upload_refused(words: str, status: int, repo_id: str, endpoint: str) -> UploadRefused:
     answer = f" (answer {status})" if status else ""
     if _NO_ROOM.search(words) or status in (402, 507):
         hint = f"Make room, or see {endpoint}/settings/billing; PUBLIC=1 and private repos have different limits."

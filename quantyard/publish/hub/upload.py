@@ -114,7 +114,7 @@ def upload_to_hub(
                 gitignore_content=NOTHING_IGNORED,
             )  # fmt: skip
         except Exception:
-            if reader.sent_other_bytes() and _sent_file_size(reader) != reader.file.size_bytes:
+            if reader.sent_other_bytes() and _size_of_file_sent_to_hub(reader) != reader.file.size_bytes:
                 raise errors.published_file_changed(reader.file) from None  # a longer or shorter body cannot be sent
             raise
         if reader.sent_other_bytes():
@@ -122,7 +122,7 @@ def upload_to_hub(
         reader.report(reader.file.size_bytes)  # also for files that the Hub had already
 
 
-def _sent_file_size(reader: SentFile) -> int:
+def _size_of_file_sent_to_hub(reader: SentFile) -> int:
     return io.BufferedReader.seek(reader, 0, os.SEEK_END)
 
 

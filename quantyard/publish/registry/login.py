@@ -56,7 +56,7 @@ def registry_docker_login(registry: str, config: Path) -> RegistryCredentials:
     keys = _registry_login_keys(registry)
     helpers = [settings.get("credHelpers", {}).get(key) for key in keys] + [settings.get("credsStore")]
     helper = next((str(name) for name in helpers if name), "")
-    found, note = _from_helper(helper, keys) if helper else (None, "")
+    found, note = _registry_login_from_helper(helper, keys) if helper else (None, "")
     kept = (_registry_login_from_file(settings.get("auths", {}).get(key), registry) for key in keys)
     login = found or next((login for login in kept if login), None)
     return login or RegistryCredentials(note=note)
@@ -94,7 +94,7 @@ def _registry_login_from_file(entry: object, registry: str) -> RegistryCredentia
     return RegistryCredentials(name.strip(), secret.strip(_AROUND)) if name.strip() else None
 
 
-def _from_helper(helper: str, keys: Sequence[str]) -> tuple[RegistryCredentials | None, str]:
+def _registry_login_from_helper(helper: str, keys: Sequence[str]) -> tuple[RegistryCredentials | None, str]:
     """Ask `docker-credential-<helper>` under each key; the login, and why there is none if the helper is at fault.
 
     It fails if it has no login. One that is missing or hangs is not asked again.
