@@ -52,16 +52,16 @@ def lora(stage: Stage, request: LoraRequest) -> StageOutcome:
     _refuse_without_converter(tools)
     folder, base_folder = stage.in_dir / "adapter", _lora_base_without_quantization(stage)
     config = read_lora_config(folder)
-    shapes = _adapter_shapes(folder, request)
+    shapes = _lora_adapter_shapes(folder, request)
     converter = open_converter(tools, base_folder, stage.scratch_dir)
     base = _ask_lora_base(stage, tools, converter, None if shapes else folder / _PICKLE)
     adapter = LoraAdapter(config, lora_pairs(shapes or base.pickle))
     check_lora_fit(adapter.pairs, base)
     run = _run_lora_converter(stage, request, tools, folder, converter)
     if run.exit_code != 0 or not target.exists():
-        raise _adapter_conversion_failure(stage, base, run)
+        raise _lora_conversion_failure(stage, base, run)
     facts = {
-        **_adapter_facts(adapter, base),
+        **_lora_adapter_facts(adapter, base),
         **check_lora_result(_read_adapter_gguf(target), adapter, base.architecture),
     }
     return StageOutcome(facts=facts, tools=base.versions, argv=(run.argv,))
@@ -97,7 +97,7 @@ def _lora_base_without_quantization(stage: Stage) -> Path:
     return copy
 
 
-def _adapter_shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
+def _lora_adapter_shapes(folder: Path, request: LoraRequest) -> dict[str, tuple[int, ...]]:
     """The shapes of the adapter's tensors from its checked header; empty for a pickle file that was allowed."""
     if not (folder / _WEIGHTS).is_file():
         if not ((folder / _PICKLE).is_file() and request.allow_pickle):
@@ -125,7 +125,7 @@ def _ask_lora_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle
     run = run_llama_tool(argv, converter.env, lambda _line: None)
     if run.exit_code != 0:
         refuse_exhausted_tool(run, stage.out_dir, "Reading the base model's configuration")
-        raise _unreadable_adapter(run, pickle)
+        raise _unreadable_lora_adapter(run, pickle)
     try:
         base = BaseSide.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -137,7 +137,7 @@ def _ask_lora_base(stage: Stage, tools: LlamaTools, converter: Converter, pickle
     return base
 
 
-def _unreadable_adapter(run: ToolRun, pickle: Path | None) -> StageFailure:
+def _unreadable_lora_adapter(run: ToolRun, pickle: Path | None) -> StageFailure:
     """The failure of `lora_base.py`: it cannot read the adapter's pickle file, or else the configuration."""
     if pickle and "weights_only" in run.tail:  # torch's own words
         message = f"{pickle.name} holds more than tensors, or is damaged; torch refuses to open it."
@@ -159,7 +159,7 @@ def _run_lora_converter(
     return run_llama_tool(argv, converter.env, lambda _line: None)
 
 
-def _adapter_conversion_failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
+def _lora_conversion_failure(stage: Stage, base: BaseSide, run: ToolRun) -> StageFailure:
     refuse_exhausted_tool(run, stage.out_dir, "The converter")
     message = f"llama.cpp's converter failed on this adapter of {base.model_class} ({run.end})."
     return StageFailure(ExitCode.UNSUPPORTED_MODEL, "convert-failed", message, MERGE, run.words)
@@ -228,7 +228,7 @@ def _rank_of_lora_a(tensor: TensorInfo) -> int:
     return tensor.shape[dimension] if len(tensor.shape) > dimension else 1
 
 
-def _adapter_facts(adapter: LoraAdapter, base: BaseSide) -> dict[str, JsonValue]:
+def _lora_adapter_facts(adapter: LoraAdapter, base: BaseSide) -> dict[str, JsonValue]:
     ranks: list[JsonValue] = [*sorted({pair.rank for pair in adapter.pairs.values()})]
     kinds: list[JsonValue] = [*sorted({name.rpartition(".")[2] for name in adapter.pairs})]
     return {

@@ -164,7 +164,7 @@ def _quantize_with_bindings(
         params.tt_overrides = _tensor_type_overrides(llama_cpp, named)
     values = _imatrix_for_llama(imatrix) if imatrix else []
     if values:
-        params.imatrix = _imatrix_data(llama_cpp, values)
+        params.imatrix = _imatrix_for_quantize(llama_cpp, values)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     given = [*(("--imatrix", str(imatrix.path)) if imatrix else ()), *_tensor_type_options(types)]
     argv = ("llama_model_quantize", *given, str(source), str(target), request.quant, str(request.threads))
@@ -192,7 +192,7 @@ def _imatrix_for_llama(imatrix: Imatrix) -> list[tuple[bytes, Floats]]:
     return [(name.encode(), entry.importance()) for name, entry in imatrix.entries.items()]
 
 
-def _imatrix_data(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
+def _imatrix_for_quantize(llama_cpp: Any, values: list[tuple[bytes, Floats]]) -> Any:
     """The same as a C array that ends with an empty row. It points into `values`, which must outlive it."""
     import ctypes
 

@@ -132,14 +132,14 @@ def _evaluate_entry(
         unfinished.mkdir()
         counter.part(0, n_questions, name)
         lm.on_progress = lambda done, total: counter.part(done / max(1, total), n_questions, name)
-        record = _ask_tasks(request, lm, leaves, unfinished)
+        record = _evaluate_tasks(request, lm, leaves, unfinished)
         (unfinished / _DONE).write_text(record.model_dump_json())
         unfinished.rename(final)
     counter.finish(n_questions)
     return record
 
 
-def _ask_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
+def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask], folder: Path) -> EntryRecord:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     from eval.tasks.drawn_questions import ask_drawn_questions

@@ -83,7 +83,7 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
 
 def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
     """What the command line prints for each label; shares are fractions, speeds are in tokens per second."""
-    files: dict[str, JsonValue] = {m.file.label: _summary_of(result, m) for m in result.measurements}
+    files: dict[str, JsonValue] = {m.file.label: _report_summary_of_file(result, m) for m in result.measurements}
     return {"baseline": result.baseline, "n_questions": result.n_questions, "files": files}
 
 
@@ -179,7 +179,7 @@ def _merged_report_facts(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, 
     return {key: values[0] if len(values) == 1 else " / ".join(map(str, values)) for key, values in found.items()}
 
 
-def _summary_of(result: EvalReport, measurement: Measurement) -> JsonValue:
+def _report_summary_of_file(result: EvalReport, measurement: Measurement) -> JsonValue:
     shown = {(score.task, score.metric) for score in headline_scores(result.suite, result.measurements[0].scores)}
     verdicts = Counter(c.verdict for c in measurement.comparisons if (c.task, c.metric) in shown)
     facts: dict[str, JsonValue] = {"verdicts": {str(name): n for name, n in verdicts.items()}} if verdicts else {}

@@ -70,7 +70,7 @@ def q8_0_error(exact: GgufHeader, rounded: GgufHeader) -> tuple[float, str]:
     """The largest relative RMS difference of a tensor that is Q8_0 in `rounded`, and its name; (0, "") without one."""
     before = {tensor.name: tensor for tensor in exact.tensors}
     errors = [
-        (_relative_rms(before[tensor.name], tensor), tensor.name)
+        (_relative_rms_of_projector(before[tensor.name], tensor), tensor.name)
         for tensor in rounded.tensors if tensor.type.name == "Q8_0" and tensor.name in before
     ]
     return max(errors, default=(0.0, ""))
@@ -153,7 +153,7 @@ def _projector_fingerprint(chunks: Iterator[_Bits]) -> Fingerprint:
     return Fingerprint(n, int(any_order), int(own_order))
 
 
-def _relative_rms(before: TensorInfo, after: TensorInfo) -> float:
+def _relative_rms_of_projector(before: TensorInfo, after: TensorInfo) -> float:
     """||after - before|| / ||before|| of a tensor that is F16, BF16 or F32, and Q8_0."""
     blocks = np.memmap(after.path, _Q8_BLOCK, "r", after.offset, (after.size_bytes // _Q8_BLOCK.itemsize,))
     layout = _SOURCES[before.type.name]

@@ -94,9 +94,11 @@ def tokenizer_differences(source: GgufHeader, model: GgufHeader) -> list[str]:
     Arrays are compared by length and digest, which `GgufArray` holds; where they lie in the file may differ.
     """
     keys = sorted(key for key in {**source.metadata, **model.metadata} if key.startswith("tokenizer."))
-    return [key for key in keys if _comparable_metadata(source, key) != _comparable_metadata(model, key)]
+    return [
+        key for key in keys if _comparable_tokenizer_metadata(source, key) != _comparable_tokenizer_metadata(model, key)
+    ]
 
 
-def _comparable_metadata(header: GgufHeader, key: str) -> object:
+def _comparable_tokenizer_metadata(header: GgufHeader, key: str) -> object:
     value = header.metadata.get(key)
     return getattr(value, "sha256", value)

@@ -87,7 +87,7 @@ def _make_twin(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     raw = json.loads((args.source / "config.json").read_bytes())
-    small = shrink_to_twin(raw, _transformers_config(args.source), args.full_depth)
+    small = shrink_to_twin(raw, _twin_transformers_config(args.source), args.full_depth)
     config_path = args.twin / "config.json"
     config_path.write_text(json.dumps(small.config, allow_nan=False))
     model = _build_twin_model(args.twin, small.config)
@@ -115,7 +115,7 @@ def _twin_error_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON]
 
 
-def _transformers_config(source: Path) -> dict[str, Any]:
+def _twin_transformers_config(source: Path) -> dict[str, Any]:
     """config.json as Transformers completes it."""
     from transformers import AutoConfig
 
@@ -134,7 +134,7 @@ def _build_twin_model(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
 
     name = (config.get("architectures") or [""])[0]
-    kind = getattr(transformers, name, None) or _class_spelt_otherwise(name)
+    kind = getattr(transformers, name, None) or _twin_class_spelt_otherwise(name)
     if kind is None:
         raise NoTwin(f"Transformers has no class {name}; it comes with the model as code, which is never run")
     try:
@@ -154,7 +154,7 @@ def _refuse_unread_width(model: Any, config: dict[str, Any]) -> None:
         raise NoTwin(f"Transformers' class {type(model).__name__} does not read {name} of config.json")
 
 
-def _class_spelt_otherwise(name: str) -> Any:
+def _twin_class_spelt_otherwise(name: str) -> Any:
     """Transformers' class whose name has other capitals than in the model's own code, such as MPTForCausalLM."""
     import transformers
 
@@ -272,7 +272,7 @@ def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path, depth: i
             asked["decoder_input_ids"] = torch.tensor([prompt["decoder"]])
         cached = {} if prompt["embeddings"] else {"use_cache": False}
         try:
-            with _layer_outputs(model, depth, prompt["positions"]) as layers:
+            with _random_twin_layer_outputs(model, depth, prompt["positions"]) as layers:
                 found = model(**asked, **cached)
             rows = (found.last_hidden_state if prompt["embeddings"] else found.logits)[0][prompt["positions"]]
         except Exception as error:
@@ -282,7 +282,7 @@ def _write_logits(model: Any, prompts: list[dict[str, Any]], out: Path, depth: i
 
 
 @contextmanager
-def _layer_outputs(model: Any, depth: int, positions: list[int]) -> Iterator[dict[str, Any]]:
+def _random_twin_layer_outputs(model: Any, depth: int, positions: list[int]) -> Iterator[dict[str, Any]]:
     """The outputs of the layers at these positions, by number; none of an encoder-decoder, or where no list of modules
     is as long as the model is deep.
     """

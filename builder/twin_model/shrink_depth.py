@@ -29,7 +29,7 @@ def shrink_depth(part: Config, full: bool) -> tuple[int, int]:
     if isinstance(part.get("first_k_dense_replace"), int) and not full:
         part["first_k_dense_replace"] = min(1, part["first_k_dense_replace"])
     new = min(depth, _MAX_DEPTH) if full else min(depth, max(_kinds_depth(part, depth), _interval_depth(part), 2))
-    _cut_lists(part, depth, new)
+    _cut_twin_layer_lists(part, depth, new)
     for other in (name, "num_decoder_layers", "num_encoder_layers", "encoder_layers", "decoder_layers"):
         if isinstance(part.get(other), int):
             part[other] = min(part[other], new)
@@ -43,7 +43,7 @@ def shrink_depth(part: Config, full: bool) -> tuple[int, int]:
     return new, depth
 
 
-def _layer_lists(part: Config, depth: int) -> Iterator[Sequence[Any]]:
+def _twin_layer_lists(part: Config, depth: int) -> Iterator[Sequence[Any]]:
     """The lists, and the strings, that say something of each layer."""
     for name, value in part.items():
         if isinstance(value, list | str) and len(value) == depth and (isinstance(value, list) or "pattern" in name):
@@ -52,7 +52,7 @@ def _layer_lists(part: Config, depth: int) -> Iterator[Sequence[Any]]:
 
 def _kinds_depth(part: Config, depth: int) -> int:
     """The fewest first layers among which every kind is, and whose pattern the others repeat."""
-    lists = [*_layer_lists(part, depth)]
+    lists = [*_twin_layer_lists(part, depth)]
     kinds = [tuple(str(one[i]) for one in lists) for i in range(depth)]
     if not lists or len(set(kinds)) == depth:  # such as a width for each layer: not kinds
         return depth if lists and depth > 1 else 0
@@ -65,20 +65,20 @@ def _kinds_depth(part: Config, depth: int) -> int:
 def _interval_depth(part: Config) -> int:
     steps = [part[name] for name in _DEPTH_KEYS if isinstance(part.get(name), int) and part[name] > 1]
     dense = 3 if part.get("first_k_dense_replace") else 0
-    named = [indices[0] + 2 for _, indices in _index_lists(part) if indices]
+    named = [indices[0] + 2 for _, indices in _twin_layer_index_lists(part) if indices]
     return max(min(math.lcm(*steps), 24) if steps else 0, dense, *(named or [0]))
 
 
-def _index_lists(part: Config) -> list[tuple[str, list[int]]]:
+def _twin_layer_index_lists(part: Config) -> list[tuple[str, list[int]]]:
     """Lists of the layers that are of one kind, by name: [2, 5, 8]."""
     names = [name for name in part if name in ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")]
     return [(name, sorted(part[name])) for name in names if isinstance(part[name], list)]
 
 
-def _cut_lists(part: Config, depth: int, new: int) -> None:
-    for name, indices in _index_lists(part):
+def _cut_twin_layer_lists(part: Config, depth: int, new: int) -> None:
+    for name, indices in _twin_layer_index_lists(part):
         part[name] = [index for index in indices if index < new]
     for name, value in part.items():
         told = isinstance(value, list) or (isinstance(value, str) and "pattern" in name)
-        if told and len(value) == depth and name not in dict(_index_lists(part)):
+        if told and len(value) == depth and name not in dict(_twin_layer_index_lists(part)):
             part[name] = value[:new]

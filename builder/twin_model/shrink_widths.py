@@ -29,9 +29,9 @@ def shrink_widths(part: Config) -> None:
         _shrink_states(part, _HIDDEN)
         return
     heads = int(part[heads_name])
-    dim = _head_dim(part, hidden, heads)
-    new_heads, new_kv = _fewer_heads(part, heads)
-    factor = _dim_factor(part, dim)
+    dim = _twin_head_dim(part, hidden, heads)
+    new_heads, new_kv = _fewer_twin_heads(part, heads)
+    factor = _twin_dim_factor(part, dim)
     new_dim = dim // factor
     tied = hidden == heads * dim
     new_hidden = new_heads * new_dim
@@ -62,7 +62,7 @@ def _shrink_ranks(part: Config, hidden: int, new_hidden: int) -> None:
             part[name] = new_hidden if part[name] == hidden else min(part[name], rank)
 
 
-def _head_dim(part: Config, hidden: int, heads: int) -> int:
+def _twin_head_dim(part: Config, hidden: int, heads: int) -> int:
     name = config_key(part, "head_dim")
     return part[name] if name and isinstance(part[name], int) else hidden // heads
 
@@ -73,7 +73,7 @@ def _twin_kv_heads_place(part: Config) -> Config:
     return inner if isinstance(inner, dict) and config_key(inner, "kv_heads") else part
 
 
-def _fewer_heads(part: Config, heads: int) -> tuple[int, int]:
+def _fewer_twin_heads(part: Config, heads: int) -> tuple[int, int]:
     """Heads, and heads of keys: some of both, in about their ratio; no power of two where it was none."""
     place = _twin_kv_heads_place(part)
     name = config_key(place, "kv_heads")
@@ -87,7 +87,7 @@ def _fewer_heads(part: Config, heads: int) -> tuple[int, int]:
     return (2 * ratio if new_kv == 1 and ratio < 4 else new_kv * ratio), new_kv
 
 
-def _dim_factor(part: Config, dim: int) -> int:
+def _twin_dim_factor(part: Config, dim: int) -> int:
     """By how much a head gets narrower, so that what its rope turns stays whole and even."""
     for factor in (8, 4, 2):
         if dim % factor == 0 and dim // factor >= 16 and dim // factor % 2 == 0 and _rope_divides(part, dim, factor):

@@ -74,7 +74,7 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
     Raises:
         StageFailure: `self-check` (3 if the model's answers are wrong, 70 if our computation is).
     """
-    answers = _known_answers(lm)
+    answers = _self_check_known_answers(lm)
     on_progress(1, 3)
     packed, plain, control = _self_check_three_ways(lm)
     on_progress(2, 3)
@@ -88,16 +88,16 @@ def self_check(lm: LlamaLM, on_progress: Callable[[int, int], None] = lambda _do
     return found
 
 
-def _known_answers(lm: LlamaLM) -> int:
+def _self_check_known_answers(lm: LlamaLM) -> int:
     """How many are right."""
     if lm.model.has_encoder:
-        return _own_answers(lm)
+        return _self_check_own_answers(lm)
     pairs = [(context, text) for context, right, wrong in KNOWN_ANSWERS for text in (right, wrong)]
     scores = [score for score, _greedy in lm.loglikelihood(_self_check_instances("loglikelihood", pairs))]
     return sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
 
 
-def _own_answers(lm: LlamaLM) -> int:
+def _self_check_own_answers(lm: LlamaLM) -> int:
     """How many of the texts that the model writes are also its greedy answers when they are scored."""
     read = [tuple(lm.tok_encode(context)) for context, _right, _wrong in KNOWN_ANSWERS]
     start = lm.model.decoder_start

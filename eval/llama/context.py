@@ -167,10 +167,13 @@ class _Batch:
         self._ids = np.arange(MAX_SEQUENCES, dtype=np.int32)
         self._seqs = np.zeros(size, np.uintp)  # pointers into _ids
         self._struct = llama_cpp.llama_batch(
-            n_tokens=0, token=_batch_pointer(self._tokens, ctypes.c_int32), embd=None,
-            pos=_batch_pointer(self._positions, ctypes.c_int32), n_seq_id=_batch_pointer(self._n_seqs, ctypes.c_int32),
-            seq_id=_batch_pointer(self._seqs, ctypes.POINTER(ctypes.c_int32)),
-            logits=_batch_pointer(self._wanted, ctypes.c_int8),
+            n_tokens=0,
+            token=_llama_batch_pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=_llama_batch_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_llama_batch_pointer(self._n_seqs, ctypes.c_int32),
+            seq_id=_llama_batch_pointer(self._seqs, ctypes.POINTER(ctypes.c_int32)),
+            logits=_llama_batch_pointer(self._wanted, ctypes.c_int8),
         )
 
     def fill(self, tokens: Ints, positions: Ints, wanted: npt.NDArray[np.bool_], first: Ints, n_seqs: Ints) -> Any:
@@ -183,5 +186,5 @@ class _Batch:
         return self._struct
 
 
-def _batch_pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+def _llama_batch_pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))

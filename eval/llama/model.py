@@ -71,7 +71,7 @@ class GgufModel:
             StageFailure: `bad-gguf` (2), `not-a-text-model` (3), `load` (3).
         """
         header = _read_eval_gguf(path)
-        _refuse_unfit(path, header, generates=generates)
+        _refuse_unfit_eval_model(path, header, generates=generates)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 2**31 - 1
         handle = llama_cpp.llama_model_load_from_file(str(header.paths[0]).encode(), params)
@@ -207,7 +207,7 @@ def _read_eval_gguf(path: Path) -> GgufHeader:
         raise StageFailure(ExitCode.BAD_REQUEST, "bad-gguf", message, hint) from error
 
 
-def _refuse_unfit(path: Path, header: GgufHeader, *, generates: bool) -> None:
+def _refuse_unfit_eval_model(path: Path, header: GgufHeader, *, generates: bool) -> None:
     if not header.tensors:
         raise unfit_gguf_model(path, "it has a vocabulary but no weights")
     if generates and (reason := why_gguf_cannot_generate(header)):

@@ -39,11 +39,11 @@ class QuestionDraw:
 
     def computed(self, limit: int | None) -> frozenset[int]:
         """The questions that are computed: whole blocks."""
-        return frozenset(self.order[: limit and next(end for end in _block_ends() if end >= limit)])
+        return frozenset(self.order[: limit and next(end for end in _drawn_block_ends() if end >= limit)])
 
     def blocks(self) -> dict[int, int]:
         """Position of each question → the number of its block."""
-        ends, found, block = _block_ends(), dict[int, int](), 0
+        ends, found, block = _drawn_block_ends(), dict[int, int](), 0
         end = next(ends)
         for place, position in enumerate(self.order):
             if place == end:
@@ -95,7 +95,7 @@ def ask_drawn_questions(task: Any, limit: int | None, seed: int) -> Mapping[int,
     return draw.blocks()
 
 
-def _block_ends() -> Iterator[int]:
+def _drawn_block_ends() -> Iterator[int]:
     """Where blocks end, in the order of the draw."""
     yield from _BLOCK_ENDS
     yield from count(2 * _BLOCK_ENDS[-1], _BLOCK_ENDS[-1])

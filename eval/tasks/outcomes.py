@@ -69,7 +69,7 @@ def _task_metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
     for name, samples in by_filter.items():
         for metric in samples[0]["metrics"]:
             value = found.get(f"{metric},{name}")
-            per_question = _per_question(metric, [sample[metric] for sample in samples])
+            per_question = _metric_per_question(metric, [sample[metric] for sample in samples])
             if not isinstance(value, float | int) or per_question is None:
                 continue
             if not np.isfinite([value, *np.ravel(per_question)]).all() or not _is_metric_mean(per_question, value):
@@ -82,7 +82,7 @@ def _task_metrics(results: Any, task: str) -> Iterator[MetricOutcome]:
             )
 
 
-def _per_question(metric: str, values: Sequence[Any]) -> tuple[Value, ...] | None:
+def _metric_per_question(metric: str, values: Sequence[Any]) -> tuple[Value, ...] | None:
     try:
         if metric in _WEIGHTED:
             return tuple((float(loglikelihood), float(weight)) for loglikelihood, weight in values)

@@ -63,7 +63,7 @@ def _app_stop_texts(subject: CardSubject) -> list[str]:
 
 def _ollama_modelfile(subject: CardSubject, purpose: Purpose) -> str:
     lines = [
-        *_modelfile_head(subject, purpose),
+        *_ollama_modelfile_head(subject, purpose),
         "",
         *_ollama_from_lines(subject),
         *_ollama_parameter_lines(subject, purpose),
@@ -76,7 +76,7 @@ def ollama_name(subject: CardSubject) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", subject.title.lower()).strip("-._") or "model"
 
 
-def _modelfile_head(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
+def _ollama_modelfile_head(subject: CardSubject, purpose: Purpose) -> Iterator[str]:
     name = ollama_name(subject)
     run = f"; ollama run {name}" if purpose == "generate" else ""
     yield "# For Ollama, in the folder of the file that FROM names:"

@@ -46,18 +46,18 @@ def _suggestions_for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str
     for found in [nearest_candidate(others, budget)] if others else []:
         if context := largest_candidate_context(found, choices, budget):
             yield f"Less context: {found.quant} fits with CONTEXT_SIZE={context}."
-        if text := _smaller_cache(found, choices, budget):
+        if text := _suggestion_of_smaller_cache(found, choices, budget):
             yield text
     smallest = min(choices.candidates, key=lambda c: c.size_bytes)
     assert smallest.memory_bytes is not None, "files of unknown memory are refused before"
     over = smallest.memory_bytes - budget.memory_bytes
     if over > 0 and (quant := _smaller_unmeasured_quant(choices, smallest, smallest.size_bytes - over)):
-        size = format_bytes(_estimated_size(smallest, quant))
+        size = format_bytes(_estimated_size_of_candidate(smallest, quant))
         how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
 
 
-def _smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> str:
+def _suggestion_of_smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> str:
     layers = found.layers
     if layers is None or found.memory_bytes is None or not can_quantize_kv_cache(layers):
         return ""
@@ -97,7 +97,7 @@ def _suggestions_for_quality(choices: ChoiceSet, budget: ChoiceBudget, model: st
 def _smaller_unmeasured_quant(choices: ChoiceSet, than: ChoiceCandidate, wanted_bytes: int) -> Quant | None:
     """The largest unmeasured quant of about the wanted size or less; None if there is none."""
     most = min(wanted_bytes, than.size_bytes - 1)
-    return next((q for q in _unmeasured_quants(choices) if _estimated_size(than, q) <= most), None)
+    return next((q for q in _unmeasured_quants(choices) if _estimated_size_of_candidate(than, q) <= most), None)
 
 
 def _unmeasured_quants(choices: ChoiceSet) -> Sequence[Quant]:
@@ -105,7 +105,7 @@ def _unmeasured_quants(choices: ChoiceSet) -> Sequence[Quant]:
     return [find_quant(name) for name in _USUAL if name not in measured]
 
 
-def _estimated_size(known: ChoiceCandidate, quant: Quant) -> int:
+def _estimated_size_of_candidate(known: ChoiceCandidate, quant: Quant) -> int:
     """Estimated in proportion to the bits per weight of a large model."""
     return int(known.size_bytes * quant.bits_per_weight / _candidate_bits_per_weight(known))
 

@@ -46,14 +46,14 @@ def _complete_last_of_list(values: Callable[[], Sequence[str]]) -> Callable[...,
     return completer
 
 
-def _completed_quants() -> Sequence[str]:
+def _quants_to_complete() -> Sequence[str]:
     from quantyard.quants.catalog import QUANTS
 
     return [quant.name for quant in QUANTS]
 
 
 _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
-    "QUANT": _completed_quants, "QUANTS": _completed_quants, "BASELINE": _completed_quants,
+    "QUANT": _quants_to_complete, "QUANTS": _quants_to_complete, "BASELINE": _quants_to_complete,
     "ENGINE": lambda: ("auto", "docker", "local"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
     "SUITE": lambda: ("smoke", "quick", "standard", "full"),

@@ -48,11 +48,11 @@ def parse_command_line(argv: Sequence[str]) -> argparse.Namespace:
     args, unknown = command_line_parser(name).parse_known_args(argv)
     if unknown:
         options = [BY_NAME[key].option for key in vars(args) if key in BY_NAME]
-        raise _unknown_option(name or "", unknown[0], argv, options)
+        raise _unknown_command_option(name or "", unknown[0], argv, options)
     return args
 
 
-def _unknown_option(command: str, word: str, argv: Sequence[str], options: Sequence[str]) -> BadRequest:
+def _unknown_command_option(command: str, word: str, argv: Sequence[str], options: Sequence[str]) -> BadRequest:
     """The error for a word that is not an option of the command, with the one that was meant."""
     option, _, value = word.partition("=")
     before = argv[argv.index(word) - 1] if word in argv else ""
@@ -94,13 +94,13 @@ def add_command_options(
         if chosen:
             heading = parser.add_argument_group(group)
             for setting in chosen:
-                on_option(setting, _add_option(heading, setting))
+                on_option(setting, _add_command_option(heading, setting))
 
 
 def _fill_command_parser(parser: argparse.ArgumentParser, command: Command, on_option: OnOption) -> None:
     typical = parser.add_argument_group("typical options")
     for name in command.typical:
-        on_option(BY_NAME[name], _add_option(typical, BY_NAME[name]))
+        on_option(BY_NAME[name], _add_command_option(typical, BY_NAME[name]))
     typical.add_argument("-h", "--help", action="help", help="show this help")
     if command.name == "completion":
         parser.usage = f"quantyard completion {{{','.join(_SHELLS)}}}"
@@ -114,7 +114,7 @@ def _fill_command_parser(parser: argparse.ArgumentParser, command: Command, on_o
     )
 
 
-def _add_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Action:
+def _add_command_option(group: argparse._ArgumentGroup, setting: Setting) -> argparse.Action:
     default = f" (default: {setting.default})" if setting.default and "default" not in setting.help else ""
     text = as_typed_command(setting.help + default).replace("%", "%%")
     if setting.flag:

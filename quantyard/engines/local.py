@@ -105,7 +105,7 @@ class LocalEngine:
         self._running.add(process)
         listener = StageListener(spec.row.name, on_progress)
         try:
-            _send_secrets(process, engine_secrets_line(spec, self._environment))
+            _send_secrets_to_stage(process, engine_secrets_line(spec, self._environment))
             exit_code = self._follow(spec, process, listener)
         finally:
             _stop_stage_process(process)
@@ -172,7 +172,7 @@ class LocalEngine:
         return exit_code
 
 
-def _send_secrets(process: subprocess.Popen[bytes], secrets: bytes) -> None:
+def _send_secrets_to_stage(process: subprocess.Popen[bytes], secrets: bytes) -> None:
     assert process.stdin is not None
     with suppress(OSError):  # the process has ended already; its stderr says why
         process.stdin.write(secrets)

@@ -43,13 +43,13 @@ def only_finite_json(value: T) -> T:
                 raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
             pairs = one.items() if isinstance(one, dict) else enumerate(one)
             todo += [(inner, f"{where}.{str(key)[:40]}".lstrip("."), depth + 1) for key, inner in pairs]
-        elif problem := _problem_of(one):
+        elif problem := _json_problem_of(one):
             error = BeyondMeasureError if isinstance(one, float) else ValueError
             raise error(f"{where or 'it'} is {problem}")
     return value
 
 
-def _problem_of(one: object) -> str:
+def _json_problem_of(one: object) -> str:
     if isinstance(one, float) and not math.isfinite(one):
         return f"{one}, which is not a finite number"
     if isinstance(one, float) and abs(one) > _MAX_NUMBER:

@@ -214,9 +214,9 @@ def _unreadable_layer_form(
         case "GPTQ":
             return _gptq_problem(method, modules)
         case "FP8":
-            return _fp8_problem(method, config, said, modules, tensors)
+            return _fp8_layer_problem(method, config, said, modules, tensors)
         case "compressed-tensors" | "compressed-tensors INT8":
-            return _compressed_problem(said, tensors) if method == "compressed-tensors" else _NO_NAME
+            return _compressed_layer_problem(said, tensors) if method == "compressed-tensors" else _NO_NAME
         case "MXFP4":
             return "" if _is_gpt_oss_architecture(config) else _cannot_read("MXFP4 weights of this architecture")
         case "compressed-tensors MXFP4":
@@ -246,7 +246,7 @@ def _gptq_problem(method: str, modules: Mapping[str, Parts]) -> str:
     return "" if all("g_idx" in parts for parts in modules.values()) else _cannot_read("GPTQ weights without g_idx")
 
 
-def _fp8_problem(
+def _fp8_layer_problem(
     method: str, config: Config, said: Config, modules: Mapping[str, Parts], tensors: Mapping[str, StoredTensor]
 ) -> str:
     scaled = {part for parts in modules.values() for part in parts if "scale" in part}
@@ -255,7 +255,7 @@ def _fp8_problem(
     if _is_architecture(config, "DeepseekV4"):
         return ""
     if method == "compressed-tensors":
-        return _compressed_problem(said, tensors)
+        return _compressed_layer_problem(said, tensors)
     if method == "modelopt":
         return ""
     if method == "fp8" and scaled & {"weight_scale_inv", "qscale_weight"}:
@@ -266,7 +266,7 @@ def _fp8_problem(
     return _cannot_read(form)
 
 
-def _compressed_problem(said: Config, tensors: Mapping[str, StoredTensor]) -> str:
+def _compressed_layer_problem(said: Config, tensors: Mapping[str, StoredTensor]) -> str:
     groups, form = said.get("config_groups"), str(said.get("format"))
     if not isinstance(groups, Mapping) or not groups:
         return "config.json names no config_groups, which the converter needs"

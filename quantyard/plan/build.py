@@ -70,7 +70,7 @@ def make_build_plan(source: Source, options: BuildOptions) -> BuildPlan:
         steps.append(_parity_step(origin, base, options))
     if options.projector and not options.projector.left_out:
         steps.append(_projector_step(source, origin, base, options.projector, options))
-    targets = [_quant_target(source, options, quant, outtype, base, steps) for quant in options.quants]
+    targets = [_planned_quant_target(source, options, quant, outtype, base, steps) for quant in options.quants]
     return BuildPlan(
         source, tuple(steps), base, tuple(targets), outtype, reason, projector=options.projector
     )
@@ -118,7 +118,7 @@ def _parity_step(origin: Origin, base: ModelFile, options: BuildOptions) -> Step
     return Step("parity", STAGES["parity"], request, {"source": origin, "model": base.origin}, 0)
 
 
-def _quant_target(
+def _planned_quant_target(
     source: Source, options: BuildOptions, quant: Quant, outtype: OutType,
     base: ModelFile, steps: list[Step],
 ) -> Target:

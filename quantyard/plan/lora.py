@@ -43,7 +43,7 @@ def plan_lora(request: BuildRequest, access: HubAccess, hashes: HashCache) -> Bu
     if not request.adapter:
         raise BadRequest("ADAPTER is not given.", "Name one: make lora ADAPTER=org/name, or a folder in PEFT format.")
     allowed = request.allow_pickle
-    kind = WantedPart("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files(title, files, allowed))
+    kind = WantedPart("ADAPTER", ADAPTER_CONFIG, lambda title, files: _adapter_files_to_plan(title, files, allowed))
     adapter = find_source_part(kind, request.adapter, access, hashes)
     wanted = WantedPart("BASE", _BASE_CONFIG, _lora_base_files)
     if request.base:
@@ -74,7 +74,7 @@ def _lora_origin(name: str, source: Source, request: BuildRequest, steps: list[S
     return StepOutput(f"fetch {name}")
 
 
-def _adapter_files(title: str, files: Files, pickle_allowed: bool) -> Files:
+def _adapter_files_to_plan(title: str, files: Files, pickle_allowed: bool) -> Files:
     names = {f.path for f in files}
     if ADAPTER_CONFIG not in names:
         hint = "Name the folder that PEFT's save_pretrained wrote; a whole model is built with make build."

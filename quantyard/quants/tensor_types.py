@@ -41,7 +41,7 @@ class TensorPlace:
 Holds = Callable[[TensorPlace], bool]
 
 
-def _is_in_first_part(part: int) -> Holds:
+def _in_first_tensors(part: int) -> Holds:
     return lambda p: p.i < p.n // part
 
 
@@ -50,7 +50,7 @@ def _uses_more_bits(p: TensorPlace) -> bool:
     return p.i < p.n // 8 or p.i >= 7 * p.n // 8 or (p.i - p.n // 8) % 3 == 2
 
 
-def _in_every_place(_: TensorPlace) -> bool:
+def _at_every_tensor(_: TensorPlace) -> bool:
     return True
 
 
@@ -76,49 +76,49 @@ NOT_LOW = tuple(quant.name for quant in QUANTS if quant.name not in LOW)
 # To follow a change of llama.cpp's mixtures: change the rows. (quants, category, condition, type): the first row for a
 # quant and category whose condition holds decides; without one, the tensor gets the quant's base type.
 RULES: tuple[tuple[tuple[str, ...], str, Holds, str], ...] = (
-    (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _in_every_place, "Q2_K"),
-    (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _in_every_place, "IQ3_S"),
-    (("TQ1_0", "TQ2_0", "Q2_0"), "embed", _in_every_place, "Q4_K"),
+    (("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "embed", _at_every_tensor, "Q2_K"),
+    (("IQ2_S", "IQ2_M", "IQ3_XXS"), "embed", _at_every_tensor, "IQ3_S"),
+    (("TQ1_0", "TQ2_0", "Q2_0"), "embed", _at_every_tensor, "Q4_K"),
     (LOW, "v", lambda p: p.gqa >= 4 or p.experts >= 4, "Q4_K"),
-    (("IQ2_S", "IQ2_M"), "v", _in_every_place, "IQ3_S"),
-    (LOW, "v", _in_every_place, "Q2_K"),
+    (("IQ2_S", "IQ2_M"), "v", _at_every_tensor, "IQ3_S"),
+    (LOW, "v", _at_every_tensor, "Q2_K"),
     (LOW, "k", _has_eight_experts, "Q4_K"),
-    (("IQ2_S", "IQ2_M"), "down", _is_in_first_part(8), "IQ3_S"),
-    (LOW, "down", _is_in_first_part(8), "Q2_K"),
+    (("IQ2_S", "IQ2_M"), "down", _in_first_tensors(8), "IQ3_S"),
+    (LOW, "down", _in_first_tensors(8), "Q2_K"),
     (LOW, "attn_out", _has_eight_experts, "Q5_K"),
-    (("IQ1_S", "IQ1_M"), "attn_out", _in_every_place, "IQ2_XXS"),
-    (("IQ2_S", "IQ2_M"), "attn_out", _in_every_place, "IQ3_S"),
+    (("IQ1_S", "IQ1_M"), "attn_out", _at_every_tensor, "IQ2_XXS"),
+    (("IQ2_S", "IQ2_M"), "attn_out", _at_every_tensor, "IQ3_S"),
     (NOT_LOW, "v", _has_eight_experts, "Q8_0"),
     (("Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "v", _has_gqa_of_4, "Q4_K"),
-    (("Q2_K",), "v", _in_every_place, "Q3_K"),
+    (("Q2_K",), "v", _at_every_tensor, "Q3_K"),
     (("IQ3_XXS",), "v", lambda p: not p.imatrix, "IQ3_S"),
     (("Q3_K_M",), "v", lambda p: p.i < 2, "Q5_K"),
-    (("Q3_K_M", "IQ3_M"), "v", _in_every_place, "Q4_K"),
-    (("Q3_K_L",), "v", _in_every_place, "Q5_K"),
+    (("Q3_K_M", "IQ3_M"), "v", _at_every_tensor, "Q4_K"),
+    (("Q3_K_L",), "v", _at_every_tensor, "Q5_K"),
     (("IQ4_NL", "IQ4_XS"), "v", _has_gqa_of_4, "Q5_K"),
     (("Q4_K_M", "Q5_K_M"), "v", _uses_more_bits, "Q6_K"),
     (("Q4_K_S",), "v", lambda p: p.i < 4, "Q5_K"),
     (NOT_LOW, "k", _has_eight_experts, "Q8_0"),
-    (("IQ3_XS",), "k", _in_every_place, "IQ3_XXS"),
-    (("IQ3_XXS",), "k", _in_every_place, "IQ2_S"),
-    (("IQ3_XS",), "q", _in_every_place, "IQ3_XXS"),
-    (("IQ3_XXS",), "q", _in_every_place, "IQ2_S"),
-    (("Q2_K",), "down", _in_every_place, "Q3_K"),
-    (("Q2_K_S",), "down", _is_in_first_part(8), "Q4_K"),
-    (("IQ3_XXS",), "down", lambda p: not p.imatrix and _is_in_first_part(8)(p), "Q4_K"),
+    (("IQ3_XS",), "k", _at_every_tensor, "IQ3_XXS"),
+    (("IQ3_XXS",), "k", _at_every_tensor, "IQ2_S"),
+    (("IQ3_XS",), "q", _at_every_tensor, "IQ3_XXS"),
+    (("IQ3_XXS",), "q", _at_every_tensor, "IQ2_S"),
+    (("Q2_K",), "down", _at_every_tensor, "Q3_K"),
+    (("Q2_K_S",), "down", _in_first_tensors(8), "Q4_K"),
+    (("IQ3_XXS",), "down", lambda p: not p.imatrix and _in_first_tensors(8)(p), "Q4_K"),
     (("IQ3_XXS",), "down", lambda p: not p.imatrix, "Q3_K"),
-    (("Q3_K_M",), "down", _is_in_first_part(16), "Q5_K"),
+    (("Q3_K_M",), "down", _in_first_tensors(16), "Q5_K"),
     (("Q3_K_M",), "down", lambda p: not p.falcon or _uses_more_bits(p), "Q4_K"),
-    (("IQ3_M",), "down", lambda p: _is_in_first_part(8)(p) or (_has_eight_experts(p) and _uses_more_bits(p)), "Q4_K"),
+    (("IQ3_M",), "down", lambda p: _in_first_tensors(8)(p) or (_has_eight_experts(p) and _uses_more_bits(p)), "Q4_K"),
     (("Q3_K_L",), "down", lambda p: p.falcon, "Q4_K"),
-    (("Q3_K_L",), "down", _in_every_place, "Q5_K"),
-    (("Q4_K_M",), "down", lambda p: _is_in_first_part(16)(p) if p.falcon else _uses_more_bits(p), "Q6_K"),
+    (("Q3_K_L",), "down", _at_every_tensor, "Q5_K"),
+    (("Q4_K_M",), "down", lambda p: _in_first_tensors(16)(p) if p.falcon else _uses_more_bits(p), "Q6_K"),
     (("Q4_K_M",), "down", lambda p: p.falcon and _uses_more_bits(p), "Q5_K"),
-    (("IQ4_NL", "IQ4_XS"), "down", lambda p: not p.imatrix and _is_in_first_part(8)(p), "Q5_K"),
+    (("IQ4_NL", "IQ4_XS"), "down", lambda p: not p.imatrix and _in_first_tensors(8)(p), "Q5_K"),
     (("Q5_K_M",), "down", _uses_more_bits, "Q6_K"),
-    (("Q4_K_S",), "down", lambda p: not p.falcon and _is_in_first_part(8)(p), "Q5_K"),
-    (("Q4_0",), "down", lambda p: p.imatrix and _is_in_first_part(8)(p), "Q4_1"),
-    (("Q5_0",), "down", lambda p: p.imatrix and _is_in_first_part(8)(p), "Q5_1"),
+    (("Q4_K_S",), "down", lambda p: not p.falcon and _in_first_tensors(8)(p), "Q5_K"),
+    (("Q4_0",), "down", lambda p: p.imatrix and _in_first_tensors(8)(p), "Q4_1"),
+    (("Q5_0",), "down", lambda p: p.imatrix and _in_first_tensors(8)(p), "Q5_1"),
     (("Q3_K_L",), "attn_out", lambda p: p.falcon, "Q4_K"),
     (("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M"), "attn_out", _has_eight_experts, "Q5_K"),
     (("IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "attn_out", _has_eight_experts, "Q5_K"),

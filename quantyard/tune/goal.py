@@ -87,11 +87,11 @@ def tuning_yardstick(stock: dict[str, int], size_bytes: int) -> str:
 
 def tuning_held_out_plan(plan: BuildPlan, threads: int) -> BuildPlan:
     """The plan of a build, with the divergence of each of its files on the held-out text."""
-    steps = [_held_out(plan, number, threads) for number in range(len(plan.targets))]
+    steps = [_held_out_of_tuning(plan, number, threads) for number in range(len(plan.targets))]
     return replace(plan, steps=(*plan.steps, *steps))
 
 
-def _held_out(plan: BuildPlan, number: int, threads: int) -> Step:
+def _held_out_of_tuning(plan: BuildPlan, number: int, threads: int) -> Step:
     """The same step as in `make eval` with default settings, so that either can reuse it."""
     target = plan.targets[number]
     request = DivergenceRequest(

@@ -115,14 +115,14 @@ def check_closed_routes(session: ApiSession) -> str:
 
 def check_hostile_grammars(session: ApiSession) -> str:
     for name, made in _GRAMMARS.items():
-        _need_refused(name, session.wire.post(COMPLETION, {"prompt": "a", "max_tokens": 4, "grammar": made()}))
+        _need_abuse_refused(name, session.wire.post(COMPLETION, {"prompt": "a", "max_tokens": 4, "grammar": made()}))
     return f"400 for {len(_GRAMMARS)} of them; {_served_afterwards(session)}"
 
 
 def check_hostile_schemas(session: ApiSession) -> str:
     for name, made in _SCHEMAS.items():
         for form in _hostile_schema_forms(made()):
-            _need_refused(name, session.chat("a", max_tokens=4, **form))
+            _need_abuse_refused(name, session.chat("a", max_tokens=4, **form))
     return f"400 for {len(_SCHEMAS)} of them, as response_format and as a tool; {_served_afterwards(session)}"
 
 
@@ -137,11 +137,11 @@ def check_large_tokenize(session: ApiSession) -> str:
     answer = session.wire.post("/tokenize", {"content": text})
     if answer.status == 404:
         return "the server has no route that tokenizes"
-    _need_refused(f"{len(text)} characters", answer)
+    _need_abuse_refused(f"{len(text)} characters", answer)
     return f"400 for {len(text)} characters, the limit is {most} bytes; {_served_afterwards(session)}"
 
 
-def _need_refused(name: str, answer: Answer) -> None:
+def _need_abuse_refused(name: str, answer: Answer) -> None:
     need_promise(
         answer.status == 400 and bool(api_error_text(answer)),
         f"{name}: wanted 400 with a reason, got {shown_api_answer(answer)}",

@@ -118,7 +118,7 @@ def check_usage_counts(session: ApiSession) -> CheckOutcome:
     short = api_answer_usage(session.complete("One, two,", max_tokens=1))[0]
     long = api_answer_usage(session.complete("One, two, three, four, five, six,", max_tokens=1))[0]
     need_promise(long > short, f"{long} prompt_tokens for the longer prompt, {short} for the shorter")
-    counted = [_check_counted_prompt(session, "One, two,", short), _counted_chat(session)]
+    counted = [_check_counted_prompt(session, "One, two,", short), _check_counted_chat(session)]
     return passed(f"{short} and {long} prompt_tokens; {'; '.join(counted)}")
 
 
@@ -134,7 +134,7 @@ def _check_counted_prompt(session: ApiSession, prompt: str, used: int) -> str:
     return f"its tokenizer counts {used} too"
 
 
-def _counted_chat(session: ApiSession) -> str:
+def _check_counted_chat(session: ApiSession) -> str:
     if not session.has_chat_template:
         return "no template to ask"
     body = session.chat_body(_CAPITAL, max_tokens=1)

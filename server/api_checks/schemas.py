@@ -26,7 +26,7 @@ FORMATS: Final = FormatChecker(("date", "uuid", "ipv4"))
 
 
 @FORMATS.checks("date-time", raises=ValueError)
-def _is_date_time(value: object) -> bool:
+def _is_schema_date_time(value: object) -> bool:
     return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
 
 

@@ -56,7 +56,7 @@ def check_vector_order(session: ApiSession) -> str:
         together = _served_vectors(session.embed([_TEXTS[at] for at in order]), len(_TEXTS))
         for at, vector in zip(order, together, strict=True):
             cosine = _cosine_of_served_vectors(vector, alone[at])
-            _need_same(cosine, f"{_TEXTS[at]!r} has another vector in a batch than alone")
+            _need_same_vector(cosine, f"{_TEXTS[at]!r} has another vector in a batch than alone")
     others = max(_cosine_of_served_vectors(alone[0], other) for other in alone[1:])
     need_promise(others < _SAME_COSINE, f"different texts have one vector: cosine {format_digits(others, 6)}")
     return f"{len(_TEXTS)} texts in two orders, each with the vector that it has alone"
@@ -73,7 +73,7 @@ def check_base64(session: ApiSession) -> str:
     vector = struct.unpack(f"<{len(raw) // 4}f", raw)
     need_promise(len(vector) == len(plain), f"{len(vector)} numbers in base64, {len(plain)} without")
     cosine = _cosine_of_served_vectors(vector, plain)
-    _need_same(cosine, "the numbers in base64 are others")
+    _need_same_vector(cosine, "the numbers in base64 are others")
     return f"the same {len(vector)} numbers"
 
 
@@ -102,7 +102,7 @@ def check_vector_clients(session: ApiSession) -> str:
         together = list(clients.map(lambda text: _served_vector(session, text), texts))
     for number in (0, 7, CLIENTS - 1):
         cosine = _cosine_of_served_vectors(together[number], _served_vector(session, texts[number]))
-        _need_same(cosine, f"client {number} gets another answer than alone")
+        _need_same_vector(cosine, f"client {number} gets another answer than alone")
     return f"{CLIENTS} clients, each with its own answer"
 
 
@@ -117,7 +117,7 @@ def check_wrong_input(session: ApiSession) -> str:
     return f"4xx with the reason, the last {shown_api_answer(answer)}"
 
 
-def _need_same(cosine: float, otherwise: str) -> None:
+def _need_same_vector(cosine: float, otherwise: str) -> None:
     need_promise(cosine >= _SAME_COSINE, f"{otherwise}: cosine {format_digits(cosine, 6)}")
 
 

@@ -188,8 +188,8 @@ def _regex_literal(code: int) -> str:
     return chr(code) if chr(code) in _PLAIN else _regex_class_or_escapes([("LITERAL", code)])
 
 
-def _not_literal(code: int) -> str:
-    return _write_regex_class(_ranges_without(_SAFE, [(code, code)]))
+def _regex_not_literal(code: int) -> str:
+    return _write_regex_class(_regex_ranges_without(_SAFE, [(code, code)]))
 
 
 def _regex_class_or_escapes(members: Sequence[Any]) -> str:
@@ -199,7 +199,7 @@ def _regex_class_or_escapes(members: Sequence[Any]) -> str:
         # Outside of ASCII, dialects disagree about what a category excludes, so only ASCII is allowed.
         universe = _ASCII if any(kind == "CATEGORY" for kind, _ in pairs) else _SAFE
         return _write_regex_class(
-            _ranges_without(universe, [r for pair in pairs[1:] for r in _regex_class_ranges(*pair)])
+            _regex_ranges_without(universe, [r for pair in pairs[1:] for r in _regex_class_ranges(*pair)])
         )
     named = [chr(value) for kind, value in pairs if kind == "LITERAL" and not _is_safe_in_regex(value)]
     escaped = [
@@ -208,7 +208,7 @@ def _regex_class_or_escapes(members: Sequence[Any]) -> str:
         if not _is_surrogate_in_regex(char)
     ]
     safe = [r for pair in pairs for r in _regex_class_ranges(*pair)]
-    kept = _ranges_without(_SAFE, _ranges_without(((0, 0x10FFFF),), safe))
+    kept = _regex_ranges_without(_SAFE, _regex_ranges_without(((0, 0x10FFFF),), safe))
     options = [*([_write_regex_class(kept)] if kept or not escaped else []), *escaped]
     return options[0] if options == escaped[:1] or len(options) == 1 else f"(?:{'|'.join(options)})"
 
@@ -233,7 +233,7 @@ def _regex_class_ranges(kind: str, value: Any) -> Iterable[Range]:
     return _CATEGORIES[str(value)]
 
 
-def _ranges_without(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
+def _regex_ranges_without(ranges: Sequence[Range], holes: Iterable[Range]) -> list[Range]:
     """The code points of `ranges` that are in no hole."""
     left = list(ranges)
     for low, high in holes:
@@ -264,13 +264,13 @@ def _regex_group_depths(text: str) -> list[int]:
 
 
 _CATEGORIES: Final = {
-    "CATEGORY_DIGIT": _DIGIT, "CATEGORY_NOT_DIGIT": _ranges_without(_ASCII, _DIGIT),
-    "CATEGORY_WORD": _WORD, "CATEGORY_NOT_WORD": _ranges_without(_ASCII, _WORD),
-    "CATEGORY_SPACE": _BLANK, "CATEGORY_NOT_SPACE": _ranges_without(_ASCII, _BLANK),
+    "CATEGORY_DIGIT": _DIGIT, "CATEGORY_NOT_DIGIT": _regex_ranges_without(_ASCII, _DIGIT),
+    "CATEGORY_WORD": _WORD, "CATEGORY_NOT_WORD": _regex_ranges_without(_ASCII, _WORD),
+    "CATEGORY_SPACE": _BLANK, "CATEGORY_NOT_SPACE": _regex_ranges_without(_ASCII, _BLANK),
 }
 _WRITERS: Final[dict[str, Callable[[Any], str]]] = {
     "LITERAL": _regex_literal,
-    "NOT_LITERAL": _not_literal,
+    "NOT_LITERAL": _regex_not_literal,
     "IN": _regex_class_or_escapes,
     "ANY": lambda _value: _write_regex_class(_SAFE),
 }

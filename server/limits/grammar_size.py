@@ -121,12 +121,12 @@ def _take_grammar_token(
     elif kind == "ref":
         sequence.append(GrammarPart(ref=found["ref"]))
     elif read.is_pattern:
-        sequence.extend(GrammarPart(chars=chars) for chars in _as_gbnf(found[0]))
+        sequence.extend(GrammarPart(chars=chars) for chars in _pattern_as_gbnf(found[0]))
     else:
         sequence.append(GrammarPart(chars=found[0]))
 
 
-def _as_gbnf(piece: str) -> list[str]:
+def _pattern_as_gbnf(piece: str) -> list[str]:
     """A character or class of a regular expression as GBNF; an anchor becomes nothing."""
     if piece in {"^", "$"}:
         return []

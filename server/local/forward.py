@@ -50,7 +50,7 @@ class Forward:
         headers.append((_ENCODINGS, dict(scope["headers"]).get(_ENCODINGS, b"identity")))  # the client's, not ours
         body = (await receive()).get("body", b"")
         request = self.client.build_request(
-            scope["method"], f"{self.address}{scope['path']}{_forwarded_query(scope)}", content=body,
+            scope["method"], f"{self.address}{scope['path']}{_query_forwarded_to_model(scope)}", content=body,
             headers=[*headers, (b"authorization", f"Bearer {self.key}".encode()), (b"connection", b"close")],
         )  # fmt: skip
         try:
@@ -77,7 +77,7 @@ def model_in_query(scope: Message) -> str:
     return parse_qs(query).get("model", [""])[0]
 
 
-def _forwarded_query(scope: Message) -> str:
+def _query_forwarded_to_model(scope: Message) -> str:
     """Only the model's name is passed on."""
     name = model_in_query(scope)
     return f"?model={quote(name)}" if name else ""

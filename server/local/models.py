@@ -91,7 +91,7 @@ class Models:
             if path == _PROPS:
                 return await guard_answer_json(send, await self._props(process))
             forward = Forward(process.address, process.settings.key, self.client)
-            await forward(scope, _receive_only(message), send)
+            await forward(scope, _receive_only_body(message), send)
         finally:
             process.n_requests -= 1
             self._answered.set()
@@ -203,7 +203,7 @@ def _model_file_stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _receive_only(message: Message) -> Receive:
+def _receive_only_body(message: Message) -> Receive:
     async def receive() -> Message:
         return message
 

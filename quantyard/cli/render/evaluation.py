@@ -24,12 +24,12 @@ def terminal_measured_files(report: EvalReport) -> FittedTable:
     """One row per file, the baseline first, then the largest: size, perplexity, divergence, speed and memory; with
     several files also the Pareto front.
     """
-    marks = _front_marks(report)
+    marks = _render_front_marks(report)
     figures = similarity_figures(report.measurements)
     columns = [*_COLUMNS[:3], *(figure.name for figure in figures)] if figures else [*_COLUMNS]
     table = FittedTable([*columns, *(["front"] if marks else [])])
     for found in sorted(report.measurements, key=lambda m: (m.file.label != report.baseline, -m.file.size_bytes)):
-        table.add_row(*_file_cells(report, found, marks, figures)[: len(table.columns)])
+        table.add_row(*_render_file_cells(report, found, marks, figures)[: len(table.columns)])
     return table
 
 
@@ -38,7 +38,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _file_cells(
+def _render_file_cells(
     report: EvalReport, found: Measurement, marks: Mapping[str, str], figures: Sequence[SimilarityFigure]
 ) -> tuple[str, ...]:
     facts = found.file
@@ -47,16 +47,16 @@ def _file_cells(
     mark = marks.get(facts.label, "")
     if figures:
         return (escape_rich_markup(label), *size, *(figure.shown(found.similarity) for figure in figures), mark)
-    return (escape_rich_markup(label), *size, *_divergence_cells(found), *_speed_cells(found), mark)
+    return (escape_rich_markup(label), *size, *_render_divergence_cells(found), *_render_speed_cells(found), mark)
 
 
-def _front_marks(report: EvalReport) -> dict[str, str]:
+def _render_front_marks(report: EvalReport) -> dict[str, str]:
     """Marks as in the plot: filled for the front, hollow for beaten files. Empty for a single file."""
     beaten = pareto_beaten_by(pareto_entries(report))
     return {label: "○" if winners else "●" for label, winners in beaten.items()} if len(beaten) > 1 else {}
 
 
-def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
+def _render_divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
     found = measurement.divergence
     if found is None:
         return (DASH,) * 4
@@ -68,7 +68,7 @@ def _divergence_cells(measurement: Measurement) -> tuple[str, str, str, str]:
     )  # fmt: skip
 
 
-def _speed_cells(measurement: Measurement) -> tuple[str, str, str]:
+def _render_speed_cells(measurement: Measurement) -> tuple[str, str, str]:
     found = measurement.speed
     if found is None:
         return (DASH,) * 3

@@ -51,16 +51,16 @@ def terminal_matrix_end(found: Matrix, model: str) -> list[_Fact]:
 def terminal_matrix_choice(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None, model: str) -> list[_Fact]:
     """The file to take on this machine, and the command for another memory and speed."""
     if choice is None:
-        return [("Take", "no file fits in the memory of this machine"), _other_choice(model)]
-    return [("Take", escape_rich_markup(terminal_choice_line(choices, budget, choice))), _other_choice(model)]
+        return [("Take", "no file fits in the memory of this machine"), _render_other_choice(model)]
+    return [("Take", escape_rich_markup(terminal_choice_line(choices, budget, choice))), _render_other_choice(model)]
 
 
 def terminal_matrix_no_choice(why: str, model: str) -> list[_Fact]:
     """The reason why no file can be chosen, and the command for another memory and speed."""
-    return [("Take", escape_rich_markup(why)), _other_choice(model)]
+    return [("Take", escape_rich_markup(why)), _render_other_choice(model)]
 
 
-def _other_choice(model: str) -> _Fact:
+def _render_other_choice(model: str) -> _Fact:
     return "", escape_rich_markup(f"for another memory and speed: make choose MODEL={model} RAM=8GiB MIN_TPS=20")
 
 

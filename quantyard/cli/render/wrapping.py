@@ -31,7 +31,7 @@ def wrapped_lines(text: Text, width: int) -> Iterator[Text]:
 
 def _wrapped_lines(line: Text, width: int) -> Iterator[Text]:
     start, hang = 0, _wrapped_indent(line.plain, width)
-    for begin, end in _unbreakable_units(line.plain):
+    for begin, end in _unwrapped_units(line.plain):
         used = hang if start else 0
         if line.plain[start:begin].strip() and used + cell_len(line.plain[start:end]) > width:
             yield _wrapped_part(line, start, begin, hang, width)
@@ -58,7 +58,7 @@ def _wrapped_indent(line: str, width: int) -> int:
     return leading if 0 < leading <= 2 * width // 3 else _LATER
 
 
-def _unbreakable_units(line: str) -> Iterator[tuple[int, int]]:
+def _unwrapped_units(line: str) -> Iterator[tuple[int, int]]:
     """Where what must not be broken begins and ends."""
     commands = [(match.start() + (match[0][0] == " "), match.end()) for match in _COMMAND.finditer(line)]
     for match in _UNIT.finditer(line):

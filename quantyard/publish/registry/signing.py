@@ -51,7 +51,7 @@ def check_signing_key(key: Path) -> None:
     except OSError as error:
         hint = "Make a pair with cosign generate-key-pair, and name the private key: COSIGN_KEY=cosign.key"
         raise BadRequest(f"The key {key} cannot be read: {error.strerror}.", hint) from error
-    done = _run_cosign("public-key", "--key", str(key))
+    done = _run_registry_cosign("public-key", "--key", str(key))
     if done.returncode != 0:
         message = f"cosign cannot open the key {key}: {_last_words_of_cosign(done)}."
         raise BadRequest(message, "Set its password: export COSIGN_PASSWORD=… (empty for a key without one)")
@@ -67,9 +67,9 @@ def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
         EngineError: cosign is not installed, or could not sign.
     """
     signed = reference.at(digest)
-    known = _run_cosign("sign", "--help").stdout
+    known = _run_registry_cosign("sign", "--help").stdout
     off = [f"{flag}=false" for flag in _NOT_WANTED if flag in known]
-    done = _run_cosign("sign", "--yes", "--key", str(key), "--tlog-upload=false", *off, signed)
+    done = _run_registry_cosign("sign", "--yes", "--key", str(key), "--tlog-upload=false", *off, signed)
     if done.returncode != 0:
         message = f"{signed} is published, but not signed: {_last_words_of_cosign(done)}."
         again = f"Try it by hand: cosign sign --key {key} --tlog-upload=false {signed}"
@@ -77,7 +77,7 @@ def sign_oci_artifact(reference: OciReference, digest: str, key: Path) -> str:
     return signed
 
 
-def _run_cosign(*argv: str) -> subprocess.CompletedProcess[str]:
+def _run_registry_cosign(*argv: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             ["cosign", *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
