@@ -101,6 +101,7 @@ def test_metrics_are_one_answer_that_prometheus_can_read(monitored: Monitored) -
     assert monitored.ask("/metrics?model=nobody").status_code == 404
 
 
+@pytest.mark.slow
 def test_without_a_key_and_beside_comments_in_the_key_file_prometheus_is_answered(monitored: Monitored) -> None:
     keys = monitored.project.folder / "artifacts" / "keys" / "api-key"
     keys.write_text("# mine\nfirst-key\nsecond-key\n")

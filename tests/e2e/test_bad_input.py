@@ -220,7 +220,11 @@ def test_a_flipped_bit_in_the_name_of_a_tensor_is_a_tensor_that_is_missing(refus
     refused(model, "lacks a tensor of its model: norm.weight")
 
 
-@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80], ids=["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "bits",
+    [pytest.param(0x7FC0, id="nan"), pytest.param(0x7F80, id="inf", marks=pytest.mark.slow),
+     pytest.param(0xFF80, id="-inf", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_weight_that_is_not_finite_is_found_and_its_tensor_named(bits: int, refused: Refused, model: Path) -> None:
     weights = model / "model.safetensors"
     data = bytearray(weights.read_bytes())
