@@ -152,11 +152,11 @@ def _reranked_ndcg(answers: Answers, queries: Sequence[Query], best: int) -> Est
 def _rankings_compared(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
     both = [*zip(own.scores, baseline.scores, strict=True)]
     same_first = [document_ranking(one)[0] == document_ranking(other)[0] for one, other in both]
-    overlaps = [ranking_overlap(one, other, best) for one, other in both]
+    overlaps = [ranking_overlap(one, other, best) for one, other in both] if own.vectors is not None else []
     return {
         "kendall_tau": mean_estimate([kendall_tau(one, other) for one, other in both]),
         "top1_agreement": mean_estimate(same_first),
-        "overlap": mean_estimate(overlaps) if own.vectors is not None else None,
+        "overlap": mean_estimate(overlaps) if overlaps else None,
     }
 
 
