@@ -36,7 +36,7 @@ class Project:
         self.folder = folder
         own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # two runs of a test share its name alone
         self._environment = {
-            "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "2048",
+            "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "8192",
             "COMPOSE_PROJECT_NAME": f"qy-{folder.name[:20]}-{own}",
         }
         if (folder / "compose.yaml").exists():

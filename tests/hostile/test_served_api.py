@@ -104,8 +104,8 @@ class Api:
     def processing(self) -> float:
         """Requests that llama-server is answering now."""
         text = self.ask("/metrics", method="GET").body.decode()
-        line = next(line for line in text.splitlines() if line.startswith("llamacpp:requests_processing "))
-        return float(line.split()[1])
+        line = next(line for line in text.splitlines() if line.startswith("llamacpp:requests_processing{"))
+        return float(line.split()[-1])
 
     @cached_property
     def server(self) -> str:

@@ -232,7 +232,8 @@ def test_the_stage_leaves_a_divergence_and_its_facts(
     assert found.mean_kld is not None and found.mean_kld.value > 0
     assert done.result.facts == {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value}
     assert done.result.tools["llama.cpp"].startswith("llama-cpp-python ")
-    assert done.progress[-1] == {"event": "progress", "stage": "divergence", "done": 3, "total": 3, "unit": "chunks"}
+    counted = {"stage": "divergence", "done": 3, "total": 3, "unit": "chunks", "what": ""}
+    assert done.progress[-1] == {"event": "progress", **counted}
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 

@@ -63,7 +63,8 @@ def test_the_demo_model_reads_faster_than_it_writes(run_speed: Run, demo_gguf: D
     assert path.stat().st_size < found.peak_memory_bytes < path.stat().st_size + 2**29  # whatever started it takes
     assert (found.label, found.threads, found.n_ctx, found.n_gpu_layers) == ("Q", 1, 256, 0)
     assert found.settings == SpeedSettings(prompt_tokens=128, generated_tokens=8, repeats=2)
-    assert progress[-1] == {"event": "progress", "stage": "speed", "done": 2, "total": 2, "unit": "repeats"}
+    counted = {"stage": "speed", "done": 2, "total": 2, "unit": "repeats", "what": ""}
+    assert progress[-1] == {"event": "progress", **counted}
     assert result.tools["llama.cpp"].startswith("llama-cpp-python ")
     assert result.facts == {name: getattr(found, name) for name in result.facts} and len(result.facts) == 3
 
