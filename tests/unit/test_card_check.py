@@ -47,6 +47,7 @@ def _wrong(found: str) -> str:
     return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), found, count=1)
 
 
+@pytest.mark.commands
 def test_a_wrong_number_in_any_cell_of_any_table_is_found(card: str, manifest: Manifest) -> None:
     planted = Counter[tuple[str, str]]()
     lines = card.split("\n")

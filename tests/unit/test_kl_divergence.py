@@ -216,6 +216,7 @@ def _chunked_klds(rng: np.random.Generator, n_chunks: int) -> npt.NDArray[np.flo
 
 
 @pytest.mark.parametrize("n_chunks", [8, 24, 100])
+@pytest.mark.commands
 def test_the_interval_of_a_mean_divergence_covers_the_truth_95_times_in_100(n_chunks: int) -> None:
     rng, naive, clustered = np.random.default_rng(n_chunks), [], []
     for _ in range(200):

@@ -305,6 +305,7 @@ def _is_refusal(path: str) -> bool:
     return any(path == place or path.startswith(f"{place}/") for place in _REFUSALS)
 
 
+@pytest.mark.commands
 def test_no_module_but_formatting_has_a_form_for_numbers() -> None:
     wrong = []
     for path in _files():

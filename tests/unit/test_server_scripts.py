@@ -70,6 +70,7 @@ def test_the_kv_cache_of_a_token_is_what_llama_cpp_allocates(tmp_path: Path) -> 
     assert shell('kv_bytes_per_token "$1"', gguf(tmp_path, given_lengths)) == str(30 * 3 * (128 + 96) * 2)
 
 
+@pytest.mark.commands
 def test_an_importance_matrix_beside_a_model_is_not_served(tmp_path: Path) -> None:
     model = gguf(tmp_path, LLAMA)
     (tmp_path / "m.imatrix.gguf").write_bytes(gguf_bytes({"general.type": "imatrix"}, SMALL_TENSORS))
@@ -268,6 +269,7 @@ def test_the_purpose_of_a_model_is_told_as_python_tells_it(tmp_path: Path, kind:
     assert not said or f"ubatch-size {512 if 'BERT' in kind else 2048}" in said
 
 
+@pytest.mark.commands
 def test_a_router_is_told_of_the_models_that_do_not_generate(tmp_path: Path) -> None:
     gguf(tmp_path, LLAMA)
     (tmp_path / "e.gguf").write_bytes(gguf_bytes(_NOT_CAUSAL, SMALL_TENSORS))
@@ -335,6 +337,7 @@ def start(folder: Path, model: Path, **variables: str) -> subprocess.CompletedPr
     ("my model.gguf", "my model"), ("a,b.gguf", "a_b"), ("it's.gguf", "it's"), ("ü [1].gguf", "ü [1]"),
     ("x-00001-of-00002.gguf", "x"),
 ])  # fmt: skip
+@pytest.mark.commands
 def test_a_file_is_served_under_its_name_whatever_letters_it_has(tmp_path: Path, name: str, called: str) -> None:
     (tmp_path / name).write_bytes(gguf_bytes(LLAMA, SMALL_TENSORS))
     for model in (tmp_path, tmp_path / name):

@@ -48,6 +48,7 @@ def _differences(
     return [d for other in others for d in paired_differences(_file("BF16", base), other, 0.01)]
 
 
+@pytest.mark.commands
 def test_a_report_of_24_comparisons_seldom_holds_a_false_verdict() -> None:
     rng, false, uncorrected = np.random.default_rng(21), 0, 0
     for _ in range(150):
