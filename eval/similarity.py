@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from eval.analysis.rankings import Scores, document_ranking, kendall_tau, mean_estimate, ndcg, ranking_overlap
+from eval.analysis.rankings import Scores, document_ranking, kendall_tau, mean_of_queries, ndcg, ranking_overlap
 from eval.analysis.retrieval import Query, read_retrieval_pairs, reranked_documents
 from eval.llama.model import LOG, GgufModel
 from quantyard.formats.purpose import POOLINGS, gguf_pooling, gguf_purpose
@@ -146,7 +146,7 @@ def _reranked_ndcg(answers: Answers, queries: Sequence[Query], best: int) -> Est
     for query, scores in zip(queries, answers.scores, strict=True):
         relevant = query.relevant if answers.purpose == "embed" else range(len(query.relevant))
         gains.append(ndcg(scores, [*relevant], best))
-    return mean_estimate(gains)
+    return mean_of_queries(gains)
 
 
 def _rankings_compared(own: Answers, baseline: Answers, best: int) -> dict[str, Any]:
@@ -154,9 +154,9 @@ def _rankings_compared(own: Answers, baseline: Answers, best: int) -> dict[str, 
     same_first = [document_ranking(one)[0] == document_ranking(other)[0] for one, other in both]
     overlaps = [ranking_overlap(one, other, best) for one, other in both] if own.vectors is not None else []
     return {
-        "kendall_tau": mean_estimate([kendall_tau(one, other) for one, other in both]),
-        "top1_agreement": mean_estimate(same_first),
-        "overlap": mean_estimate(overlaps) if overlaps else None,
+        "kendall_tau": mean_of_queries([kendall_tau(one, other) for one, other in both]),
+        "top1_agreement": mean_of_queries(same_first),
+        "overlap": mean_of_queries(overlaps) if overlaps else None,
     }
 
 
@@ -171,7 +171,7 @@ def _vectors_compared(own: Answers, baseline: Answers, queries: Sequence[Query])
     of_text = [query.language for query in queries] + [q.language for q in queries for _ in q.relevant]
     languages = np.array(of_text)
     return {
-        "mean_cosine": mean_estimate(cosines.tolist()), "p1_cosine": float(np.percentile(cosines, 1)),
+        "mean_cosine": mean_of_queries(cosines.tolist()), "p1_cosine": float(np.percentile(cosines, 1)),
         "least_cosine": float(cosines.min()),
         "cosine_by_language": {str(name): float(cosines[languages == name].mean()) for name in dict.fromkeys(of_text)},
     }  # fmt: skip

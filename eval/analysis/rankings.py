@@ -37,8 +37,8 @@ def ndcg(scores: Scores, relevant: Sequence[int], best: int) -> float:
     return sum(gains) / sum(1 / math.log2(place + 2) for place in range(min(best, len(relevant))))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean and its standard error."""
+def mean_of_queries(values: Sequence[float]) -> Estimate:
+    """The mean over queries or texts, which are independent, and its standard error; tokens: kl_divergence.py."""
     array = np.asarray(values, np.float64)
     spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
     return Estimate(value=float(array.mean()), stderr=spread / math.sqrt(len(array)))

@@ -272,11 +272,6 @@ def format_axis_label(x: float) -> str:
     return f"{x:.6g}".replace("-", MINUS) if abs(x) > 1e-12 else "0"
 
 
-def format_leading_digit(x: float) -> str:
-    """0.0234 → "2": which of the values between two powers of ten it is."""
-    return f"{x:e}".lstrip("-")[0]
-
-
 def format_for_machine(x: float) -> str:
     """Six digits with the minus that programs read: enough for people's rules to write the same figure from it."""
     text = format_digits(x, 6).replace(MINUS, "-")

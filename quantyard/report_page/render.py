@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES: Final = Path(__file__).parent
-FILE_NAME: Final = "report.html"
 # Replaces direction marks and invisible characters.
 FILTER_ROWS: Final = 12  # of the table of tasks, from which filters help
 _NOWHERE: Final = HubPlace()
