@@ -5,14 +5,17 @@ Prompts are admitted in sorted order, so that neighbours share the longest prefi
 the tokens of the prompt admitted last, as in `scorer.py`. The prefix that the next prompt shares with it is copied
 (free in a unified KV cache) instead of decoded again. Models whose memory cannot be shared run one prompt at a time.
 
-A result depends on its prompt, its settings and its position in the caller's list. Slots, order and neighbours change
-only batch sizes, and so the last bits of the logits: a greedy text can differ only where two tokens almost tie.
+What is drawn depends on the prompt and its settings alone. Slots and neighbours change only batch sizes, and so the
+last bits of the logits: a text can differ only where two tokens almost tie. The same prompts give the same bits in any
+order, so that whoever asks them in fixed blocks gets the same answers whatever else is asked.
 
 An encoder-decoder also runs one prompt at a time, since its context holds the text that the encoder read last.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,8 +26,9 @@ import numpy.typing as npt
 from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
 from eval.llama.model import GgufModel
 from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
+from eval.llama.thoughts import ThoughtMarks, Transcript
 
-__all__ = ["Generator", "Prompt", "Sampling"]
+__all__ = ["Generated", "Generator", "Prompt", "Sampling"]
 
 SLOTS: Final = 32  # the demo model on a CPU is as fast with 16
 CELLS: Final = 16_384  # of the KV cache, for all slots; a longer request gets what it needs
@@ -37,13 +41,43 @@ OnProgress = Callable[[int, int], None]  # prompts finished, of how many
 
 @dataclass(frozen=True)
 class Prompt:
-    """Continue `tokens` by up to `max_tokens` tokens, or until one of the texts in `stop`."""
+    """Continue `tokens` by up to `max_tokens` tokens, or until one of the texts in `stop`.
+
+    A model that thinks has `max_thought_tokens` before them.
+    """
 
     tokens: Sequence[int]
     max_tokens: int
     stop: tuple[str, ...] = ()  # empty strings are ignored
     sampling: Sampling = GREEDY
     encoded: tuple[int, ...] = ()  # of an encoder-decoder: the text that the encoder reads; `tokens` begin the answer
+    marks: ThoughtMarks | None = None  # of its thoughts; None: it does not think
+    is_thinking: bool = False  # the prompt ends within thoughts
+    max_thought_tokens: int = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be generated."""
+        return self.max_tokens + (self.max_thought_tokens if self.marks else 0)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a prompt was continued with.
+
+    Attributes:
+        text: the answer, without special tokens, cut before its first stop string.
+        thoughts: what was thought before it, without the marks.
+        tokens: all that were generated, without the one that ended the generation.
+        n_thought_tokens: how many of them came before the answer.
+        is_finished: whether the model, or a stop string, ended it, and not a limit.
+    """
+
+    text: str
+    thoughts: str = ""
+    tokens: tuple[int, ...] = ()
+    n_thought_tokens: int = 0
+    is_finished: bool = False
 
 
 class Generator:
@@ -66,8 +100,10 @@ class Generator:
         self._n_cells = n_cells
         self.n_tokens_decoded = 0  # over all calls
 
-    def generate(self, prompts: Sequence[Prompt], on_progress: OnProgress = lambda _done, _total: None) -> list[str]:
-        """The continuation of each prompt, without special tokens, cut before its first stop string.
+    def generate(
+        self, prompts: Sequence[Prompt], on_progress: OnProgress = lambda _done, _total: None
+    ) -> list[Generated]:
+        """The continuation of each prompt.
 
         Raises:
             StageFailure: llama.cpp cannot decode, or the logits are not finite.
@@ -76,7 +112,7 @@ class Generator:
         _check_prompts(prompts)
         jobs = _generation_jobs(prompts, share=self._share)
         if not jobs:
-            return [""] * len(prompts)
+            return [Generated("")] * len(prompts)
         with Context(self._model, self._context_settings(jobs)) as context:
             texts = _Run(context, jobs, len(prompts), on_progress).run()
             self.n_tokens_decoded += context.n_tokens_decoded
@@ -105,24 +141,36 @@ class _Job:
     number: int  # in the caller's list
     prompt: Prompt
     tokens: Ints
+    stream: int  # of its random numbers
     common: int  # length of the prefix shared with the job before; never all tokens: the last one's logits are needed
 
     @property
     def cells(self) -> int:
         """KV cells that the job may need; the last generated token is never decoded."""
-        return len(self.tokens) + self.prompt.max_tokens - 1
+        return len(self.tokens) + self.prompt.room - 1
 
 
 def _generation_jobs(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
-    """A job for each prompt with something to generate, sorted by tokens."""
+    """A job for each prompt with something to generate, sorted by tokens and seeds.
+
+    A prompt that is asked several times with one seed draws other numbers each time.
+    """
+    asked: Counter[tuple[bytes, int]] = Counter()
     keys = [np.asarray(prompt.tokens, ">u4").tobytes() for prompt in prompts]  # big-endian bytes sort as tokens do
-    numbers = sorted((n for n, prompt in enumerate(prompts) if prompt.max_tokens), key=lambda n: keys[n])
+    seeds = [prompt.sampling.seed for prompt in prompts]
+    numbers = sorted((n for n, prompt in enumerate(prompts) if prompt.room), key=lambda n: (keys[n], seeds[n]))
     jobs: list[_Job] = []
     for number in numbers:
         tokens = np.frombuffer(keys[number], ">u4").astype(np.int32)
         common = _common_prompt_length(jobs[-1].tokens, tokens[:-1]) if share and jobs else 0
-        jobs.append(_Job(number, prompts[number], tokens, common))
+        times = asked[keys[number], seeds[number]]
+        asked[keys[number], seeds[number]] += 1
+        jobs.append(_Job(number, prompts[number], tokens, _random_stream(keys[number], times), common))
     return jobs
+
+
+def _random_stream(prompt: bytes, times: int) -> int:
+    return int.from_bytes(hashlib.blake2b(prompt, digest_size=8, salt=str(times).encode()).digest())
 
 
 def _common_prompt_length(before: Ints, here: Ints) -> int:
@@ -143,10 +191,10 @@ class _Run:
         self._n_kept = 0  # tokens in sequence 0; all belong to the job admitted last
         self._link_to_kept = 0  # how many of them are shared with the last running slot
         self._pieces = _Pieces(context.model)
-        self._texts = [""] * n_prompts
+        self._texts = [Generated("")] * n_prompts
         self._n_left = len(jobs)
 
-    def run(self) -> list[str]:
+    def run(self) -> list[Generated]:
         """Step until every job is finished."""
         while self._waiting or self._running:
             self._step()
@@ -208,7 +256,7 @@ class _Run:
             self._keep_path(slot)
         if slot.accept(slot.sampler.choose(logits), self._pieces):
             return
-        self._texts[slot.job.number] = slot.text.cut()
+        self._texts[slot.job.number] = slot.generated()
         self._n_left -= 1
         self._release(slot)
 
@@ -242,13 +290,16 @@ class _Slot:
     link: int  # cells shared with the previous running slot, in the order of admission
     pending: Ints  # tokens to decode next: the rest of the prompt, later the token chosen last
     n_read: int  # tokens decoded or in the batch
-    n_generated: int = 0
+    chosen: list[int] = field(default_factory=list)
+    is_finished: bool = False
     sampler: Sampler = field(init=False)
-    text: GeneratedText = field(init=False)
+    transcript: Transcript = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.job.prompt.sampling, self.job.number)
-        self.text = GeneratedText(self.job.prompt.stop, is_whole=bool(self.job.prompt.encoded))
+        prompt = self.job.prompt
+        self.sampler = Sampler(prompt.sampling, self.job.stream, prompt.tokens)
+        text = GeneratedText(prompt.stop, is_whole=bool(prompt.encoded))
+        self.transcript = Transcript(text, prompt.marks, is_thinking=prompt.is_thinking)
 
     def take(self, room: int) -> _Part:
         """Move up to `room` pending tokens into a batch."""
@@ -258,12 +309,26 @@ class _Slot:
         return part
 
     def accept(self, token: int, pieces: _Pieces) -> bool:
-        """Append a token; returns False if the text is complete."""
-        if pieces.model.ends_generation(token) or self.text.add(*pieces.of(token)):
+        """Append a token; returns False if nothing more is generated."""
+        if pieces.model.ends_generation(token):
+            self.is_finished = self.transcript.is_answered
             return False
-        self.n_generated += 1
+        self.chosen.append(token)
+        if self.transcript.add(*pieces.of(token)):
+            self.is_finished = True
+            return False
         self.pending = np.array([token], np.int32)
-        return self.n_generated < self.job.prompt.max_tokens
+        return self._has_room()
+
+    def _has_room(self) -> bool:
+        if self.transcript.has_answer:
+            return self.transcript.n_answer_tokens < self.job.prompt.max_tokens
+        return self.transcript.n_thought_tokens < (self.job.prompt.max_thought_tokens or self.job.prompt.max_tokens)
+
+    def generated(self) -> Generated:
+        """What has been generated."""
+        said = self.transcript
+        return Generated(said.answer(), said.thoughts(), tuple(self.chosen), said.n_thought_tokens, self.is_finished)
 
 
 @dataclass(frozen=True)

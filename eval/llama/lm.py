@@ -112,11 +112,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         tokens = self.model.tokenize(string, add_special=False)
         if self.model.has_encoder and self.model.adds_eos and add_special_tokens is not False:
             tokens.append(self.model.eos)
-        bos = self.model.bos
         wants_bos = self.model.adds_bos if add_special_tokens is None else add_special_tokens
-        if wants_bos and bos != NO_TOKEN and tokens[:1] != [bos]:
-            return [bos, *tokens]
-        return tokens
+        return self.model.with_bos(tokens) if wants_bos else tokens
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """See `LM.loglikelihood`: (nats, whether greedy decoding gives the continuation) per request."""
@@ -177,7 +174,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
     def _generate(self, requests: Sequence[Instance]) -> list[str]:
         prompts = [self._prompt(*request.args) for request in requests]
         self.n_requests += len(prompts)
-        texts = self.generator.generate(prompts, self._report_part)
+        texts = [found.text for found in self.generator.generate(prompts, self._report_part)]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

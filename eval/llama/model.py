@@ -163,6 +163,10 @@ class GgufModel:
             room = -count
         raise LOG.failure(f"llama.cpp does not tokenize {text[:60]!r}.", "tokenize", "Report it.")
 
+    def with_bos(self, tokens: list[int]) -> list[int]:
+        """The tokens of a text after BOS, if there is one and they do not begin with it."""
+        return [self.bos, *tokens] if self.bos != NO_TOKEN and tokens[:1] != [self.bos] else tokens
+
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes of one token as llama-server writes it, perhaps a part of a UTF-8 character.
 

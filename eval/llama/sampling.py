@@ -3,10 +3,14 @@
 The order is temperature, top-k, top-p, min-p, then the draw, as in transformers and so in lm-eval's `hf`. llama.cpp's
 default chain has the same steps with temperature last (common/common.h, `samplers`), so at a temperature other than 1
 its top-p and min-p see other probabilities. At 1, and with top-k alone, both orders give the same result.
+
+The random number of a token is a hash of the seed, the prompt, the step and the token: what runs beside a generation
+changes none, and the same prompt and seed draw the same numbers for every file that is compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +46,15 @@ class Sampling:
     top_k: int = 0  # keep the k most likely tokens; 0 or less: all
     top_p: float = 1.0  # keep the smallest set of most likely tokens with this probability mass; 1: all
     min_p: float = 0.0  # keep tokens with at least this share of the highest probability; 0: all
+    repeat_penalty: float = 1.0  # of tokens that were read or written before, as transformers applies it; 1: none
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_sampling_range(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or more")
         _require_sampling_range(0 <= self.top_p <= 1, "top_p", self.top_p, "from 0 to 1")
         _require_sampling_range(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        penalty = self.repeat_penalty
+        _require_sampling_range(0 < penalty < math.inf, "repeat_penalty", penalty, "more than 0")
         _require_sampling_range(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
@@ -57,12 +64,12 @@ GREEDY: Final = Sampling()
 class Sampler:
     """Chooses the tokens of one generation.
 
-    Its random numbers depend only on the seed and the prompt's number, never on what runs beside it.
+    Its random numbers depend only on the seed and `stream`, which names the prompt, never on what runs beside it.
     """
 
-    def __init__(self, sampling: Sampling, number: int) -> None:
-        self._sampling = sampling
-        self._random = np.random.default_rng((sampling.seed, number))
+    def __init__(self, sampling: Sampling, stream: int, prompt: Sequence[int] = ()) -> None:
+        self._sampling, self._stream, self._n_chosen = sampling, stream, 0
+        self._seen: set[int] | None = set(prompt) if sampling.repeat_penalty != 1 else None
 
     def choose(self, logits: Row) -> int:
         """The next token, from logits of shape (vocabulary,).
@@ -73,12 +80,37 @@ class Sampler:
         best = _most_likely_token(logits)
         if self._sampling.temperature == 0:
             return best
-        ids, weights = sampling_candidates(logits, self._sampling)
+        ids, weights = sampling_candidates(self._penalized(logits), self._sampling)
         # The exponential race (Gumbel-max trick): token i wins with its probability. Each token has its own random
         # number, so noise in the logits changes the winner only if the first two are that close. With a draw from the
         # cumulative distribution, noise in any token could change it.
-        runners = self._random.standard_exponential(len(logits))
-        return int(ids[np.argmax(weights / runners[ids])])
+        token = int(ids[np.argmax(weights / _race_times(self._step_key(), ids))])
+        if self._seen is not None:
+            self._seen.add(token)
+        return token
+
+    def _penalized(self, logits: Row) -> Row:
+        if self._seen is None:
+            return logits
+        changed, ids = logits.copy(), np.fromiter(self._seen, np.intp, len(self._seen))
+        penalty, values = np.float32(self._sampling.repeat_penalty), logits[ids]
+        changed[ids] = np.where(values < 0, values * penalty, values / penalty)
+        return changed
+
+    def _step_key(self) -> int:
+        said = f"{self._sampling.seed} {self._stream} {self._n_chosen}"
+        self._n_chosen += 1
+        return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest())
+
+
+def _race_times(key: int, ids: Indices) -> Doubles:
+    """An exponentially distributed number for each token: SplitMix64 (Steele et al., 2014) of the key and the token."""
+    bits = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    return np.asarray(-np.log(uniform), np.float64)
 
 
 class GeneratedText:

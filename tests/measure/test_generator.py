@@ -8,7 +8,7 @@ texts must still be equal, and *every* token that was chosen must be within the 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -21,6 +21,7 @@ from eval.llama.generator import Generator, Prompt, Sampling, _Pieces
 from eval.llama.model import GgufModel
 from eval.llama.sampling import Sampler
 
+Chosen = dict[tuple[int, ...], list[int]]  # tokens chosen after each prompt
 ONE_THREAD = 1  # the tests of other folders may run beside
 NOISE_NATS = 0.01  # logits of one token, float32; a wrong prefix or position moves them by several
 QUESTIONS = [
@@ -42,7 +43,7 @@ def prompt(model: GgufModel, text: str, max_tokens: int = 12, stop: tuple[str, .
 
 
 def generate(model: GgufModel, prompts: list[Prompt], **settings: int) -> list[str]:
-    return Generator(model, ONE_THREAD, **settings).generate(prompts)
+    return [found.text for found in Generator(model, ONE_THREAD, **settings).generate(prompts)]
 
 
 def few_shot(model: GgufModel, n_prompts: int, max_tokens: int = 8) -> list[Prompt]:
@@ -56,14 +57,14 @@ def n_equal(first: list[str], second: list[str]) -> int:
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """Tokens chosen for each prompt of the calls that follow."""
-    tokens: dict[int, list[int]] = {}
+    tokens: Chosen = {}
 
     class Recorder(Sampler):
-        def __init__(self, sampling: Sampling, number: int) -> None:
-            super().__init__(sampling, number)
-            self._mine = tokens.setdefault(number, [])
+        def __init__(self, sampling: Sampling, stream: int, prompt: Sequence[int]) -> None:
+            super().__init__(sampling, stream, prompt)
+            self._mine = tokens.setdefault(tuple(prompt), [])
 
         def choose(self, logits: np.ndarray) -> int:
             self._mine.append(super().choose(logits))
@@ -73,13 +74,13 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     return tokens
 
 
-def worst_choice_nats(model: GgufModel, prompts: list[Prompt], chosen: dict[int, list[int]]) -> float:
+def worst_choice_nats(model: GgufModel, chosen: Chosen) -> float:
     """How far below the best, in a decode of one sequence alone, the worst of the chosen tokens is."""
     worst = 0.0
     with Context(model, ContextSettings(n_ctx=1024, threads=1)) as context:
-        for number, tokens in chosen.items():
+        for prompt_tokens, tokens in chosen.items():
             context.clear()
-            whole = np.array([*prompts[number].tokens, *tokens[:-1]], np.int32)
+            whole = np.array([*prompt_tokens, *tokens[:-1]], np.int32)
             rows = np.concatenate(context.decode_one(whole, n_rows=len(tokens)))
             worst = max(worst, float((rows.max(axis=1) - rows[np.arange(len(tokens)), tokens]).max()))
     return worst
@@ -101,20 +102,20 @@ def test_any_order_of_prompts_gives_the_same_texts(model: GgufModel) -> None:
 
 @pytest.mark.parametrize("n_slots", [1, 3, 32])
 def test_every_chosen_token_is_the_best_of_a_plain_decode(
-    model: GgufModel, chosen: dict[int, list[int]], n_slots: int
+    model: GgufModel, chosen: Chosen, n_slots: int
 ) -> None:
     prompts = few_shot(model, 6) + [prompt(model, text, 4) for text in QUESTIONS[:4]]
     generate(model, prompts, n_slots=n_slots)
     assert len(chosen) == len(prompts)
-    assert worst_choice_nats(model, prompts, chosen) < NOISE_NATS
+    assert worst_choice_nats(model, chosen) < NOISE_NATS
 
 
-def test_tight_memory_and_long_prompts_change_nothing(model: GgufModel, chosen: dict[int, list[int]]) -> None:
+def test_tight_memory_and_long_prompts_change_nothing(model: GgufModel, chosen: Chosen) -> None:
     long = "The quick brown fox jumps over the lazy dog. " * 60  # more than one batch
     prompts = [prompt(model, text, 5) for text in [long + "Then", long + "But", *QUESTIONS[:4]]] + few_shot(model, 3)
     generator = Generator(model, ONE_THREAD, n_slots=8, n_cells=256)
     generator.generate(prompts)
-    assert worst_choice_nats(model, prompts, chosen) < NOISE_NATS
+    assert worst_choice_nats(model, chosen) < NOISE_NATS
     assert generator.n_tokens_decoded < len(prompts[0].tokens) + 500
 
 
@@ -135,13 +136,13 @@ def test_equal_prompts_decode_one_token_each(model: GgufModel) -> None:
 
 
 def test_a_model_whose_memory_cannot_be_shared_runs_alone(
-    model: GgufModel, chosen: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+    model: GgufModel, chosen: Chosen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GgufModel, "shares_memory", property(lambda _self: False))
     prompts = few_shot(model, 3, max_tokens=3)
     generator = Generator(model, ONE_THREAD)
     generator.generate(prompts)
-    assert worst_choice_nats(model, prompts, chosen) < NOISE_NATS
+    assert worst_choice_nats(model, chosen) < NOISE_NATS
     assert generator.n_tokens_decoded >= sum(len(item.tokens) for item in prompts)
 
 
@@ -154,7 +155,8 @@ def test_text_ends_before_a_stop_string_that_spans_tokens(model: GgufModel) -> N
 def test_a_stop_string_at_once_gives_an_empty_text(model: GgufModel) -> None:
     free = generate(model, [prompt(model, QUESTIONS[0])])[0]
     generator = Generator(model, ONE_THREAD)
-    assert generator.generate([prompt(model, QUESTIONS[0], 12, (free[0],))]) == [""]
+    found = generator.generate([prompt(model, QUESTIONS[0], 12, (free[0],))])[0]
+    assert found.text == "" and found.is_finished
     assert generator.n_tokens_decoded == len(model.tokenize(QUESTIONS[0], add_special=True))
 
 
@@ -165,8 +167,9 @@ def test_the_leading_space_of_a_continuation_stays(model: GgufModel) -> None:
 def test_an_end_of_turn_ends_a_text_and_is_not_in_it(model: GgufModel) -> None:
     chat = "<|im_start|>user\nSay only the word yes.<|im_end|>\n<|im_start|>assistant\n"
     generator = Generator(model, ONE_THREAD)
-    text = generator.generate([prompt(model, chat, 60)])[0]
-    assert text
+    found = generator.generate([prompt(model, chat, 60)])[0]
+    text = found.text
+    assert text and found.is_finished
     assert "<|" not in text
     assert generator.n_tokens_decoded < len(model.tokenize(chat, add_special=True)) + 59
 
@@ -174,14 +177,15 @@ def test_an_end_of_turn_ends_a_text_and_is_not_in_it(model: GgufModel) -> None:
 def test_one_token_is_generated_without_decoding_it(model: GgufModel) -> None:
     item = prompt(model, QUESTIONS[3], 1)
     generator = Generator(model, ONE_THREAD)
-    assert generator.generate([item]) == ["\n   "]
+    found = generator.generate([item])[0]
+    assert found.text == "\n   " and not found.is_finished
     assert generator.n_tokens_decoded == len(item.tokens)
 
 
 def test_nothing_asked_is_nothing_decoded(model: GgufModel) -> None:
     generator = Generator(model, ONE_THREAD)
     assert generator.generate([]) == []
-    assert generator.generate([prompt(model, "Hello", 0)] * 2) == ["", ""]
+    assert [found.text for found in generator.generate([prompt(model, "Hello", 0)] * 2)] == ["", ""]
     assert generator.n_tokens_decoded == 0
 
 
