@@ -1,7 +1,8 @@
 """The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads the results of `evaluate`, `divergence`, `speed` and `similarity`, and writes `report.json` (an `EvalReport`),
-`report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from its inputs.
+Reads the results of `evaluate`, `divergence`, `speed`, `cache` and `similarity`, and writes `report.json` (an
+`EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from its
+inputs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.measurements import (
+    CacheMeasurement,
     Comparison,
     Divergence,
     EvalReport,
@@ -46,6 +48,7 @@ class Inputs:
     divergence: Divergence | None
     speed: Speed | None
     similarity: Similarity | None = None
+    cache: CacheMeasurement | None = None
 
 
 def report(stage: Stage, request: ReportRequest) -> StageOutcome:
@@ -77,8 +80,13 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
         versions={key: str(value) for key, value in versions.items()},
         hardware=_merged_report_facts(e.hardware for e in evaluations),
         n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
-        duration_s=sum(part.duration_s for i in inputs for part in (i.evaluation, i.divergence, i.similarity) if part),
+        duration_s=sum(_input_duration_s(i) for i in inputs),
     )  # fmt: skip
+
+
+def _input_duration_s(inputs: Inputs) -> float:
+    parts = (inputs.evaluation, inputs.divergence, inputs.cache, inputs.similarity)
+    return sum(part.duration_s for part in parts if part)
 
 
 def eval_report_summary(result: EvalReport) -> dict[str, JsonValue]:
@@ -111,9 +119,14 @@ def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
         _read_report_input(
             stage.in_dir / f"similarity-{label}" / "similarity.json", Similarity, suite.similarity is not None
         ),
+        _read_report_input(
+            stage.in_dir / f"cache-{label}" / "cache.json",
+            CacheMeasurement,
+            suite.cache is not None and (label != request.baseline or len(request.labels) == 1),
+        ),
     )
     files = (found.evaluation and found.evaluation.file, found.similarity and found.similarity.file)
-    parts = (*files, found.divergence, found.speed)
+    parts = (*files, found.divergence, found.speed, found.cache)
     names = {part.label for part in parts if part}
     if names != {label}:
         message = f"The inputs of {label} are results of {', '.join(sorted(names)) or 'no file'}."
@@ -156,11 +169,13 @@ def _report_measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Mea
     if evaluation is None:
         similar = inputs.similarity
         file = similar.file if similar else _unknown_report_file(inputs.label)
-        return Measurement(file=file, divergence=inputs.divergence, speed=inputs.speed, similarity=similar)
+        return Measurement(
+            file=file, divergence=inputs.divergence, speed=inputs.speed, cache=inputs.cache, similarity=similar
+        )
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
         comparisons=compared,
-        divergence=inputs.divergence, speed=inputs.speed, n_truncated=evaluation.n_truncated,
+        divergence=inputs.divergence, speed=inputs.speed, cache=inputs.cache, n_truncated=evaluation.n_truncated,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from eval.llama.model import LOG, GgufModel, unfit_gguf_model
 from quantyard.hardware.machine import physical_cores
+from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_tensor_type
 
 MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 PAD: Final = 256  # llama.cpp rounds a context up to this many cells
@@ -41,6 +42,8 @@ class ContextSettings:
     threads: int = 0
     n_encoded: int = 0  # tokens of the longest text for the encoder, which reads a text in one batch
     flash_attention: FlashAttention = "auto"
+    cache_types: tuple[str, str] = (DEFAULT_CACHE, DEFAULT_CACHE)  # of keys and of values
+    batch_tokens: int = BATCH_TOKENS  # of one batch; llama.cpp reserves the logits of so many tokens
 
 
 class Context:
@@ -58,7 +61,7 @@ class Context:
         if not self._memory:
             self.close()
             raise unfit_gguf_model(model.path, "it has no KV cache or recurrent state")
-        self._batch = _Batch(max(BATCH_TOKENS, settings.n_encoded))
+        self._batch = _Batch(max(settings.batch_tokens, settings.n_encoded))
 
     def encode(self, tokens: Sequence[int] | Ints, n_seqs: int = 1) -> None:
         """Let the encoder read a text, which sequences 0 to `n_seqs` - 1 then answer; what was before is forgotten.
@@ -81,7 +84,7 @@ class Context:
     ) -> Rows:
         """Run tokens, each belonging to the sequences `first_seq[i]` to `first_seq[i] + n_seqs[i] - 1`.
 
-        All arguments have the shape (n,), n at most `BATCH_TOKENS`.
+        All arguments have the shape (n,), n at most the settings' `batch_tokens`.
 
         Returns:
             Logits of the wanted tokens in their order, shape (wanted, vocabulary); a view, valid until the next call.
@@ -141,12 +144,13 @@ class Context:
     def _open(self, settings: ContextSettings) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = max(BATCH_TOKENS, settings.n_encoded)
+        params.n_batch = params.n_ubatch = max(settings.batch_tokens, settings.n_encoded)
         params.n_seq_max = settings.n_seq_max
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = True  # so that a token may belong to several sequences, and copies take no cells
         params.swa_full = True  # keep the whole sliding-window cache, so that a sequence may be longer than the window
         params.no_perf = True
+        params.type_k, params.type_v = (cache_tensor_type(name).id for name in settings.cache_types)
         params.flash_attn_type = _FLASH[settings.flash_attention]
         handle = llama_cpp.llama_init_from_model(self.model.handle, params)
         if not handle:

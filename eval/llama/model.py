@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +33,23 @@ class _Log:
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self._listener: Callable[[str], None] | None = None
         set_llama_log(llama_cpp, self._keep)
 
     def _keep(self, _level: int, text: bytes | None, _user_data: object) -> None:
-        self.lines.append((text or b"").decode(errors="replace").rstrip("\n"))
+        line = (text or b"").decode(errors="replace").rstrip("\n")
+        self.lines.append(line)
+        if self._listener is not None:
+            self._listener(line)
+
+    @contextmanager
+    def heard_by(self, listener: Callable[[str], None]) -> Iterator[None]:
+        """Hand every line to a function, too: the kept ones are the last of many."""
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
 
     def failure(self, what: str, kind: str, hint: str) -> StageFailure:
         """A `StageFailure` with llama.cpp's last log lines."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from eval.rendering.cache_table import markdown_cache_section
+from eval.rendering.markdown_table import markdown_table
 from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
@@ -38,6 +40,7 @@ def render_report_markdown(report: EvalReport) -> str:
         _markdown_head(report),
         render_report_sentences(report),
         _markdown_files_table(report),
+        markdown_cache_section(report),
         *_markdown_task_sections(report),
         _markdown_self_check(report),
     ]
@@ -90,13 +93,6 @@ def _markdown_list_line(name: str, items: Iterable[tuple[str, object]]) -> str:
 # ---- tables ------------------------------------------------------------------------------------------
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A Markdown table whose first `left` columns are text and the others numbers."""
-    rule = [":---" if i < left else "---:" for i in range(len(head))]
-    cells = ([cell.replace("|", r"\|") for cell in row] for row in (head, rule, *rows))
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
 def _markdown_files_table(report: EvalReport) -> str:
     figures = similarity_figures(report.measurements)
     head = (
@@ -105,7 +101,7 @@ def _markdown_files_table(report: EvalReport) -> str:
     )  # fmt: skip
     rows = [_markdown_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
-    table = _markdown_table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
+    table = markdown_table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
     return f"## Files\n\n{table}{_markdown_languages(report)}"
 
 
@@ -119,7 +115,7 @@ def _markdown_languages(report: EvalReport) -> str:
         [label, *(numbers.format_cosine(by_language[name]) for name in names)] for label, by_language in found
         if by_language
     ]  # fmt: skip
-    return f"\n\nMean cosine by language:\n\n{_markdown_table(['file', *names], rows, 1)}"
+    return f"\n\nMean cosine by language:\n\n{markdown_table(['file', *names], rows, 1)}"
 
 
 def _markdown_file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ()) -> list[str]:
@@ -157,7 +153,7 @@ def _markdown_task_section(report: EvalReport, m: Measurement) -> str:
         elif not (is_perplexity_metric(c.metric) and c.task in first):
             rows.append(_markdown_task_row(c, chances.get((c.task, c.metric))))
             first.setdefault(c.task, c.metric)
-    text = f"### {m.file.label}\n\n{_markdown_table(head, rows, 3)}"
+    text = f"### {m.file.label}\n\n{markdown_table(head, rows, 3)}"
     return f"{text}\n\n{_markdown_hidden_tasks(hidden)}" if hidden else text
 
 
@@ -193,7 +189,7 @@ def _markdown_scores_alone(report: EvalReport) -> list[str]:
     if not shown:
         return []
     rows = [(s.task, s.metric, numbers.format_count(s.n), _markdown_score(s)) for s in shown]
-    return [f"## Tasks\n\n{_markdown_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
+    return [f"## Tasks\n\n{markdown_table(('task', 'metric', 'questions', f'{report.baseline} (95 %)'), rows, 2)}"]
 
 
 def _markdown_score(s: Score) -> str:
@@ -208,7 +204,7 @@ def _markdown_self_check(report: EvalReport) -> str:
     if not rows:
         return ""
     head = ("file", "known answers right", "packed vs plain", "continued vs rolling", "noise (A/A)")
-    return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{_markdown_table(head, rows, 1)}"
+    return f"## Self-check of the measurement\n\n{_CHECKED}\n\n{markdown_table(head, rows, 1)}"
 
 
 def _markdown_self_check_row(label: str, check: SelfCheck) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from quantyard.card import cells as cells_now
 from quantyard.card.blocks import Block, CardTable, card_table
+from quantyard.card.cache_table import card_cache_table
 from quantyard.card.cells import NOTHING
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
@@ -27,6 +28,8 @@ def card_tables(subject: CardSubject) -> Iterator[Block]:
     """Every table that has rows."""
     yield from (block for block in (card_which_table(subject), _card_limits_table(subject)) if block)
     yield from card_measured_tables(subject, cells_now)
+    if table := card_cache_table(subject):
+        yield table
 
 
 def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Block]:

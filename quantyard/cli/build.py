@@ -6,6 +6,7 @@ import argparse
 
 from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import build as summary
+from quantyard.cli.render.cache_table import terminal_cache_types
 from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
@@ -58,6 +59,8 @@ def _print_measured(measured: Measured) -> None:
     stderr_console().print_lines(eval_summary.terminal_report_paths(measured))
     out = stdout_console()
     out.print(eval_summary.terminal_measured_files(measured.report))
+    if table := terminal_cache_types(measured.report):
+        out.print(table)
     if table := eval_summary.terminal_measured_tasks(measured.report):
         out.print()
         out.print(table)

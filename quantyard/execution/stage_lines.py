@@ -20,6 +20,7 @@ from quantyard.formatting.numbers import (
 from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.facts import (
+    CacheFacts,
     ContractFacts,
     ConvertFacts,
     DivergenceFacts,
@@ -35,7 +36,7 @@ from quantyard.protocol.facts import (
 
 _OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
-_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "speed", "similarity", "report")
+_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "speed", "cache", "similarity", "report")
 
 
 class StageLineReporter(ABC):
@@ -128,6 +129,12 @@ def _similarity_lines(result: StageResult) -> Iterator[str]:
         yield f"Kendall τ {format_cosine(facts.kendall_tau)}"
 
 
+def _cache_lines(result: StageResult) -> Iterator[str]:
+    """Such as `q8_0 KLD 0.000412`."""
+    for name, value in CacheFacts.read(result.facts).mean_kld.items():
+        yield f"{name} KLD {format_kld(value)}"
+
+
 def _speed_lines(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
@@ -186,5 +193,5 @@ _TWINS: Final = {
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twin_lines, "parity": _parity_lines, "projector": _projector_lines,
     "evaluate": _evaluate_lines, "divergence": _divergence_lines, "speed": _speed_lines, "report": _report_lines,
-    "contract": _contract_lines, "similarity": _similarity_lines,
+    "contract": _contract_lines, "cache": _cache_lines, "similarity": _similarity_lines,
 }  # fmt: skip

@@ -97,6 +97,16 @@ def _speed_work(request: Request, n_params: int) -> StageWork:
     return StageWork("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
 
 
+def _cache_work(request: Request, n_params: int) -> StageWork:
+    """Decoded tokens of every context: one for f16 and for each other type, and the baseline's."""
+    settings = request["settings"]
+    n_types = len({"f16", *settings["types"]})
+    chunks = settings["n_chunks"] or _OWN_PROSE_CHUNKS * 512 // settings["n_ctx"] or 1
+    timed = settings["repeats"] * (settings["prompt_tokens"] + _GENERATED_COST * settings["generated_tokens"])
+    n_read = (n_types + (request["baseline_file"] is not None)) * settings["n_ctx"]
+    return StageWork("cache", n_params * chunks * (n_read + n_types * timed), settings["text"] or "", request["label"])
+
+
 def _calibrate_work(request: Request, n_params: int) -> StageWork | None:
     if request["n_chunks"]:
         return StageWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
@@ -126,6 +136,7 @@ _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "parity": _weights_work, "convert": _weights_work, "projector": _weights_work,
     "calibrate": _calibrate_work, "quantize": _quantize_work, "verify": _weights_work,
     "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
+    "cache": _cache_work,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
     "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
 }  # fmt: skip
@@ -155,7 +166,7 @@ def forecast_threads(request: Request) -> int:
 FIXED_S: Final[Mapping[str, float]] = {
     "fetch": 1.0, "twin": 15.0, "convert": 4.0, "projector": 8.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0,
     "evaluate": 6.0,
-    "divergence": 2.0, "speed": 2.0, "report": 4.0, "contract": 5.0,
+    "divergence": 2.0, "speed": 2.0, "cache": 2.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
 _FAR_APART: Final = 3  # times as much work; with less, the start is lost in noise
 _MOST_START: Final = 0.95  # of the seconds of the most work: some part always grows with it

@@ -1,6 +1,6 @@
 """Adds to the plan of a build the steps that measure its files.
 
-    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► report
+    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► cache <label>… ─► report
 
 The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
 that the quants are made from, unless BASELINE names another one, which is then built and verified like any quant.
@@ -21,6 +21,7 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, Measuring, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.evaluation import (
+    CacheRequest,
     DatasetsRequest,
     DivergenceRequest,
     EvaluateRequest,
@@ -42,7 +43,8 @@ from quantyard.store.hash_cache import HashCache
 from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
-_MEASURING: Final = ("evaluate", "divergence", "speed", "similarity")  # the stages whose results a report compares
+# The stages whose results a report compares.
+_MEASURING: Final = ("evaluate", "divergence", "speed", "cache", "similarity")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -155,7 +157,7 @@ def _step_measured_like_baseline(template: Step, label: str, file: ModelFile) ->
     """The baseline's step for another file, which some stages compare with the baseline."""
     request, inputs = template.request, {**template.inputs, "model": file.origin}
     changes: dict[str, str] = {"label": label, "model_file": file.path}
-    if isinstance(request, DivergenceRequest | SimilarityRequest):
+    if isinstance(request, DivergenceRequest | CacheRequest | SimilarityRequest):
         changes["baseline_file"] = request.model_file
         inputs["baseline"] = template.inputs["model"]
     return Step(
@@ -167,7 +169,7 @@ def _vector_suite(suite: Suite) -> Suite:
     """The suite for a model that embeds texts or ranks documents: it has no tasks, perplexity or generated tokens."""
     return suite.model_copy(update={
         "tasks": (), "include_path": None, "needs_network": False, "apply_chat_template": False, "divergence": None,
-        "speed": None, "similarity": SimilaritySettings(),
+        "speed": None, "cache": None, "similarity": SimilaritySettings(),
     })  # fmt: skip
 
 
@@ -259,6 +261,9 @@ def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str,
         steps += [_divergence_step(options, label, file, files[baseline]) for label, file in files.items()]
     if options.suite.speed is not None:
         steps += [_speed_step(options, label, file) for label, file in files.items()]
+    if options.suite.cache is not None:
+        measured = {label: file for label, file in files.items() if label != baseline} or files
+        steps += [_cache_step(options, label, file, files[baseline]) for label, file in measured.items()]
     return steps
 
 
@@ -287,6 +292,18 @@ def _divergence_step(options: MeasureOptions, label: str, file: ModelFile, basel
     )
     inputs |= _suite_input(options, settings.text)
     return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
+
+
+def _cache_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+    """The types of the KV cache on one file, beside itself with f16 and beside the baseline if it is another file."""
+    settings = options.suite.cache
+    assert settings is not None
+    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
+    request = CacheRequest(
+        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
+    )
+    inputs |= _suite_input(options, settings.text)
+    return Step(f"cache {label}", STAGES["cache"], request, inputs, 0, label)
 
 
 def _similarity_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:

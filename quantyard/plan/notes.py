@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from quantyard.formatting.numbers import format_count
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.builder import CalibrateRequest
-from quantyard.protocol.evaluation import DivergenceRequest, SpeedRequest
+from quantyard.protocol.evaluation import CacheRequest, DivergenceRequest, SpeedRequest
 from quantyard.quants.narrow_rows import find_narrow_rows
 from quantyard.sources.projector import projector_note
 
@@ -72,6 +72,8 @@ def _stage_tokens_at_once(request: object) -> tuple[str, int]:
             return "a chunk of the calibration", request.n_ctx
         case DivergenceRequest():
             return "a chunk of the divergence", request.settings.n_ctx
+        case CacheRequest():
+            return "a chunk of the cache's text", request.settings.n_ctx
         case SpeedRequest():
             return "the timed prompt", max(request.settings.prompt_tokens, request.settings.generated_tokens)
     return "", 0

@@ -92,6 +92,7 @@ STAGES: Mapping[str, StageRow] = {
         ),
         StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_divergences),
         StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("speed.json")),
+        StageRow("cache", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("cache.json")),
         StageRow("similarity", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("similarity.json")),
         StageRow(
             "report", "eval", timeout_s=0.5 * HOUR_S, leaves=stage_allowed_files("report.json", "report.md", may=_PLOTS)

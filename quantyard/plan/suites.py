@@ -1,13 +1,13 @@
 """Reads and checks suites: those that come with Quantyard, and a user's own YAML file.
 
-    loaded = find_suite("quick")                        # smoke, quick, standard, full
+    loaded = find_suite("quick")                        # smoke, quick, standard, full, cache
     loaded = find_suite("my/suite.yaml")                # or a file
     suite = adjusted_suite(loaded, limit=50)            # changes from the command line
 
 A suite file has the fields of `protocol.evaluation.Suite`, all of them optional, with three shortcuts: `name` defaults
 to the file's name (for a `suite.yaml`, the folder's), a task without settings is just its name, and `divergence: false`
-or `speed: false` leaves that part out. `include_path` and `divergence.text` are relative to the file and must be inside
-its folder.
+or `speed: false` leaves that part out, `cache: true` adds it. `include_path` and `text` are relative to the file and
+must be inside its folder.
 
 Built-in suites are in `eval/suites`. The eval image contains them, so a stage looks in its input `suite` if it has one,
 else in its own `suites`.
@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,13 +29,18 @@ from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import HELP, are_planned_tasks_local
 from quantyard.protocol.base import FileEntry, files_digest
+from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
-BUILTIN = ("smoke", "quick", "standard", "full")  # smallest first; eval/suites/<name>.yaml
-_PARTS: Mapping[str, type[BaseModel]] = {"divergence": DivergenceSettings, "speed": SpeedSettings}
+# eval/suites/<name>.yaml: the smallest first, then those of one part.
+BUILTIN = ("smoke", "quick", "standard", "full", "cache")
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "divergence": DivergenceSettings, "speed": SpeedSettings, "cache": CacheSettings,
+}  # fmt: skip
+_OPT_IN: Final = ("cache",)  # parts that are measured only where the suite names them
 
 
 class BadSuite(BadRequest):
@@ -135,8 +140,8 @@ def _read_suite(path: Path, folder: Path) -> Suite:
         data[part] = _suite_part(data, part, model, path.name)
     suite = _validated_suite(data, path.name)
     _refuse_repeated_tasks(suite.tasks, path.name)
-    if not (suite.tasks or suite.divergence or suite.speed):
-        raise BadSuite(f"{path.name} measures nothing: no tasks, no divergence, no speed.", HELP)
+    if not (suite.tasks or any(getattr(suite, part) for part in _PARTS)):
+        raise BadSuite(f"{path.name} measures nothing: no tasks, no {', no '.join(_PARTS)}.", HELP)
     if suite.include_path is not None:
         _check_inside_suite_folder(folder, suite.include_path, f"{path.name}: include_path")
     names = [entry.task for entry in suite.tasks]
@@ -170,8 +175,10 @@ def _suite_tasks(value: Any, where: str) -> list[Any]:
 
 
 def _suite_part(data: dict[str, Any], name: str, model: type[BaseModel], where: str) -> Any:
-    """The settings of one part: `false` and null leave it out; `true` or a missing key means the defaults."""
-    value = data.get(name, {})
+    """The settings of one part: `false` and null leave it out; `true` or a missing key means the defaults, but for a
+    part that must be named.
+    """
+    value = data.get(name, None if name in _OPT_IN else {})
     if value is True:
         return {}
     if value is False or value is None:
@@ -224,8 +231,8 @@ def _check_inside_suite_folder(folder: Path, relative: str, where: str) -> Path:
 def _local_suite_files(suite: Suite, folder: Path) -> Artifact | None:
     """The files below include_path, and the text; other files of the folder are left out."""
     paths = _suite_task_files(folder, suite.include_path) if suite.include_path else []
-    if suite.divergence and suite.divergence.text:
-        paths.append(_suite_text_file(folder, suite.divergence.text))
+    texts = {part.text for part in (suite.divergence, suite.cache) if part and part.text}
+    paths += [_suite_text_file(folder, text) for text in sorted(texts)]
     if not paths:
         return None
     files = tuple(
@@ -254,15 +261,15 @@ def _is_suite_clutter(path: Path) -> bool:
 
 
 def _suite_text_file(folder: Path, name: str) -> Path:
-    path = _check_inside_suite_folder(folder, name, "divergence.text")
+    path = _check_inside_suite_folder(folder, name, "text")
     if not path.is_file():
-        raise BadSuite(f"divergence.text: {name} is not a file.", "Name one plain text file.")
+        raise BadSuite(f"text: {name} is not a file.", "Name one plain text file.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise BadSuite(f"divergence.text: {name} is not text in UTF-8.", "Give a plain text file.") from error
+        raise BadSuite(f"text: {name} is not text in UTF-8.", "Give a plain text file.") from error
     if "\0" in text:
-        raise BadSuite(f"divergence.text: {name} holds binary data.", "Give a plain text file.")
+        raise BadSuite(f"text: {name} holds binary data.", "Give a plain text file.")
     if not text.strip():
-        raise BadSuite(f"divergence.text: {name} is empty.", "Give some thousands of words.")
+        raise BadSuite(f"text: {name} is empty.", "Give some thousands of words.")
     return path

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageRequest
+from quantyard.protocol.cache_types import CacheSettings
 
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
 
@@ -56,6 +57,7 @@ class Suite(Frozen):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
     speed: SpeedSettings | None = SpeedSettings()
+    cache: Annotated[CacheSettings | None, Field(exclude_if=lambda value: value is None)] = None  # None: not measured
     # Of a model that embeds texts or ranks documents, in place of the three above; the plan sets it.
     similarity: Annotated[SimilaritySettings | None, Field(exclude_if=lambda value: value is None)] = None
 
@@ -146,6 +148,20 @@ class SpeedRequest(StageRequest):
     machine: str = ""  # CPU and cores of the engine's machine, so that each machine has its own measurement
 
 
+class CacheRequest(StageRequest):
+    """Measure `/in/model` with each type of the KV cache, beside itself with f16 and beside `/in/baseline` if there is
+    one, on the text (`/in/suite` or ours). Leaves `cache.json` (a `CacheMeasurement`).
+    """
+
+    stage: Literal["cache"] = "cache"
+    label: str
+    model_file: RelativePath = "model.gguf"
+    baseline_file: RelativePath | None = None
+    settings: CacheSettings = CacheSettings()
+    runtime: Runtime = Runtime()
+    machine: str = ""  # as in `SpeedRequest`
+
+
 class SimilarityRequest(StageRequest):
     """Compare the embeddings, or the scores, of `/in/model` with those of `/in/baseline` if there is one. Leaves
     `similarity.json` (a `Similarity`).
@@ -162,7 +178,7 @@ class SimilarityRequest(StageRequest):
 
 class ReportRequest(StageRequest):
     """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`,
-    `similarity-<label>`.
+    `cache-<label>`, `similarity-<label>`.
 
     Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
     """

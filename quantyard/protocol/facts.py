@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from quantyard.formats.purpose import Pooling, Purpose
 from quantyard.formatting.numbers import format_cosine
 from quantyard.protocol.base import Sha256, StageResult
+from quantyard.protocol.cache_types import CacheName
 from quantyard.protocol.embeddings import ScriptAgreement
 from quantyard.protocol.text_findings import TextFinding
 
@@ -136,6 +137,12 @@ class DivergenceFacts(Facts):
     mean_kld: float | None = None  # rounding may make it slightly negative
 
 
+class CacheFacts(Facts):
+    """The divergence of each measured type of the KV cache from f16, in nats."""
+
+    mean_kld: Annotated[dict[CacheName, float], Field(max_length=100)] = {}
+
+
 class SimilarityFacts(Facts):
     """How close one file is to the baseline; None: it is the baseline, or was not measured."""
 
@@ -175,7 +182,7 @@ MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
-    "report": ReportFacts, "contract": ContractFacts,
+    "cache": CacheFacts, "report": ReportFacts, "contract": ContractFacts,
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from quantyard.metrics.plots.tradeoff import plot_tradeoffs
 from quantyard.metrics.verdicts import verdict_legend
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
+from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
 from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
@@ -75,9 +76,10 @@ def _page_content(
         "baseline": next(s for s in files if s.is_baseline),
         "shapes": SHAPES, "mark_of": MARK_OF, "facts": page_facts(manifest, report),
         "notes": page_notes(manifest, files),
-        "files_table": page_files_table(files), "compared": compared,
+        "files_table": page_files_table(files), "cache_table": page_cache_table(files), "compared": compared,
         "limits": limits_sentence(manifest.gate.results) if manifest.gate else "",
         "tasks_table": tasks_table,
+        "cache_sentence": page_cache_sentence(files),
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
         "divergence": plot_divergence(files),

@@ -11,6 +11,7 @@ import pytest
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import BUILTIN, BadSuite, LoadedSuite, adjusted_suite, find_suite
+from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.evaluation import Suite, TaskEntry
 
 EXAMPLE = REPO_DIR / "docs" / "examples" / "own-questions"
@@ -59,15 +60,22 @@ def refused(folder: Path, text: str) -> str:
 def test_a_suite_of_ours_is_found_by_name_and_brings_no_files(name: str) -> None:
     loaded = find_suite(name.upper())
     assert loaded.suite.name == name and loaded.local is None
-    assert loaded.suite.tasks and loaded.suite.description
+    assert (loaded.suite.tasks or loaded.suite.cache) and loaded.suite.description
 
 
 def test_every_suite_file_of_ours_has_a_name_and_the_other_way_round() -> None:
     assert {path.stem for path in (REPO_DIR / "eval" / "suites").iterdir()} == set(BUILTIN)
 
 
-def test_only_smoke_does_without_a_network() -> None:
-    assert [name for name in BUILTIN if not find_suite(name).suite.needs_network] == ["smoke"]
+def test_smoke_and_the_suites_without_tasks_do_without_a_network() -> None:
+    suites = [find_suite(name).suite for name in BUILTIN]
+    assert [s.name for s in suites if not s.needs_network] == ["smoke", *(s.name for s in suites if not s.tasks)]
+
+
+def test_types_of_the_kv_cache_are_measured_only_where_a_suite_names_them(tmp_path: Path) -> None:
+    assert suite_of(tmp_path, "tasks: [piqa]\n").cache is None
+    assert suite_of(tmp_path, "cache: true\n").cache == CacheSettings()
+    assert suite_of(tmp_path, "cache: {types: [q8_0/f16]}\n").cache == CacheSettings(types=("q8_0/f16",))
 
 
 def test_full_asks_everything_that_standard_asks() -> None:
