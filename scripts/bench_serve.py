@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -47,10 +48,11 @@ from typing import NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
+from quantyard.engines.compose_project import compose_image_name  # noqa: E402
 from quantyard.paths import read_pins  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
 
-OURS = "quantyard/server:latest"
+OURS = compose_image_name("server", REPO_DIR, os.environ)
 DEMO_FILES = "local/SmolLM2-135M-Instruct/*/SmolLM2-135M-Instruct-Q4_K_M.gguf"
 KEY = "qy-bench"
 TURNS = 10  # even: each side is asked first equally often

@@ -100,9 +100,9 @@ class StageContainers:
             hint = "Check the network and the name, or build a replacement from Debian packages: make base-images"
             raise EngineError(message, hint) from error
 
-    def name_image(self, image: str, repository: str, tag: str) -> None:
-        """Give an image another name."""
-        self._client.images.get(image).tag(repository, tag)
+    def name_image(self, image: str, name: str) -> None:
+        """Give an image another name, repository:tag."""
+        self._client.images.get(image).tag(name)
 
     def read_text(self, image: str, paths: Sequence[str]) -> str | None:
         """The first of these files that the image has; it is read from a container that never starts."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from quantyard.engines import OnNote, OnProgress
 from quantyard.engines.capacity import Capacity, engine_machine_capacity
+from quantyard.engines.compose_project import COMPOSE_IMAGES, compose_image_name
 from quantyard.engines.docker_daemon import DockerDaemon, SocketDaemon
 from quantyard.engines.images import bake_image, engine_image_recipe
 from quantyard.errors import EngineError
@@ -111,8 +112,9 @@ class DockerEngine:
                     on_note(said)
 
             bake_image(self._environment.repo_dir, image, self._tag(image, base), base, self._images, on_line)
-        if image == "server":  # compose.yaml uses this name
-            self._containers.name_image(self._tag(image, base), "quantyard/server", "latest")
+        if image in COMPOSE_IMAGES:
+            name = compose_image_name(image, self._environment.repo_dir, os.environ)
+            self._containers.name_image(self._tag(image, base), name)
 
     def describe(self, image: str) -> dict[str, str]:
         """Versions and digests for the manifest; the id of the image has the key `builder_image`, `eval_image` …"""

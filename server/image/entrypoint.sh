@@ -186,7 +186,7 @@ protect() {
     if [ "${API_KEY:-}" = off ]; then
         is_loopback "$BIND_ADDRESS" ||
             die "API_KEY=off with BIND_ADDRESS=$BIND_ADDRESS would let anyone in." "Leave API_KEY out, or bind to 127.0.0.1."
-        say "no API key is required: any program on this machine may use the model"
+        [ -n "${LLAMA_API_KEY:-}" ] || say "no API key is required: any program on this machine may use the model"
         key_file=""
         return
     fi

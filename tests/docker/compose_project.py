@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from quantyard.engines.compose_project import COMPOSE_IMAGES, compose_image_name
 from quantyard.paths import REPO_DIR
 
 FILES: Final = (
@@ -30,7 +31,9 @@ def free_port() -> int:
 
 
 class Project:
-    """What of a fresh clone compose needs, with the folders that git keeps; its containers have a name of their own."""
+    """What of a fresh clone compose needs, with the folders that git keeps. Its containers have a name of their own,
+    and its images are this checkout's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,6 +41,7 @@ class Project:
         self._environment = {
             "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "THREADS": "1", "CONTEXT_SIZE": "8192",
             "COMPOSE_PROJECT_NAME": f"qy-{folder.name[:20]}-{own}",
+            **{f"{image.upper()}_IMAGE": compose_image_name(image, REPO_DIR, os.environ) for image in COMPOSE_IMAGES},
         }
         if (folder / "compose.yaml").exists():
             return

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from quantyard.engines.compose_project import compose_image_name
 from quantyard.paths import REPO_DIR, read_pins
 from tests.adapters import attention_pairs, write_adapter
 from tests.conftest import run
@@ -66,24 +67,25 @@ MONITORED = {"keys", "server", "proxy", "prometheus", "prometheus-data"}
 
 
 @pytest.mark.parametrize(("argv", "variables", "started", "image"), [
-    ((), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
-    (CUDA, {}, {"keys", "server", "proxy"}, "quantyard/server-cuda:latest"),
+    ((), {}, {"keys", "server", "proxy"}, "quantyard/server:NAME"),
+    (CUDA, {}, {"keys", "server", "proxy"}, "quantyard/server-cuda:NAME"),
     ((), {"COMPOSE_FILE": "compose.yaml:compose.cuda.yaml"}, {"keys", "server", "proxy"},
-     "quantyard/server-cuda:latest"),
-    (ENCODER_DECODER, {}, {"keys", "server", "proxy"}, "quantyard/builder:latest"),
-    (MONITORING, {}, MONITORED, "quantyard/server:latest"),
+     "quantyard/server-cuda:NAME"),
+    (ENCODER_DECODER, {}, {"keys", "server", "proxy"}, "quantyard/builder:NAME"),
+    (MONITORING, {}, MONITORED, "quantyard/server:NAME"),
     (CUDA, {"COMPOSE_PROFILES": "monitoring"}, MONITORED,
-     "quantyard/server-cuda:latest"),
-    (("--profile", "cpu"), {}, {"keys", "server", "proxy"}, "quantyard/server:latest"),
-    (("--profile", "cpu", *MONITORING), {}, MONITORED, "quantyard/server:latest"),
+     "quantyard/server-cuda:NAME"),
+    (("--profile", "cpu"), {}, {"keys", "server", "proxy"}, "quantyard/server:NAME"),
+    (("--profile", "cpu", *MONITORING), {}, MONITORED, "quantyard/server:NAME"),
 ])  # fmt: skip
 def test_one_server_starts_without_a_file_env_and_monitoring_starts_what_it_monitors(
     docker_client: Any, compose: Compose, project: Path, argv: tuple[str, ...], variables: dict[str, str],
     started: set[str], image: str,
 ) -> None:  # fmt: skip
     assert not (project / ".env").exists()
-    found = services(compose, *argv, **variables)
-    assert set(found) == started and found["server"]["image"] == image
+    name = {"COMPOSE_PROJECT_NAME": "lagoon", "SERVER_IMAGE": "", "BUILDER_IMAGE": ""}
+    found = services(compose, *argv, **variables, **name)
+    assert set(found) == started and found["server"]["image"] == image.replace("NAME", "lagoon")
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])
@@ -280,15 +282,27 @@ def test_it_is_published_at_an_address_of_either_kind(docker_client: Any, compos
     assert (port["host_ip"], port["published"], port["target"]) == (address, "8099", 8080)
 
 
-def test_two_clones_have_containers_of_their_own(docker_client: Any, tmp_path: Path) -> None:
-    names = set()
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        Project(tmp_path / folder)
-        argv = ["docker", "compose", "config", "--format", "json"]
-        done = subprocess.run(argv, cwd=tmp_path / folder, capture_output=True, text=True, check=True)
-        names.add(json.loads(done.stdout)["name"])
-    assert names == {"one", "two"}
+@pytest.mark.parametrize(("folder", "variables", "env_file", "name"), [
+    ("one", {}, "", "one"), ("My Clone.2", {}, "", "myclone2"), ("_Über-yard_3", {}, "", "ber-yard_3"),
+    ("four", {"COMPOSE_PROJECT_NAME": "given"}, "COMPOSE_PROJECT_NAME=unread\n", "given"),
+    ("five", {}, "PORT=1\nCOMPOSE_PROJECT_NAME='written' # here\n", "written"),
+    ("six", {}, "#COMPOSE_PROJECT_NAME=x\n", "six"),
+])  # fmt: skip
+def test_two_clones_have_containers_and_images_of_their_own(
+    docker_client: Any, tmp_path: Path, folder: str, variables: dict[str, str], env_file: str, name: str
+) -> None:
+    """And what the program builds has the name that compose starts."""
+    (tmp_path / folder).mkdir()
+    Project(tmp_path / folder)
+    (tmp_path / folder / ".env").write_text(env_file)
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
+    for image, files in (("server", ()), ("builder", ENCODER_DECODER)):
+        argv = ["docker", "compose", *files, "config", "--format", "json"]
+        done = subprocess.run(argv, cwd=tmp_path / folder, env=environment, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        assert found["name"] == name
+        expected = compose_image_name(image, tmp_path / folder, environment)
+        assert found["services"]["server"]["image"] == expected == f"quantyard/{image}:{name}"
 
 
 @pytest.mark.slow
