@@ -35,7 +35,7 @@ help: ## this list
 build: .ready ## fetch, convert, quantize, verify: MODEL=org/name|folder|file.gguf QUANT=Q4_K_M[,…]
 	@$(RUN) build
 
-eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|standard|full|file.yaml] [BASELINE=BF16]
+eval: .ready ## what quantization cost: MODEL=… QUANT=… [SUITE=smoke|quick|standard|full|behaviour|file.yaml] [BASELINE=BF16]
 	@$(RUN) eval
 
 matrix: .ready ## make, measure and compare many quants in one run: MODEL=… [QUANTS=Q2_K,Q4_K_M,…] [SUITE=…]

@@ -1,8 +1,8 @@
 """The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads the results of `evaluate`, `divergence`, `speed`, `cache` and `similarity`, and writes `report.json` (an
-`EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from its
-inputs.
+Reads the results of `evaluate`, `divergence`, `behaviour`, `speed`, `cache` and `similarity`, and writes `report.json`
+(an `EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from
+its inputs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import NoReturn, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
+from eval.analysis.behaviour import behaviour_scores, with_behaviour_outcomes, without_behaviours
 from eval.analysis.columns import evaluation_scores
 from eval.analysis.paired import NotComparable
 from eval.analysis.verdicts import compare_evaluations
 from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
+from quantyard.protocol.behaviour_run import BehaviourRun
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.measurements import (
     CacheMeasurement,
@@ -49,6 +51,7 @@ class Inputs:
     speed: Speed | None
     similarity: Similarity | None = None
     cache: CacheMeasurement | None = None
+    behaviour: BehaviourRun | None = None
 
 
 def report(stage: Stage, request: ReportRequest) -> StageOutcome:
@@ -72,11 +75,11 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
     """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
     of_baseline, similar = inputs[0].evaluation, [i.similarity for i in inputs if i.similarity]
-    compared = _report_comparisons(of_baseline, evaluations, request.suite.margin)
+    compared = _report_comparisons(inputs, request.suite.margin)
     versions = _merged_report_facts(e.versions for e in (*evaluations, *similar))
     return EvalReport(
         title=request.title, suite=request.suite, baseline=request.baseline,
-        measurements=tuple(_report_measurement(i, compared.get(i.label, ())) for i in inputs),
+        measurements=tuple(_report_measurement(i, inputs[0], compared.get(i.label, ())) for i in inputs),
         versions={key: str(value) for key, value in versions.items()},
         hardware=_merged_report_facts(e.hardware for e in evaluations),
         n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
@@ -85,7 +88,7 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
 
 
 def _input_duration_s(inputs: Inputs) -> float:
-    parts = (inputs.evaluation, inputs.divergence, inputs.cache, inputs.similarity)
+    parts = (inputs.evaluation, inputs.divergence, inputs.behaviour, inputs.cache, inputs.similarity)
     return sum(part.duration_s for part in parts if part)
 
 
@@ -124,8 +127,11 @@ def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
             CacheMeasurement,
             suite.cache is not None and (label != request.baseline or len(request.labels) == 1),
         ),
+        _read_report_input(
+            stage.in_dir / f"behaviour-{label}" / "behaviour.json", BehaviourRun, suite.behaviour is not None
+        ),
     )
-    files = (found.evaluation and found.evaluation.file, found.similarity and found.similarity.file)
+    files = (part.file for part in (found.evaluation, found.behaviour, found.similarity) if part)
     parts = (*files, found.divergence, found.speed, found.cache)
     names = {part.label for part in parts if part}
     if names != {label}:
@@ -150,13 +156,12 @@ def _read_report_input(path: Path, kind: type[_Input], required: bool) -> _Input
 # ---- putting together --------------------------------------------------------------------------------
 
 
-def _report_comparisons(
-    baseline: Evaluation | None, evaluations: Sequence[Evaluation], margin: float
-) -> dict[str, tuple[Comparison, ...]]:
-    """Label → the comparisons of each file that was asked the baseline's questions."""
-    if baseline is None:
+def _report_comparisons(inputs: Sequence[Inputs], margin: float) -> dict[str, tuple[Comparison, ...]]:
+    """Label → the comparisons of each file that was asked the baseline's questions, behaviours among them."""
+    found = [with_behaviour_outcomes(i.evaluation, i.behaviour) for i in inputs if i.evaluation]
+    if inputs[0].evaluation is None:
         return {}
-    others = [found for found in evaluations if found is not baseline]
+    baseline, *others = found
     try:
         compared = compare_evaluations(baseline, others, margin)
     except NotComparable as error:
@@ -164,8 +169,8 @@ def _report_comparisons(
     return {found.file.label: of_file for found, of_file in zip(others, compared, strict=True)}
 
 
-def _report_measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Measurement:
-    evaluation = inputs.evaluation
+def _report_measurement(inputs: Inputs, baseline: Inputs, compared: tuple[Comparison, ...]) -> Measurement:
+    evaluation, behaviour = inputs.evaluation, inputs.behaviour
     if evaluation is None:
         similar = inputs.similarity
         file = similar.file if similar else _unknown_report_file(inputs.label)
@@ -174,8 +179,10 @@ def _report_measurement(inputs: Inputs, compared: tuple[Comparison, ...]) -> Mea
         )
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
-        comparisons=compared,
+        comparisons=without_behaviours(compared),
         divergence=inputs.divergence, speed=inputs.speed, cache=inputs.cache, n_truncated=evaluation.n_truncated,
+        behaviours=behaviour_scores(behaviour, None if inputs is baseline else baseline.behaviour, compared),
+        no_behaviours=behaviour.reason if behaviour else "",
     )  # fmt: skip
 
 
@@ -197,6 +204,7 @@ def _merged_report_facts(facts: Iterable[Mapping[str, JsonValue]]) -> dict[str, 
 def _report_summary_of_file(result: EvalReport, measurement: Measurement) -> JsonValue:
     shown = {(score.task, score.metric) for score in headline_scores(result.suite, result.measurements[0].scores)}
     verdicts = Counter(c.verdict for c in measurement.comparisons if (c.task, c.metric) in shown)
+    verdicts.update(score.comparison.verdict for score in measurement.behaviours if score.comparison)
     facts: dict[str, JsonValue] = {"verdicts": {str(name): n for name, n in verdicts.items()}} if verdicts else {}
     if divergence := measurement.divergence:
         facts["perplexity"] = divergence.perplexity.value

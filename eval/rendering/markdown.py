@@ -14,6 +14,13 @@ from eval.rendering.markdown_table import markdown_table
 from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
+from quantyard.metrics.behaviour_figures import (
+    BEHAVIOUR_FIGURES,
+    BehaviourCell,
+    behaviour_rows,
+    behaviour_variance_sentence,
+    behaviours_left_out,
+)
 from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
@@ -29,6 +36,9 @@ exact test, or of Student's for other scores, after Holm's correction over all c
 that any "worse" or "better" in it is false is at most 5 %.
 
 {verdicts}"""
+_BEHAVIOUR = """\
+Answers to scenarios of our own, checked by programs. Every file was asked the same, so differences are paired. Length
+is in tokens; an unfinished answer reached its limit, a loop ends in a text that repeats itself."""
 _CHECKED = """\
 The self-check ran before the first task. Differences are between log-probabilities, in nats per token; noise is the
 difference between two ways of computing the same value."""
@@ -42,11 +52,12 @@ def render_report_markdown(report: EvalReport) -> str:
         _markdown_files_table(report),
         markdown_cache_section(report),
         *_markdown_task_sections(report),
+        _markdown_behaviours(report),
         _markdown_self_check(report),
     ]
     legend = verdict_legend(report).items()
     reading = _HOW_TO_READ.format(verdicts="\n".join(f"- **{verdict}**: {meaning}." for verdict, meaning in legend))
-    if any(m.comparisons for m in report.measurements):
+    if any(m.comparisons or m.behaviours for m in report.measurements[1:]):
         parts.append(f"## How to read this\n\n{reading}")
     parts.append(_markdown_not_measured(report))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -196,6 +207,21 @@ def _markdown_score(s: Score) -> str:
     return str(numbers.format_score_interval(s.result, score_metric_kind(s)))
 
 
+def _markdown_behaviours(report: EvalReport) -> str:
+    """One row for each kind of scenario and file."""
+    rows = [[row.title, row.label, *map(_markdown_behaviour_cell, row.cells)]
+            for row in behaviour_rows(report.measurements)]  # fmt: skip
+    if not rows:
+        return ""
+    heads = ["behaviour", "file", *(figure.name for figure in BEHAVIOUR_FIGURES)]
+    told = behaviour_variance_sentence(report.measurements)
+    return f"## Behaviour\n\n{_BEHAVIOUR}{f' {told}.' if told else ''}\n\n{markdown_table(heads, rows, 2)}"
+
+
+def _markdown_behaviour_cell(cell: BehaviourCell) -> str:
+    return f"**{cell}**" if cell.text in ("worse", "better") else str(cell)
+
+
 # ---- the end -----------------------------------------------------------------------------------------
 
 
@@ -218,7 +244,7 @@ def _markdown_self_check_row(label: str, check: SelfCheck) -> list[str]:
 
 def _markdown_not_measured(report: EvalReport) -> str:
     if any(m.similarity for m in report.measurements):
-        missing = ["tasks, perplexity, divergence and speed: the model does not generate text"]
+        missing = ["tasks, perplexity, divergence, behaviour and speed: the model does not generate text"]
         return "## Not measured\n\n" + "\n".join(
             f"- {what}" for what in [*missing, *_markdown_without_comparison(report)]
         )
@@ -226,6 +252,7 @@ def _markdown_not_measured(report: EvalReport) -> str:
     if not any(m.scores for m in report.measurements):
         missing.append("tasks (the suite has none)")
     missing += _markdown_without_comparison(report)
+    missing += behaviours_left_out(report)
     for name, found in (("divergence", "divergence"), ("speed and memory", "speed")):
         without = [m.file.label for m in report.measurements if getattr(m, found) is None]
         if len(without) == len(report.measurements):

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Final
 
 from quantyard.card import cells as cells_now
+from quantyard.card.behaviour_table import card_behaviours_table
 from quantyard.card.blocks import Block, CardTable, card_table
 from quantyard.card.cache_table import card_cache_table
 from quantyard.card.cells import NOTHING
@@ -28,8 +29,7 @@ def card_tables(subject: CardSubject) -> Iterator[Block]:
     """Every table that has rows."""
     yield from (block for block in (card_which_table(subject), _card_limits_table(subject)) if block)
     yield from card_measured_tables(subject, cells_now)
-    if table := card_cache_table(subject):
-        yield table
+    yield from filter(None, (card_behaviours_table(subject), card_cache_table(subject)))
 
 
 def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Block]:

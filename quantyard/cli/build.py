@@ -61,6 +61,7 @@ def _print_measured(measured: Measured) -> None:
     out.print(eval_summary.terminal_measured_files(measured.report))
     if table := terminal_cache_types(measured.report):
         out.print(table)
-    if table := eval_summary.terminal_measured_tasks(measured.report):
+    measured_tables = (eval_summary.terminal_measured_tasks, eval_summary.terminal_measured_behaviours)
+    for table in filter(None, (table_of(measured.report) for table_of in measured_tables)):
         out.print()
         out.print(table)

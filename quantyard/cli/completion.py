@@ -56,5 +56,5 @@ _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
     "QUANT": _quants_to_complete, "QUANTS": _quants_to_complete, "BASELINE": _quants_to_complete,
     "ENGINE": lambda: ("auto", "docker", "local"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
-    "SUITE": lambda: ("smoke", "quick", "standard", "full"),
+    "SUITE": lambda: ("smoke", "quick", "standard", "full", "behaviour", "cache"),
 }  # fmt: skip

@@ -113,7 +113,8 @@ SETTINGS: Final = (
     Setting("DEPTH_PARTS", "3", "tuning", "number of parts of the depth, each with its own types", "integer"),
     Setting("TYPES", "", "tuning", "tensor types to choose from, such as Q4_K,Q6_K; default: all", "list"),
     Setting(
-        "SUITE", "", "measuring", "smoke, quick (the default of `eval`), standard, full, or a file.yaml",
+        "SUITE", "", "measuring",
+        "smoke, quick (the default of `eval`), standard, full, behaviour, cache, or a file.yaml",
         placeholder="NAME|PATH",
     ),
     Setting(

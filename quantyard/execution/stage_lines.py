@@ -14,12 +14,14 @@ from quantyard.formatting.numbers import (
     format_elapsed,
     format_kld,
     format_metric_value,
+    format_percent,
     format_perplexity,
     format_speed,
 )
 from quantyard.metrics.kinds import metric_kind
 from quantyard.protocol.base import Progress, StageResult
 from quantyard.protocol.facts import (
+    BehaviourFacts,
     CacheFacts,
     ContractFacts,
     ConvertFacts,
@@ -36,7 +38,8 @@ from quantyard.protocol.facts import (
 
 _OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
-_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "speed", "cache", "similarity", "report")
+_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "behaviour", "speed", "cache", "similarity",
+                   "report")  # fmt: skip
 
 
 class StageLineReporter(ABC):
@@ -120,6 +123,17 @@ def _one_divergence_lines(facts: DivergenceFacts) -> Iterator[str]:
         yield f"mean KLD {format_kld(facts.mean_kld)}"
 
 
+def _behaviour_lines(result: StageResult) -> Iterator[str]:
+    """Such as `60 questions, tool calls 61.7 %`, or why nothing was asked."""
+    facts = BehaviourFacts.read(result.facts)
+    if facts.reason:
+        yield f"not asked: {facts.reason}"
+    else:
+        yield f"{format_count(facts.n_questions)} questions"
+    for name, share in facts.accuracy.items():
+        yield f"{name.replace('_', ' ')} {format_percent(share)}"
+
+
 def _similarity_lines(result: StageResult) -> Iterator[str]:
     """Such as `mean cosine 0.9997, Kendall τ 0.9911`."""
     facts = SimilarityFacts.read(result.facts)
@@ -193,5 +207,5 @@ _TWINS: Final = {
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twin_lines, "parity": _parity_lines, "projector": _projector_lines,
     "evaluate": _evaluate_lines, "divergence": _divergence_lines, "speed": _speed_lines, "report": _report_lines,
-    "contract": _contract_lines, "cache": _cache_lines, "similarity": _similarity_lines,
+    "behaviour": _behaviour_lines, "contract": _contract_lines, "cache": _cache_lines, "similarity": _similarity_lines,
 }  # fmt: skip

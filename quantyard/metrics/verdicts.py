@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from quantyard.formatting.numbers import format_count, format_forecast_count, format_margin, format_p_value
-from quantyard.protocol.measurements import Comparison, EvalReport, Verdict
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Verdict
 
 _LEAST: Final = 2  # comparisons that can be corrected for each other
 
@@ -26,7 +26,11 @@ def verdict_legend(report: EvalReport) -> Mapping[Verdict, str]:
 
 def n_corrected_comparisons(report: EvalReport) -> int:
     """The comparisons that the verdicts were corrected for together; 0 in reports of 0.1.0, which corrected none."""
-    return sum(c.adjusted_p is not None for m in report.measurements for c in m.comparisons)
+    return sum(c.adjusted_p is not None for m in report.measurements for c in _all_comparisons(m))
+
+
+def _all_comparisons(found: Measurement) -> list[Comparison]:
+    return [*found.comparisons, *(score.comparison for score in found.behaviours if score.comparison)]
 
 
 def open_verdict_note(found: Comparison) -> str:

@@ -1,6 +1,7 @@
 """Adds to the plan of a build the steps that measure its files.
 
-    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► speed <label>… ─► cache <label>… ─► report
+    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► behaviour <label>… ─► speed <label>…
+    ─► cache <label>… ─► report
 
 The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
 that the quants are made from, unless BASELINE names another one, which is then built and verified like any quant.
@@ -20,6 +21,7 @@ from quantyard.formats.gguf import why_gguf_cannot_generate
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, Measuring, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.base import FileEntry, files_digest
+from quantyard.protocol.behaviour_run import BehaviourRequest
 from quantyard.protocol.evaluation import (
     CacheRequest,
     DatasetsRequest,
@@ -44,7 +46,7 @@ from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
 # The stages whose results a report compares.
-_MEASURING: Final = ("evaluate", "divergence", "speed", "cache", "similarity")
+_MEASURING: Final = ("evaluate", "divergence", "behaviour", "speed", "cache", "similarity")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -169,7 +171,7 @@ def _vector_suite(suite: Suite) -> Suite:
     """The suite for a model that embeds texts or ranks documents: it has no tasks, perplexity or generated tokens."""
     return suite.model_copy(update={
         "tasks": (), "include_path": None, "needs_network": False, "apply_chat_template": False, "divergence": None,
-        "speed": None, "cache": None, "similarity": SimilaritySettings(),
+        "behaviour": None, "speed": None, "cache": None, "similarity": SimilaritySettings(),
     })  # fmt: skip
 
 
@@ -259,6 +261,8 @@ def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str,
     steps = [_evaluate_step(options, label, file) for label, file in files.items()]
     if options.suite.divergence is not None:
         steps += [_divergence_step(options, label, file, files[baseline]) for label, file in files.items()]
+    if options.suite.behaviour is not None:
+        steps += [_behaviour_step(options, label, file) for label, file in files.items()]
     if options.suite.speed is not None:
         steps += [_speed_step(options, label, file) for label, file in files.items()]
     if options.suite.cache is not None:
@@ -322,6 +326,15 @@ def _step_inputs_beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[
     if file == baseline:
         return {"model": file.origin}, None
     return {"model": file.origin, "baseline": baseline.origin}, baseline.path
+
+
+def _behaviour_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+    settings, seed = options.suite.behaviour, options.suite.seed
+    assert settings is not None
+    request = BehaviourRequest(
+        label=label, model_file=file.path, settings=settings, seed=seed, runtime=options.runtime
+    )
+    return Step(f"behaviour {label}", STAGES["behaviour"], request, {"model": file.origin}, 0, label)
 
 
 def _speed_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:

@@ -90,6 +90,10 @@ STAGES: Mapping[str, StageRow] = {
             "evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True,
             leaves=stage_allowed_files("evaluation.json", may=_EVALUATE_FILES),
         ),
+        StageRow(
+            "behaviour", "eval", timeout_s=48 * HOUR_S, resumable=True,
+            leaves=stage_allowed_files("behaviour.json", may=r"[a-z_]+/\d+\.json"),
+        ),
         StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_divergences),
         StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("speed.json")),
         StageRow("cache", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("cache.json")),

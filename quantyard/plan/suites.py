@@ -1,13 +1,13 @@
 """Reads and checks suites: those that come with Quantyard, and a user's own YAML file.
 
-    loaded = find_suite("quick")                        # smoke, quick, standard, full, cache
+    loaded = find_suite("quick")                        # smoke, quick, standard, full, cache, behaviour
     loaded = find_suite("my/suite.yaml")                # or a file
     suite = adjusted_suite(loaded, limit=50)            # changes from the command line
 
 A suite file has the fields of `protocol.evaluation.Suite`, all of them optional, with three shortcuts: `name` defaults
 to the file's name (for a `suite.yaml`, the folder's), a task without settings is just its name, and `divergence: false`
-or `speed: false` leaves that part out, `cache: true` adds it. `include_path` and `text` are relative to the file and
-must be inside its folder.
+or `speed: false` leaves that part out, `cache: true` or `behaviour: true` adds it. `include_path` and `text` are
+relative to the file and must be inside its folder.
 
 Built-in suites are in `eval/suites`. The eval image contains them, so a stage looks in its input `suite` if it has one,
 else in its own `suites`.
@@ -29,6 +29,7 @@ from quantyard.formats.strict_yaml import YamlProblem, read_strict_yaml
 from quantyard.paths import REPO_DIR
 from quantyard.plan.local_tasks import HELP, are_planned_tasks_local
 from quantyard.protocol.base import FileEntry, files_digest
+from quantyard.protocol.behaviour import BehaviourEntry, BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import file_sha256
@@ -36,11 +37,11 @@ from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
 # eval/suites/<name>.yaml: the smallest first, then those of one part.
-BUILTIN = ("smoke", "quick", "standard", "full", "cache")
+BUILTIN = ("smoke", "quick", "standard", "full", "cache", "behaviour")
 _PARTS: Mapping[str, type[BaseModel]] = {
-    "divergence": DivergenceSettings, "speed": SpeedSettings, "cache": CacheSettings,
+    "divergence": DivergenceSettings, "behaviour": BehaviourSettings, "speed": SpeedSettings, "cache": CacheSettings,
 }  # fmt: skip
-_OPT_IN: Final = ("cache",)  # parts that are measured only where the suite names them
+_OPT_IN: Final = ("behaviour", "cache")  # parts that are measured only where the suite names them
 
 
 class BadSuite(BadRequest):
@@ -102,6 +103,8 @@ def adjusted_suite(
     changes = {"limit": limit, "num_fewshot": num_fewshot}
     given = {key: value for key, value in changes.items() if value is not None}
     data = suite.model_dump() | {"tasks": [entry.model_dump() | given for entry in chosen]}
+    if limit is not None and suite.behaviour is not None:
+        data["behaviour"]["suites"] = [entry.model_dump() | {"limit": limit} for entry in suite.behaviour.suites]
     if tasks is not None:
         data["needs_network"] = _does_suite_need_network(suite, loaded.origin.parent, tasks)
     marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
@@ -138,6 +141,7 @@ def _read_suite(path: Path, folder: Path) -> Suite:
     data = {"name": name, **data, "tasks": _suite_tasks(data.get("tasks"), path.name)}
     for part, model in _PARTS.items():
         data[part] = _suite_part(data, part, model, path.name)
+    data["behaviour"] = _suite_behaviours(data["behaviour"], path.name)
     suite = _validated_suite(data, path.name)
     _refuse_repeated_tasks(suite.tasks, path.name)
     if not (suite.tasks or any(getattr(suite, part) for part in _PARTS)):
@@ -186,6 +190,20 @@ def _suite_part(data: dict[str, Any], name: str, model: type[BaseModel], where: 
     if isinstance(value, dict):
         _check_suite_keys(value, model, f"{where}: {name}")
     return value
+
+
+def _suite_behaviours(value: Any, where: str) -> Any:
+    """The part `behaviour` with its shortcut: a kind without settings is just its name."""
+    if not isinstance(value, dict) or not isinstance(value.get("suites"), list):
+        return value
+    entries = [{"suite": item} if isinstance(item, str) else item for item in value["suites"]]
+    for number, entry in enumerate(entries, 1):
+        if isinstance(entry, dict):
+            _check_suite_keys(entry, BehaviourEntry, f"{where}: behaviour: suite {number}")
+    names = [entry.get("suite") for entry in entries if isinstance(entry, dict)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadSuite(f"{where}: behaviour names {twice!r} twice.", "Results are kept by name: name it once.")
+    return {**value, "suites": entries}
 
 
 def _check_suite_keys(data: dict[Any, Any], model: type[BaseModel], where: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageRequest
+from quantyard.protocol.behaviour import BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
 
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
@@ -57,8 +58,9 @@ class Suite(Frozen):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
     speed: SpeedSettings | None = SpeedSettings()
+    behaviour: Annotated[BehaviourSettings | None, Field(exclude_if=lambda value: value is None)] = None
     cache: Annotated[CacheSettings | None, Field(exclude_if=lambda value: value is None)] = None  # None: not measured
-    # Of a model that embeds texts or ranks documents, in place of the three above; the plan sets it.
+    # Of a model that embeds texts or ranks documents, in place of the others above; the plan sets it.
     similarity: Annotated[SimilaritySettings | None, Field(exclude_if=lambda value: value is None)] = None
 
 
@@ -178,7 +180,7 @@ class SimilarityRequest(StageRequest):
 
 class ReportRequest(StageRequest):
     """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`,
-    `cache-<label>`, `similarity-<label>`.
+    `behaviour-<label>`, `cache-<label>`, `similarity-<label>`.
 
     Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
     """

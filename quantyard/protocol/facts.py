@@ -143,6 +143,14 @@ class CacheFacts(Facts):
     mean_kld: Annotated[dict[CacheName, float], Field(max_length=100)] = {}
 
 
+class BehaviourFacts(Facts):
+    """The accuracy of one file in the scenarios of each kind, and why nothing was measured."""
+
+    n_questions: Count = 0
+    accuracy: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], Field(max_length=20)] = {}
+    reason: Annotated[str, Field(max_length=1000)] = ""
+
+
 class SimilarityFacts(Facts):
     """How close one file is to the baseline; None: it is the baseline, or was not measured."""
 
@@ -182,7 +190,7 @@ MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
-    "cache": CacheFacts, "report": ReportFacts, "contract": ContractFacts,
+    "behaviour": BehaviourFacts, "cache": CacheFacts, "report": ReportFacts, "contract": ContractFacts,
 }  # fmt: skip
 
 

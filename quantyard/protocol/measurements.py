@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import Frozen, JsonObject, Sha256
+from quantyard.protocol.behaviour import BehaviourName
 from quantyard.protocol.cache_types import CacheName, CacheRefusal, CacheSettings
 from quantyard.protocol.evaluation import SpeedSettings, Suite
 
@@ -259,6 +260,30 @@ class Comparison(Frozen):
     questions_needed: int | None = None  # how many would settle the verdict "too few questions"
 
 
+class BehaviourScore(Frozen):
+    """The answers of one file to the scenarios of one kind; what is less a baseline's is None for the baseline.
+
+    Each question counts once: with several answers by the mean of these. `comparison` is that of the accuracies, with
+    the tests and verdicts of tasks. The variances are components of that of an answer's being right: between questions,
+    and between the answers to one (None with one answer each).
+    """
+
+    suite: BehaviourName
+    n: int  # questions
+    n_answers: int  # of each question
+    accuracy: Interval
+    length: Interval  # tokens of an answer
+    thought: float = 0.0  # of which tokens of thoughts, on average
+    unfinished: Interval  # shares of answers
+    loops: Interval
+    comparison: Comparison | None = None
+    length_delta: Interval | None = None
+    unfinished_delta: Interval | None = None
+    loop_delta: Interval | None = None
+    question_variance: float | None = None
+    seed_variance: float | None = None
+
+
 class Measurement(Frozen):
     """Everything measured on one file."""
 
@@ -270,6 +295,8 @@ class Measurement(Frozen):
     speed: Speed | None = None
     cache: Annotated[CacheMeasurement | None, Field(exclude_if=lambda value: value is None)] = None
     similarity: Annotated[Similarity | None, Field(exclude_if=lambda value: value is None)] = None
+    behaviours: Annotated[tuple[BehaviourScore, ...], Field(exclude_if=lambda value: not value)] = ()
+    no_behaviours: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # why, as half a sentence
     n_truncated: int = 0  # requests cut from the left to the longest allowed
 
 

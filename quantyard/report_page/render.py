@@ -17,6 +17,7 @@ from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_margin
 from quantyard.formatting.printable import replace_unprintable
 from quantyard.hub.files import HubPlace
+from quantyard.metrics.behaviour_figures import behaviour_variance_sentence
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
@@ -25,6 +26,7 @@ from quantyard.metrics.plots.tradeoff import plot_tradeoffs
 from quantyard.metrics.verdicts import verdict_legend
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
+from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
@@ -80,6 +82,8 @@ def _page_content(
         "limits": limits_sentence(manifest.gate.results) if manifest.gate else "",
         "tasks_table": tasks_table,
         "cache_sentence": page_cache_sentence(files),
+        "behaviours_table": page_behaviours_table(report, files),
+        "seeds": behaviour_variance_sentence(report.measurements),
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
         "divergence": plot_divergence(files),

@@ -7,15 +7,15 @@ both end in the same words.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import CPU_S, OverLimit, SandboxWorker
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Mapping[str, Any]]  # with a role and a content; see Transformers' chat templates
 MAX_CHARACTERS: Final = 1 << 20  # of a template; real ones stay under 100,000
 _WORKER: Final = Path(__file__).with_name("template_worker.py")
 _HINT: Final = (
@@ -59,8 +59,13 @@ class ChatTemplate:
         """End the process."""
         self._worker.close()
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: Messages, *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The conversation's text.
+
+        Args:
+            tools: JSON schemas of the functions that the assistant may call.
 
         Raises:
             ChatRefused: the template refuses the conversation, or is not a valid template.
@@ -69,7 +74,8 @@ class ChatTemplate:
         if not self._is_told:
             self._worker.ask({"template": self.text, **self._names})
             self._is_told = True
-        asked = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+        asked: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        asked |= {"add_generation_prompt": add_generation_prompt, "tools": [dict(tool) for tool in tools] or None}
         try:
             answer = self._worker.ask(asked)
         except OverLimit:

@@ -3,6 +3,8 @@
     {"template": …, "bos_token": …, "eos_token": …}               first
     {"messages": […], "add_generation_prompt": true}              then → {"text": …}, {"refused": …} or {"fault": …}
 
+A question may have "tools" too.
+
 A script of its own process, which `chat_template` starts: the template was written by others. It may call
 nothing but what a chat template needs, and each answer has its seconds and megabytes.
 """
@@ -67,7 +69,7 @@ def _template_answer(state: dict[str, Any], question: dict[str, Any]) -> dict[st
         if "compiled" not in state:
             state["compiled"] = sandboxed_jinja().from_string(state["template"])
         names = {name: state[name] for name in ("bos_token", "eos_token")}
-        text = str(state["compiled"].render(**question, **names, tools=None, documents=None))
+        text = str(state["compiled"].render({"tools": None, "documents": None} | question | names))
         text.encode()  # refuse a lone surrogate
     except MemoryError:
         return {"fault": _BOUNDED["sandbox_memory_exceeded"]()}

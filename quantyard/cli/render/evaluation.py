@@ -10,6 +10,7 @@ from quantyard.cli.render.tables import FittedTable
 from quantyard.execution.manifest_writer import Measured
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
+from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, behaviour_rows
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
@@ -114,6 +115,20 @@ def _render_score_cells(found: Score) -> tuple[str, ...]:
         written.value,
         written.ends,
     )
+
+
+def terminal_measured_behaviours(report: EvalReport) -> FittedTable | None:
+    """One row per kind of scenario and file; None where none were asked."""
+    columns = [figure.name for figure in BEHAVIOUR_FIGURES]
+    table = FittedTable(("behaviour", "file", *columns), left=2, heads=2, words=("verdict",))
+    for row in behaviour_rows(report.measurements):
+        colour = _COLOURS[row.verdict] if row.verdict else ""
+        cells = [
+            f"[{colour}]{cell}[/]" if colour and figure.is_text else str(cell)
+            for figure, cell in zip(BEHAVIOUR_FIGURES, row.cells, strict=True)
+        ]
+        table.add_row(row.title, escape_rich_markup(row.label), *cells)
+    return table if table.rows else None
 
 
 def terminal_report_paths(measured: Measured) -> str:

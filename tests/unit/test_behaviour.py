@@ -1,0 +1,177 @@
+"""Behaviours: what is drawn, how answers are read, and the statistics of the report, against calculations by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from eval.analysis.behaviour import behaviour_scores, behaviour_share_delta, with_behaviour_outcomes
+from eval.analysis.verdicts import compare_evaluations
+from eval.report import Inputs, build_eval_report
+from eval.scenarios.checks import CheckedAnswer, is_right_answer, scenario_chance
+from eval.scenarios.scenario import Scenario, drawn_scenario_blocks, load_scenarios
+from quantyard.metrics.behaviour_figures import BEHAVIOUR_TITLES, behaviour_rows, behaviour_variance_sentence
+from quantyard.metrics.verdicts import n_corrected_comparisons
+from quantyard.protocol.behaviour import BEHAVIOUR_NAMES, BehaviourEntry, BehaviourName, BehaviourSettings
+from quantyard.protocol.behaviour_run import BehaviourAnswer, BehaviourOutcome, BehaviourRun
+from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
+from quantyard.protocol.measurements import EvalReport, FileFacts
+from tests.evaluations import evaluation, outcome, right_or_wrong
+
+
+def _answer(right: int, tokens: int = 10, *, unfinished: bool = False, loop: bool = False) -> BehaviourAnswer:
+    return BehaviourAnswer(is_right=bool(right), n_tokens=tokens, is_unfinished=unfinished, is_loop=loop)
+
+
+def _run(label: str, answers: list[list[BehaviourAnswer]], chance: float = 0.0) -> BehaviourRun:
+    names = tuple(f"q{i}" for i in range(len(answers)))
+    found = BehaviourOutcome(
+        suite="tool_calls", chance=chance, questions=names, hashes=names, answers=tuple(map(tuple, answers))
+    )
+    file = FileFacts(label=label, size_bytes=1, bits_per_weight=8, n_params=1, architecture="llama")
+    return BehaviourRun(file=file, outcomes=(found,))
+
+
+def _report(base: list[list[BehaviourAnswer]], other: list[list[BehaviourAnswer]], chance: float = 0.0) -> EvalReport:
+    parts = {"behaviour": BehaviourSettings(), "divergence": None, "speed": None}
+    suite = Suite(name="mine", tasks=(TaskEntry(task="arc"),), **parts)
+    request = ReportRequest(title="M", suite=suite, baseline="BF16", labels=("BF16", "Q4_K_M"))
+    return build_eval_report(request, [
+        Inputs(label, evaluation(label, outcome("arc", right_or_wrong([1, 0] * 50))), None, None,
+               behaviour=_run(label, answers, chance))
+        for label, answers in (("BF16", base), ("Q4_K_M", other))
+    ])  # fmt: skip
+
+
+# ---- statistics, by hand -----------------------------------------------------------------------------
+
+
+def test_a_difference_of_accuracy_is_mcnemar_s_corrected_with_the_tasks() -> None:
+    base, other = [[_answer(1)] for _ in range(40)], [[_answer(i >= 8)] for i in range(40)]  # 8 lost, none gained
+    report = _report(base, other)
+    (score,) = report.measurements[1].behaviours
+    found = score.comparison
+    assert found
+    assert (found.lost, found.gained, found.n) == (8, 0, 40)
+    assert found.mcnemar_p == pytest.approx(2 * 0.5**8)
+    assert found.adjusted_p == pytest.approx(2 * 2 * 0.5**8)  # Holm: the smaller p of two, times two
+    assert n_corrected_comparisons(report) == 2
+    assert found.verdict == "worse"
+    assert score.accuracy.value == pytest.approx(0.8)
+    assert [c.task for c in report.measurements[1].comparisons] == ["arc"]  # behaviours have a table of their own
+
+
+def test_a_difference_of_length_is_student_s_of_the_pairs() -> None:
+    base, other = [10, 20, 30, 40], [12, 26, 30, 48]  # differences 2, 6, 0, 8: mean 4, standard deviation √(40/3)
+    report = _report([[_answer(1, n)] for n in base], [[_answer(1, n)] for n in other])
+    (score,) = report.measurements[1].behaviours
+    assert score.length.value == pytest.approx(29)
+    assert score.length_delta
+    assert score.length_delta.value == pytest.approx(4)
+    half = 3.182446 * math.sqrt(40 / 3) / 2  # t of 3 degrees of freedom
+    assert score.length_delta.high - 4 == pytest.approx(half, rel=1e-4)
+
+
+def test_a_difference_of_shares_is_tango_s() -> None:
+    """Without a flip its ends are ± z² / (n + z²); one question lost and one gained of four is 0, both ways alike."""
+    same = behaviour_share_delta(np.zeros((44, 1)), np.zeros((44, 1)))
+    assert (same.low, same.high) == pytest.approx((-0.080296, 0.080296), abs=1e-6)  # 3.841459 / 47.841459
+    flipped = behaviour_share_delta(np.array([[1.0], [0], [0], [0]]), np.array([[0.0], [1], [0], [0]]))
+    assert flipped.value == 0
+    assert flipped.high == pytest.approx(-flipped.low)
+
+
+def test_seeds_are_a_random_effect() -> None:
+    """Two questions of three answers, 1 1 0 and 0 0 0: the variance within is (1/3 + 0) / 2, that of the means
+    (2/3)² / 2, less a third of the former.
+    """
+    answers = [[_answer(1), _answer(1), _answer(0)], [_answer(0)] * 3]
+    report = _report(answers, answers)
+    (score,) = report.measurements[0].behaviours
+    assert (score.n, score.n_answers) == (2, 3)
+    assert score.accuracy.value == pytest.approx(1 / 3)
+    assert score.seed_variance == pytest.approx(1 / 6)
+    assert score.question_variance == pytest.approx(2 / 9 - 1 / 18)
+    assert "50 % of the variance" in behaviour_variance_sentence(report.measurements)  # 1/6 and 1/6
+
+
+def test_a_baseline_that_only_never_calls_has_no_signal() -> None:
+    """Ten of forty scenarios want no call: a model that never calls gets 25 %."""
+    answers = [[_answer(i < 10)] for i in range(40)]
+    report = _report(answers, answers, chance=0.25)
+    (score,) = report.measurements[1].behaviours
+    assert score.comparison
+    assert score.comparison.verdict == "no signal"
+
+
+def test_files_that_were_asked_other_questions_are_not_compared() -> None:
+    one, two = _run("BF16", [[_answer(1)]] * 3), _run("Q4_K_M", [[_answer(1)]] * 3)
+    changed = two.outcomes[0].model_copy(update={"hashes": ("q0", "q1", "other")})
+    pair = [with_behaviour_outcomes(evaluation(run.file.label), run)
+            for run in (one, two.model_copy(update={"outcomes": (changed,)}))]  # fmt: skip
+    with pytest.raises(Exception, match="questions of task behaviour:tool_calls differ"):
+        compare_evaluations(pair[0], pair[1:], 0.01)
+
+
+def test_a_file_without_behaviours_has_no_scores() -> None:
+    assert behaviour_scores(None, None, ()) == ()
+
+
+def test_the_baseline_comes_first_in_every_kind() -> None:
+    report = _report([[_answer(1)]] * 3, [[_answer(0)]] * 3)
+    assert [(row.title, row.label) for row in behaviour_rows(report.measurements)] == [
+        ("tool calls", "BF16"), ("tool calls", "Q4_K_M"),
+    ]  # fmt: skip
+
+
+# ---- what is drawn -----------------------------------------------------------------------------------
+
+
+def test_a_larger_limit_computes_the_same_blocks_and_more() -> None:
+    whole = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls"), 1234)
+    assert sorted(each.id for block in whole for each in block) == sorted(s.id for s in load_scenarios("tool_calls"))
+    for limit in (1, 8, 9, 30):
+        few = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls", limit=limit), 1234)
+        assert few == whole[: len(few)]
+        assert sum(map(len, few)) >= limit
+        assert sum(map(len, few[:-1])) < limit
+
+
+def test_a_small_draw_holds_several_categories() -> None:
+    (block,) = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls", limit=8), 1234)
+    assert len({scenario.category for scenario in block}) >= 5
+
+
+# ---- scenarios ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BEHAVIOUR_NAMES)
+def test_every_reference_is_right_and_every_wrong_answer_is_wrong(name: BehaviourName) -> None:
+    for scenario in load_scenarios(name):
+        if scenario.reference:
+            assert is_right_answer(scenario, CheckedAnswer.of(scenario.reference)), (scenario.id, scenario.reference)
+        else:
+            assert name == "tool_calls", scenario.id  # whose right answers have many forms: test_tool_calls.py
+        for wrong in scenario.wrong:
+            assert not is_right_answer(scenario, CheckedAnswer.of(wrong)), (scenario.id, wrong)
+        assert scenario_chance(scenario) == 1 or not is_right_answer(scenario, CheckedAnswer.of("")), scenario.id
+
+
+@pytest.mark.parametrize("name", BEHAVIOUR_NAMES)
+def test_every_scenario_has_wrong_answers_and_a_name_of_its_own(name: BehaviourName) -> None:
+    scenarios = load_scenarios(name)
+    assert len({scenario.id for scenario in scenarios}) == len(scenarios)
+    assert len({_question(scenario) for scenario in scenarios}) == len(scenarios)
+    for scenario in scenarios:
+        assert scenario.wrong or name == "tool_calls", scenario.id
+
+
+def _question(scenario: Scenario) -> str:
+    return json.dumps([scenario.system, scenario.history, scenario.user])
+
+
+def test_every_kind_has_a_title() -> None:
+    assert set(BEHAVIOUR_TITLES) == set(BEHAVIOUR_NAMES)
