@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantyard.api import (
         build,
         choose,
+        compare,
         contract,
         demo,
         doctor,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from quantyard.version import __version__
 
 __all__ = (
-    "Manifest", "QuantyardError", "__version__", "build", "choose", "contract", "demo", "doctor", "evaluate", "gate",
-    "lora", "matrix", "plan", "publish", "read_manifest", "release", "report", "tune", "verify",
+    "Manifest", "QuantyardError", "__version__", "build", "choose", "compare", "contract", "demo", "doctor", "evaluate",
+    "gate", "lora", "matrix", "plan", "publish", "read_manifest", "release", "report", "tune", "verify",
 )  # fmt: skip
 # Where each name is that is not of `quantyard.api`.
 _ELSEWHERE = {

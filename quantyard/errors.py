@@ -160,6 +160,12 @@ class NotEnoughDisk(OutOfResources):
     kind = "not-enough-disk"
 
 
+class FileTooLarge(OutOfResources):
+    """One of several files is too large for this machine; the others are not."""
+
+    kind = "file-too-large"
+
+
 class EngineError(QuantyardError):
     """Docker, an image or a local tool is missing or does not work."""
 

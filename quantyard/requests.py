@@ -124,6 +124,21 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
+class ForeignRequest:
+    """The files that other people made, for `compare`.
+
+    Attributes:
+        places: repos `org/name[@revision]`, folders, GGUF files, `ollama:name:tag`.
+        wanted: quants, patterns of file names, or `all`; (): the quants of our own files.
+        ollama: the folder of Ollama's store.
+    """
+
+    places: tuple[str, ...]
+    wanted: tuple[str, ...]
+    ollama: Path
+
+
+@dataclass(frozen=True)
 class ChooseRequest:
     """The limits that the file named by `choose` must meet, and how it will be served."""
 
@@ -183,6 +198,7 @@ class BuildRequest:
     allow_twin_mismatch: bool = False
     parts: Parts = "all"
     tune: TuneRequest | None = None
+    foreign: ForeignRequest | None = None
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text
     calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): Quantyard's text

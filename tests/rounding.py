@@ -9,7 +9,7 @@ import gguf as gguf_py
 import numpy as np
 import pytest
 
-from builder.rounding import Floats
+from builder.llama.ggml_rows import Floats
 from quantyard.tune.type_errors import LADDER
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 

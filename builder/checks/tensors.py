@@ -194,13 +194,14 @@ def _widest_bits_per_weight(before: TensorInfo, quant: str | None) -> float:
 def _broken_quant_promise(quantized: GgufHeader, quant: str) -> list[str]:
     promised = PROMISED_TYPES.get(quant)
     candidates = [tensor for tensor in quantized.tensors if is_tensor_worth_comparing(tensor)]
-    if promised is None or any(_has_promised_type(tensor, name) for tensor in candidates for name in promised):
+    if promised is None or any(has_promised_type(tensor, name) for tensor in candidates for name in promised):
         return []
     found = ", ".join(count_tensor_types(candidates)) or "nothing"
     return [f"No tensor has the type that {quant} promises ({' or '.join(promised)}); there is {found}."]
 
 
-def _has_promised_type(tensor: TensorInfo, promised: str) -> bool:
+def has_promised_type(tensor: TensorInfo, promised: str) -> bool:
+    """Whether a tensor has this type, or the one that llama-quantize takes where its rows are too narrow."""
     return tensor.type.name == tensor_type_for_row(promised, tensor.shape[0])
 
 

@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Unpack
 
 from quantyard.api.call import Progress, api_reporter, api_request, document_api_call, translate_api_errors
 from quantyard.api.settings import (
     BuildSettings,
     ChooseSettings,
+    CompareSettings,
     EvaluateSettings,
     GateSettings,
     LoraSettings,
@@ -34,12 +36,14 @@ from quantyard.protocol.gate import GateReport
 from quantyard.requests import BuildRequest
 from quantyard.workflows import build as building
 from quantyard.workflows import choose as choosing
+from quantyard.workflows import compare as comparing
 from quantyard.workflows import matrix as matrices
 from quantyard.workflows import planning
 from quantyard.workflows import release as releasing
 from quantyard.workflows import tune as tuning
 from quantyard.workflows import verify as verifying
 from quantyard.workflows.choose import Chosen
+from quantyard.workflows.compare import ComparedFiles
 from quantyard.workflows.demo import Demo
 from quantyard.workflows.doctor import DoctorFinding
 from quantyard.workflows.lora import Adapter
@@ -140,6 +144,27 @@ def matrix(model: Model, *, progress: Progress = None, **settings: Unpack[Matrix
     request = api_request("matrix", settings, MODEL=model)
     with translate_api_errors():
         return matrices.matrix(request, api_reporter(progress))
+
+
+@document_api_call("compare", CompareSettings)
+def compare(
+    model: Model, repos: Model | Sequence[Model], *, progress: Progress = None, **settings: Unpack[CompareSettings]
+) -> ComparedFiles:
+    """Measure GGUF files that others made of a model beside ours, against our baseline, after checking them.
+
+    A file that cannot be had or is not of this model is in `ComparedFiles.failures`, and does not stop the others.
+
+    Args:
+        model: as of `build`.
+        repos: repos of the Hub, folders, GGUF files, or `ollama:name:tag`.
+        progress: called with each line of progress.
+
+    Raises:
+        QuantyardError: no file of others could be measured: the first one's error; or as `build`.
+    """
+    request = api_request("compare", settings, MODEL=model, REPOS=repos)
+    with translate_api_errors():
+        return comparing.compare(request, api_reporter(progress))
 
 
 @document_api_call("tune", TuneSettings)

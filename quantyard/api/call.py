@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, Final, TypeVar, get_type_hints
@@ -28,7 +28,9 @@ F = TypeVar("F", bound=Callable[..., object])
 _OF_THE_MACHINE: Final = frozenset((*MACHINE, "HF_TOKEN"))
 
 
-def api_request(command: str, settings: Mapping[str, Any], **given: str | os.PathLike[str]) -> BuildRequest:
+def api_request(
+    command: str, settings: Mapping[str, Any], **given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+) -> BuildRequest:
     """The request of a call.
 
     Args:

@@ -87,6 +87,12 @@ class MatrixSettings(MachineSettings, _Making, _Measuring, total=False):
     quants: Names
 
 
+class CompareSettings(EvaluateSettings, total=False):
+    """Which files of others are compared, and how they are measured."""
+
+    files: Names
+
+
 class TuneSettings(MachineSettings, total=False):
     """Settings of a search: its goal and its precision."""
 

@@ -31,6 +31,7 @@ PUBLISHING = (
 ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
 CHECKING = ("REPO", "FILE", "REBUILD")
 COMPARING = ("QUANTS",)
+FOREIGN = ("REPOS", "FILES")
 TUNING = ("TARGET_SIZE", "TARGET_KLD", "DEPTH_PARTS", "TYPES")
 LOOKING = ("FIND",)
 REPORTING = ("ONLY",)
@@ -38,7 +39,7 @@ CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL")
 
 _NOT_BUILDING = {
     *MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING, *LOOKING,
-    *REPORTING,
+    *REPORTING, *FOREIGN,
 }  # fmt: skip
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
@@ -106,6 +107,12 @@ COMMANDS: Final = (
         "matrix", "matrix.matrix_command",
         "Make and measure many quants in one run; a failed quant does not stop the others.",
         _MATRIX, ("MODEL", "QUANTS", "SUITE", "ENGINE", "ARTIFACTS", "JSON"), "make",
+    ),
+    Command(
+        "compare", "compare.compare_command",
+        "Measure GGUF files that others made of MODEL beside ours, against our baseline, after checking them.",
+        (*_EVALUATING, *FOREIGN), ("MODEL", "REPOS", "FILES", "QUANT", "SUITE", "ENGINE", "ARTIFACTS", "JSON"),
+        "measure",
     ),
     Command(
         "publish", "release.publish_command",

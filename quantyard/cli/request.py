@@ -45,6 +45,7 @@ from quantyard.requests import (
     BuildRequest,
     CheckRequest,
     ChooseRequest,
+    ForeignRequest,
     ImageSettings,
     MeasureRequest,
     PackRequest,
@@ -136,6 +137,7 @@ def _typed_build_request(
         if hasattr(args, "MIN_TPS") else None,
         tune=_typed_tune_request(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
+        foreign=_typed_foreign_request(values, environment) if hasattr(args, "REPOS") else None,
         adapter=values["ADAPTER"], base=values["BASE"],
         imatrix=_typed_imatrix(values), chunks=_typed_imatrix_chunks(values, 0),
         calibration=tuple(Path(name.strip()) for name in values["CALIBRATION"].split(",") if name.strip()),
@@ -240,6 +242,13 @@ def _typed_target_quant(text: str) -> str:
         message = f"TARGET_SIZE={text[:80]} is neither a size nor a quantization type.{meant}"
         hint = "Write a size: TARGET_SIZE=4GiB; or a type, for the size that it has: TARGET_SIZE=Q4_K_M"
         raise BadRequest(message, hint) from error
+
+
+def _typed_foreign_request(values: Mapping[str, str], environment: Mapping[str, str]) -> ForeignRequest:
+    places, wanted = (
+        tuple(name.strip() for name in values[setting].split(",") if name.strip()) for setting in ("REPOS", "FILES")
+    )
+    return ForeignRequest(places, wanted, typed_file_path(environment.get("OLLAMA_MODELS") or "~/.ollama/models"))
 
 
 def _typed_decimal(name: str, values: Mapping[str, str]) -> float:

@@ -48,8 +48,8 @@ class Setting:
 
 # The headings of `--help`, in this order.
 GROUPS: Final = (
-    "model", "importance matrix", "tuning", "measuring", "choosing", "serving", "publishing", "verifying", "running",
-    "looking up", "permissions", "network", "base images",
+    "model", "importance matrix", "tuning", "measuring", "comparing", "choosing", "serving", "publishing", "verifying",
+    "running", "looking up", "permissions", "network", "base images",
 )  # fmt: skip
 
 # To add a setting: add a row, name it in commands.py, and run `make reference`.
@@ -69,6 +69,16 @@ SETTINGS: Final = (
         "QUANTS", "", "model", "the types of a matrix, comma-separated; default: the preset's, or one of each size",
         "list",
         placeholder="TYPE,…",
+    ),
+    Setting(
+        "REPOS", "", "comparing",
+        "GGUF files of others: org/name[@revision], folders, .gguf files, ollama:name:tag, comma-separated", "list",
+        placeholder="PLACE,…",
+    ),
+    Setting(
+        "FILES", "", "comparing",
+        "which of them: quants (UD-Q4_K_XL), patterns (*IQ4*) or all; default: the quants of our own files", "list",
+        placeholder="NAME,…",
     ),
     Setting("RECIPE", "", "model", "recipes of mixed precision (file.yaml), with or instead of QUANT", "paths"),
     Setting(

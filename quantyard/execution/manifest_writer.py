@@ -119,7 +119,9 @@ class ManifestRecords:
         write_manifest(self.store.folder / "manifest.json", manifest)
 
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
-        """Record a successful step."""
+        """Record a successful step; what is about files of others is not the model's record."""
+        if self._is_foreign(step):
+            return
         manifest = self.read()
         self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
         self.write(manifest)
@@ -200,14 +202,19 @@ class ManifestRecords:
             return None
         suite = self.plan.measuring.suite.name
         report = read_planned_report(finished[REPORT])
-        measured = Measured(
-            report, copy_stored_outputs(finished[REPORT].artifact, self.store.folder / plan_suite_folder(suite))
-        )
+        folder = self.store.folder / plan_suite_folder(suite, is_foreign=bool(self.plan.foreign))
+        measured = Measured(report, copy_stored_outputs(finished[REPORT].artifact, folder))
+        if self.plan.foreign:
+            return measured
         manifest = self.read()
         if manifest.evaluations.get(suite) != measured.report:
             manifest.evaluations[suite] = measured.report
             self.write(manifest)
         return measured
+
+    def _is_foreign(self, step: Step) -> bool:
+        """Whether a step is about files that somebody else made, or about them too."""
+        return step.quant in self.plan.foreign or (bool(self.plan.foreign) and step.label == REPORT)
 
     def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
         """Record the reports of the plan's API tests."""
@@ -224,7 +231,7 @@ class ManifestRecords:
         a step of that label, or if the run that finished it was killed before it could write.
         """
         manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
-        known = [step for step in steps if self.engine.identity(step.row.image)]
+        known = [step for step in steps if self.engine.identity(step.row.image) and not self._is_foreign(step)]
         others = [step for step in known if _manifest_stage_key(manifest, step.label) != specs[step.label].key]
         for step in others:
             found = finished[step.label]

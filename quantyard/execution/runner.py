@@ -220,6 +220,11 @@ class PlanRunner:
         """The outputs of a finished step."""
         return self._finished.steps[label].artifact.files
 
+    def inputs(self, label: str, name: str) -> tuple[FileEntry, ...]:
+        """The files of one input of a finished step."""
+        step = next(step for step in self.plan.steps if step.label == label)
+        return self._finished.inputs(step)[name].files
+
     def _run_step(self, step: Step, reporter: StepReporter) -> None:
         if self._finished.is_made(step):
             return

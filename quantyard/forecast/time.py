@@ -32,7 +32,9 @@ from quantyard.forecast.work import (
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find_quant
 
-UNTIMED: Final = ("fetch", "datasets", "split", "contract", "dequantize", "lora", "rounding")  # by `make rates`
+UNTIMED: Final = (  # by `make rates`
+    "fetch", "datasets", "split", "contract", "dequantize", "lora", "rounding", "verify_foreign",
+)  # fmt: skip
 _RECENT: Final = 7  # of samples alike, how many the median is of
 # A concurrent step's share of the time, relative to its time alone; until that is measured.
 _CONCURRENT_SHARE: Final = 0.8

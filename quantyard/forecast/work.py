@@ -135,6 +135,7 @@ _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "fetch": _fetch_work, "twin": lambda _request, _n_params: StageWork("twin", 1),
     "parity": _weights_work, "convert": _weights_work, "projector": _weights_work,
     "calibrate": _calibrate_work, "quantize": _quantize_work, "verify": _weights_work,
+    "verify_foreign": _weights_work,
     "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
     "cache": _cache_work,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),

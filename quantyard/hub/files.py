@@ -239,10 +239,19 @@ def _refuse_missing_hub_parts(title: str, shards: list[str]) -> None:
         raise BadSource(message, "The upload is not complete: try another revision, or tell the owner.")
 
 
-def _hub_gguf_selection(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str | None) -> Selection:
+def hub_gguf_models(names: Iterable[str]) -> dict[str, list[str]]:
+    """Each model among the GGUF files of a repo or folder, by its name without numbers of shards: its files in order.
+    Projectors, importance matrices and adapters are not models.
+    """
     models: dict[str, list[str]] = {}
-    for name in sorted(ggufs):
-        models.setdefault(_SHARD.sub("", name), []).append(name)
+    for name in sorted(names):
+        if name.lower().endswith(".gguf") and _may_be_hub_weights(name):
+            models.setdefault(_SHARD.sub("", name), []).append(name)
+    return models
+
+
+def _hub_gguf_selection(title: str, names: dict[str, FileEntry], ggufs: list[str], asked: str | None) -> Selection:
+    models = hub_gguf_models(ggufs)
     model, why = _asked_hub_gguf(title, models, asked) if asked else _best_hub_gguf(title, models)
     shards = models[model]
     _refuse_missing_hub_parts(title, shards)

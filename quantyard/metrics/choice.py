@@ -78,15 +78,20 @@ def is_quality_tie(one: Choosable, other: Choosable) -> bool:
 
 def best_of_report(report: EvalReport, labels: Iterable[str]) -> BestFile[ReportedFile] | None:
     """The file to take among those of a report that have a quality; the baseline only if there is no other."""
+    found = reported_files(report, labels)
+    return best_file([file for file in found if file.label != report.baseline] or found)
+
+
+def reported_files(report: EvalReport, labels: Iterable[str]) -> list[ReportedFile]:
+    """Those of these files that have a size and a quality in the report."""
     metric, wanted = pareto_metric(report), set(labels)
     qualities = ((m, pareto_quality(report, m, metric)) for m in report.measurements if m.file.label in wanted)
-    found = [
+    return [
         ReportedFile(m, quality, ParetoEntry(
             m.file.label, m.file.size_bytes, quality.value, m.speed.generated_tokens_per_s if m.speed else None,
             pareto_shown(quality.value, metric)))
         for m, quality in qualities if quality and m.file.size_bytes
     ]  # fmt: skip
-    return best_file([file for file in found if file.label != report.baseline] or found)
 
 
 def _take_of_tied_files(files: Sequence[File]) -> tuple[File, tuple[File, ...]]:

@@ -368,9 +368,11 @@ def is_pointless_step(plan: BuildPlan, step: Step, lost: Collection[str]) -> boo
     return bool(compared) and set(compared) <= set(lost)
 
 
-def plan_suite_folder(suite: str) -> str:
-    """Where the report on a suite is published, relative to the model's folder."""
-    return f"eval/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
+def plan_suite_folder(suite: str, *, is_foreign: bool = False) -> str:
+    """Where the report on a suite is published, relative to the model's folder. `is_foreign`: the report on files that
+    somebody else made, beside ours.
+    """
+    return f"{'compare' if is_foreign else 'eval'}/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
 
 
 def read_planned_report(finished: FinishedStage) -> EvalReport:

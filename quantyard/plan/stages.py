@@ -76,6 +76,7 @@ STAGES: Mapping[str, StageRow] = {
         StageRow("quantize", "builder", leaves=stage_allowed_files("model.gguf")),
         StageRow("rounding", "builder", timeout_s=2 * HOUR_S, leaves=stage_allowed_files("rounding.json")),
         StageRow("verify", "builder", timeout_s=2 * HOUR_S),
+        StageRow("verify_foreign", "builder", timeout_s=2 * HOUR_S),
         StageRow("dequantize", "builder", timeout_s=1 * HOUR_S,
             leaves=stage_allowed_files("config.json", may=_MODEL_FILES)),
         StageRow("random_model", "builder", timeout_s=0.5 * HOUR_S,

@@ -121,3 +121,4 @@ class BuildPlan:
     measuring: Measuring | None = None
     contracts: tuple[str, ...] = ()  # the quants whose API is tested
     projector: Projector | None = None  # what the model reads besides text
+    foreign: tuple[str, ...] = ()  # labels of files that somebody else made: measured, but not recorded as the model's

@@ -152,6 +152,21 @@ class VerifyRequest(StageRequest):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
 
 
+class VerifyForeignRequest(StageRequest):
+    """Check the GGUF in `/in/model`, which somebody else made, against our conversion of the model in `/in/source`, and
+    against `reference.json` of `/in/reference` if there is one; see builder/verify_foreign.py.
+    """
+
+    stage: Literal["verify_foreign"] = "verify_foreign"
+    model_file: RelativePath = "model.gguf"
+    source_file: RelativePath = "model.gguf"
+    has_reference: bool = True
+    named_type: Annotated[str, Field(exclude_if=_is_field_empty)] = ""  # the quant in the file's name; "": none
+    weights: Annotated[int, Field(ge=256)] = 65_536  # of each tensor that are compared, at most
+    threads: Annotated[int, Field(ge=0)] = 0
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+
 class DequantizeRequest(StageRequest):
     """Turn the GGUF in `/in/source` back into a Hugging Face folder (what `make demo` starts from)."""
 

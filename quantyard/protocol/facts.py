@@ -14,6 +14,7 @@ from quantyard.formatting.numbers import format_cosine
 from quantyard.protocol.base import Sha256, StageResult
 from quantyard.protocol.cache_types import CacheName
 from quantyard.protocol.embeddings import ScriptAgreement
+from quantyard.protocol.foreign_findings import ForeignFinding
 from quantyard.protocol.text_findings import TextFinding
 
 _MAX_COUNT: Final = 2**53  # integers up to here are exact in every JSON reader
@@ -123,6 +124,17 @@ class VerifyFacts(Facts):
                 yield f"script:{script}: {what} {format_cosine(found.agreement)}", True
 
 
+class ForeignFacts(Facts):
+    """The findings on a GGUF that somebody else made; none of them is a refusal, for which the stage fails."""
+
+    findings: Annotated[list[ForeignFinding], Field(max_length=100)] = []
+    bits_per_weight: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    types: Annotated[dict[str, Count], Field(max_length=100)] = {}  # tensor type → how many tensors have it
+    # The largest error of a tensor against the source, in errors of ggml's own rounding to the same type.
+    worst_error_ratio: Amount | None = None
+    worst_tensor: Annotated[str, Field(max_length=100)] = ""
+
+
 class EvaluateFacts(Facts):
     """The number of questions, and the metrics of each task."""
 
@@ -188,7 +200,7 @@ class ContractFacts(Facts):
 # To have the facts of another stage checked: add a row.
 MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
-    "projector": ProjectorFacts,
+    "projector": ProjectorFacts, "verify_foreign": ForeignFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
     "behaviour": BehaviourFacts, "cache": CacheFacts, "report": ReportFacts, "contract": ContractFacts,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +30,14 @@ from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
 from quantyard.report_page.sentences import page_facts, page_notes
-from quantyard.report_page.tables import PageFile, page_checks_table, page_files, page_files_table, page_gate_table
+from quantyard.report_page.tables import (
+    PageFile,
+    PageTable,
+    page_checks_table,
+    page_files,
+    page_files_table,
+    page_gate_table,
+)
 from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
 from quantyard.store.manifest import Manifest
 
@@ -40,6 +48,17 @@ TEMPLATES: Final = Path(__file__).parent
 # Replaces direction marks and invisible characters.
 FILTER_ROWS: Final = 12  # of the table of tasks, from which filters help
 _NOWHERE: Final = HubPlace()
+
+
+@dataclass(frozen=True)
+class PageExtras:
+    """What the page of a comparison has in addition: the lead in place of a file to take, links, and tables."""
+
+    lead: str = ""
+    links: tuple[tuple[str, str], ...] = ()
+    tables: tuple[PageTable, ...] = ()
+
+
 _UNSEEN: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -57,10 +76,21 @@ def render_report_page(manifest: Manifest, suite: str, place: HubPlace = _NOWHER
         known = ", ".join(manifest.evaluations) or "none"
         message = f"The suite {suite} has not been measured; measured suites of this model: {known}."
         raise BadRequest(message, f"Measure it: make eval MODEL=… QUANT=… SUITE={suite}")
+    return render_page_of_report(manifest, report, place)
+
+
+def render_page_of_report(
+    manifest: Manifest, report: EvalReport, place: HubPlace = _NOWHERE, extras: PageExtras | None = None
+) -> str:
+    """The page of this report, as HTML.
+
+    Args:
+        extras: what is shown of a comparison, in which no file of the manifest is offered for download.
+    """
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     files = page_files(manifest, report)
     template = _page_environment().get_template("report.html.jinja")
-    content = _page_content(manifest, report, files, place)
+    content = _page_content(manifest, report, files, place) | _page_extras(extras)
     return template.render(content, css=css, script=script, policy=_page_security_policy(css, script))
 
 
@@ -90,6 +120,12 @@ def _page_content(
         "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),
         "legend": verdict_legend(report),
     }  # fmt: skip
+
+
+def _page_extras(extras: PageExtras | None) -> dict[str, Any]:
+    if extras is None:
+        return {"lead": "", "tables": ()}
+    return {"lead": extras.lead, "tables": extras.tables, "links": extras.links, "answer": None}
 
 
 @cache

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from builder.rounding import ERRORS, Ggml, _ggml_library, rounding
+from builder.llama.ggml_rows import Ggml, _ggml_library
+from builder.rounding import ERRORS, rounding
 from quantyard.formats.ggml_types import TYPE_BY_NAME
 from quantyard.protocol.builder import RoundingRequest
 from quantyard.protocol.runner import Stage

@@ -129,7 +129,7 @@ def interrupted(spec: StageSpec, space: Workspace) -> StageResult:
 _DEFAULTS: Mapping[str, Behaviour] = {
     "fetch": fetches, "twin": agrees, "parity": agrees, "convert": writes("model.gguf", "reference.json"),
     "calibrate": writes("imatrix.gguf", "calibration.txt"), "rounding": writes("rounding.json"),
-    "lora": writes("adapter.gguf"), "verify": writes(), "datasets": writes("datasets.json"),
+    "lora": writes("adapter.gguf"), "verify": writes(), "verify_foreign": writes(), "datasets": writes("datasets.json"),
     "evaluate": writes("evaluation.json"), "divergence": diverges, "speed": writes("speed.json"), "report": reports,
     "contract": keeps_contract(),
 }  # fmt: skip

@@ -368,7 +368,8 @@ _ASIDE = {  # whose values are of another type than their kind says
 _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,
     "contract": api_settings.BuildSettings, "plan": api_settings.PlanSettings,
-    "matrix": api_settings.MatrixSettings, "publish": api_settings.PublishSettings,
+    "matrix": api_settings.MatrixSettings, "compare": api_settings.CompareSettings,
+    "publish": api_settings.PublishSettings,
     "gate": api_settings.GateSettings, "report": api_settings.ReportSettings,
     "release": api_settings.ReleaseSettings, "verify": api_settings.VerifySettings,
     "choose": api_settings.ChooseSettings, "tune": api_settings.TuneSettings, "lora": api_settings.LoraSettings,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import rounding as stage_module
+from builder.llama import ggml_rows as stage_module
 from builder.rounding import rounding
 from quantyard.errors import BadRequest, QuantyardError
 from quantyard.formats.gguf import read_gguf_header

@@ -1,0 +1,40 @@
+"""The reasons against the files of a report: files that beat them, and smaller ones that are not measurably worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from quantyard.metrics.choice import ReportedFile, is_quality_tie, reported_files
+from quantyard.metrics.pareto import pareto_beaten_by, pareto_metric, pareto_standings
+from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.removals import Removal
+
+
+def report_removals(report: EvalReport) -> Mapping[str, tuple[Removal, ...]]:
+    """Label → the reasons against a file; none for one that is on the front and smaller than all that tie with it.
+    Files without a measured quality, and the baseline, are not in it.
+    """
+    labels = [m.file.label for m in report.measurements if m.file.label != report.baseline]
+    files = reported_files(report, labels)
+    entries = [file.entry for file in files]
+    beaten, said = pareto_beaten_by(entries), pareto_standings(entries, pareto_metric(report))
+    return {
+        file.label: (*_dominated(file, beaten[file.label], said.get(file.label, "")), *_within_noise(file, files))
+        for file in files
+    }
+
+
+def _dominated(file: ReportedFile, winners: Sequence[str], said: str) -> Iterator[Removal]:
+    for winner in winners:
+        yield Removal(name="DOMINATED_BY", other=winner, text=f"{file.label} is {said}."[:1000])
+
+
+def _within_noise(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator[Removal]:
+    """The smallest file that ties with it, where that one is smaller and no closer."""
+    smaller = [other for other in files if other.size_bytes < file.size_bytes]
+    further = [other for other in smaller if other.quality.value >= file.quality.value]
+    if ties := [other for other in further if is_quality_tie(file, other)]:
+        least = min(ties, key=lambda other: other.size_bytes)
+        text = f"{file.label} is larger than {least.label} and not measurably closer to the baseline: "
+        text += f"{file.entry.shown} against {least.entry.shown}."
+        yield Removal(name="WITHIN_NOISE_OF", other=least.label, text=text)
