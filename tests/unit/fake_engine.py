@@ -131,7 +131,7 @@ _DEFAULTS: Mapping[str, Behaviour] = {
     "calibrate": writes("imatrix.gguf", "calibration.txt"), "rounding": writes("rounding.json"),
     "lora": writes("adapter.gguf"), "verify": writes(), "verify_foreign": writes(), "datasets": writes("datasets.json"),
     "evaluate": writes("evaluation.json"), "divergence": diverges, "speed": writes("speed.json"), "report": reports,
-    "contract": keeps_contract(),
+    "contract": keeps_contract(), "behaviour": writes("behaviour.json"), "cache": writes("cache.json"),
 }  # fmt: skip
 
 
