@@ -12,8 +12,8 @@ first token too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,12 @@ from eval.analysis.kl_divergence import (
     divergence_comparison,
     perplexity_estimate,
     perplexity_value,
+)
+from eval.llama.compared_models import (
+    compared_models,
+    labelled_models,
+    other_tokens_than_baseline,
+    refuse_other_vocabulary,
 )
 from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Rows
 from eval.llama.model import NO_TOKEN, GgufModel
@@ -55,7 +61,7 @@ def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
     """
     started = time.monotonic()
     text = read_divergence_text(stage.in_dir / "suite", request.settings.text)
-    with _divergence_models(stage, request) as models:
+    with compared_models(stage, request) as models:
         measured = _measure_divergence(stage, request, models, text)
     took_s = (time.monotonic() - started) / len(measured)
     for found in measured:
@@ -73,24 +79,13 @@ def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
     return {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
 
 
-@contextmanager
-def _divergence_models(stage: Stage, request: DivergenceRequest) -> Iterator[list[GgufModel]]:
-    """The baseline, if there is one, and the models in the order of the request."""
-    paths = [stage.in_dir / "model" / request.model_file]
-    paths += [stage.in_dir / f"model-{member.label}" / member.model_file for member in request.others]
-    if request.baseline_file is not None:
-        paths.insert(0, stage.in_dir / "baseline" / request.baseline_file)
-    with ExitStack() as stack:
-        yield [stack.enter_context(GgufModel.load(path, request.runtime.n_gpu_layers)) for path in paths]
-
-
 def _measure_divergence(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
     """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
     settings, threads = _fitting_divergence_settings(request.settings, models), request.runtime.threads
     cut = divergence_chunks(models, text.whole, settings)
-    asked = _models_to_diverge(request, models)
+    asked = labelled_models(request, models)
     windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
     n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
 
@@ -108,14 +103,6 @@ def _measure_divergence(
         _divergence_of_model(label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common)
         for label, model in asked
     ]
-
-
-def _models_to_diverge(request: DivergenceRequest, models: Sequence[GgufModel]) -> list[tuple[str, GgufModel]]:
-    """The requested models with their labels; a baseline without a label is only compared with."""
-    labels = [request.label, *(member.label for member in request.others)]
-    if request.baseline_file is not None:
-        labels.insert(0, request.baseline_label)
-    return [(label, model) for label, model in zip(labels, models, strict=True) if label]
 
 
 def _divergence_of_model(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
@@ -139,9 +126,9 @@ def divergence_chunks(models: Sequence[GgufModel], text: str, settings: Divergen
     with_special = not baseline.has_encoder  # as llama-perplexity does
     tokens = baseline.tokenize(text, add_special=with_special, parse_special=False)
     for model in others:
-        _refuse_other_vocabulary(baseline, model)
+        refuse_other_vocabulary(baseline, model)
         if model.tokenize(text, add_special=with_special, parse_special=False) != tokens:
-            raise _other_tokens_than_baseline(model, "they tokenize the text differently")
+            raise other_tokens_than_baseline(model, "they tokenize the text differently")
     return divergence_text_chunks(
         tokens, settings.n_ctx, settings.n_chunks, baseline.bos if baseline.adds_bos else None
     )
@@ -196,24 +183,6 @@ def _decode_divergence_segment(context: Context, chunk: Ints, part: ChunkSegment
     positions = np.arange(part.start, part.end, dtype=np.int32)
     sequence, one = np.zeros_like(positions), np.ones_like(positions)
     return context.decode(chunk[part.start : part.end], positions, positions >= part.first, sequence, one)
-
-
-def _refuse_other_vocabulary(baseline: GgufModel, model: GgufModel) -> None:
-    if model.n_vocab != baseline.n_vocab:
-        raise _other_tokens_than_baseline(
-            model, f"it has {model.n_vocab:,} tokens and the baseline {baseline.n_vocab:,}"
-        )
-    for token in range(baseline.n_vocab):
-        ours, theirs = (llama_cpp.llama_vocab_get_text(m.vocab, token) for m in (model, baseline))
-        if ours != theirs:
-            what = f"token {token} is {ours.decode(errors='replace')!r}, in the baseline"
-            raise _other_tokens_than_baseline(model, f"{what} {theirs.decode(errors='replace')!r}")
-
-
-def _other_tokens_than_baseline(model: GgufModel, why: str) -> StageFailure:
-    message = f"{model.path.name} cannot be compared with the baseline: {why}."
-    hint = "Choose the baseline that the file was quantized from."
-    return StageFailure(ExitCode.BAD_REQUEST, "vocabulary", message, hint)
 
 
 def _fitting_divergence_settings(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:

@@ -1,8 +1,8 @@
 """The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads the results of `evaluate`, `divergence`, `behaviour`, `speed`, `cache` and `similarity`, and writes `report.json`
-(an `EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be recomputed from
-its inputs.
+Reads the results of `evaluate`, `divergence`, `domains`, `behaviour`, `speed`, `cache` and `similarity`, and writes
+`report.json` (an `EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be
+recomputed from its inputs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from eval.analysis.columns import evaluation_scores
 from eval.analysis.paired import NotComparable
 from eval.analysis.verdicts import compare_evaluations
 from eval.rendering.markdown import render_report_markdown
+from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.behaviour_run import BehaviourRun
@@ -28,6 +29,7 @@ from quantyard.protocol.measurements import (
     CacheMeasurement,
     Comparison,
     Divergence,
+    Domains,
     EvalReport,
     Evaluation,
     FileFacts,
@@ -52,6 +54,7 @@ class Inputs:
     similarity: Similarity | None = None
     cache: CacheMeasurement | None = None
     behaviour: BehaviourRun | None = None
+    domains: Domains | None = None
 
 
 def report(stage: Stage, request: ReportRequest) -> StageOutcome:
@@ -88,7 +91,9 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
 
 
 def _input_duration_s(inputs: Inputs) -> float:
-    parts = (inputs.evaluation, inputs.divergence, inputs.behaviour, inputs.cache, inputs.similarity)
+    parts = (
+        inputs.evaluation, inputs.divergence, inputs.domains, inputs.behaviour, inputs.cache, inputs.similarity,
+    )  # fmt: skip
     return sum(part.duration_s for part in parts if part)
 
 
@@ -130,9 +135,10 @@ def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
         _read_report_input(
             stage.in_dir / f"behaviour-{label}" / "behaviour.json", BehaviourRun, suite.behaviour is not None
         ),
+        _read_report_input(stage.in_dir / f"domains-{label}" / "domains.json", Domains, suite.domains is not None),
     )
     files = (part.file for part in (found.evaluation, found.behaviour, found.similarity) if part)
-    parts = (*files, found.divergence, found.speed, found.cache)
+    parts = (*files, found.divergence, found.domains, found.speed, found.cache)
     names = {part.label for part in parts if part}
     if names != {label}:
         message = f"The inputs of {label} are results of {', '.join(sorted(names)) or 'no file'}."
@@ -175,12 +181,14 @@ def _report_measurement(inputs: Inputs, baseline: Inputs, compared: tuple[Compar
         similar = inputs.similarity
         file = similar.file if similar else _unknown_report_file(inputs.label)
         return Measurement(
-            file=file, divergence=inputs.divergence, speed=inputs.speed, cache=inputs.cache, similarity=similar
+            file=file, divergence=inputs.divergence, domains=inputs.domains, speed=inputs.speed, cache=inputs.cache,
+            similarity=similar,
         )
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
         comparisons=without_behaviours(compared),
-        divergence=inputs.divergence, speed=inputs.speed, cache=inputs.cache, n_truncated=evaluation.n_truncated,
+        divergence=inputs.divergence, domains=inputs.domains, speed=inputs.speed, cache=inputs.cache,
+        n_truncated=evaluation.n_truncated,
         behaviours=behaviour_scores(behaviour, None if inputs is baseline else baseline.behaviour, compared),
         no_behaviours=behaviour.reason if behaviour else "",
     )  # fmt: skip
@@ -210,6 +218,8 @@ def _report_summary_of_file(result: EvalReport, measurement: Measurement) -> Jso
         facts["perplexity"] = divergence.perplexity.value
         facts["mean_kld"] = divergence.mean_kld.value if divergence.mean_kld else None
         facts["top1_agreement"] = divergence.top1_agreement.value if divergence.top1_agreement else None
+    if worst := worst_domain(measurement.domains):
+        facts |= {"worst_domain": worst.domain, "worst_domain_kld": worst.mean_kld.value}
     if similar := measurement.similarity:
         for name in ("mean_cosine", "kendall_tau", "top1_agreement"):
             facts[name] = value.value if (value := getattr(similar, name)) else None

@@ -172,31 +172,53 @@ _FEWEST_CLUSTERS: Final = 8  # of a text of fewer chunks, each counts as several
 _MOST_CLUSTERS: Final = 64  # chunks of a longer text are taken together: they also share documents
 
 
-def cluster_means(values: Doubles | Bools, n_chunks: int) -> Doubles:
-    """What the clusters of the text say each about the mean of `values`, shape (clusters,); their mean is that mean.
+def chunk_cluster_ends(n: int, n_chunks: int) -> Ints:
+    """Where the clusters end of `n` values in the order of the text, of `n_chunks` chunks of equal length.
 
-    `values` are those of the scored tokens in the order of the text, of `n_chunks` chunks of equal length. A cluster
-    is a chunk, or some chunks in a row; where there are fewer than 8, a chunk is several of equal length, and text of
-    fewer tokens than that has one for each token.
+    A cluster is a chunk, or some chunks in a row; where there are fewer than 8, a chunk is several of equal length, and
+    text of fewer tokens than that has one for each token.
     """
-    numbers, n = values.astype(np.float64), len(values)
     parts = n_chunks * math.ceil(_FEWEST_CLUSTERS / n_chunks) if n_chunks < _FEWEST_CLUSTERS else n_chunks
-    ends = np.linspace(0, n, min(parts, _MOST_CLUSTERS, n) + 1).round().astype(int)
+    return np.linspace(0, n, min(parts, _MOST_CLUSTERS, n) + 1)[1:].round().astype(np.int32)
+
+
+def document_cluster_ends(lengths: Sequence[int]) -> Ints:
+    """Where the clusters end of values in documents of these lengths: a document, or several of equal length of one
+    where there are fewer than 8, is a cluster; empty ones count for nothing.
+    """
+    kept = [n for n in lengths if n]
+    parts = math.ceil(_FEWEST_CLUSTERS / max(1, len(kept)))
+    pieces = [np.diff(np.linspace(0, n, min(parts, n) + 1).round().astype(np.int32)) for n in kept]
+    return np.cumsum(np.concatenate(pieces)).astype(np.int32) if pieces else np.empty(0, np.int32)
+
+
+def cluster_means(values: Doubles | Bools, ends: Ints) -> Doubles:
+    """What the clusters say each about the mean of `values`, shape (clusters,); their mean is that mean."""
+    numbers, n = values.astype(np.float64), len(values)
     mean = numbers.mean()
-    residuals = np.add.reduceat(numbers - mean, ends[:-1])
-    return np.asarray(mean + residuals * (len(ends) - 1) / n)
+    residuals = np.add.reduceat(numbers - mean, np.concatenate([[0], ends[:-1]]))
+    return np.asarray(mean + residuals * len(ends) / n)
+
+
+def clustered_mean_estimate(values: Doubles | Bools, ends: Ints, *, keep_clusters: bool = False) -> Estimate:
+    """The mean of values in at least two clusters, with the standard error of these.
+
+    Neighbouring tokens are not independent: the error of independent ones would be 1.3 to 1.6 times too small. Sources:
+    Cochran, Sampling Techniques (1977), ch. 6 and 9, for the linearisation; Kish, Survey Sampling (1965), ch. 8, for
+    the degrees of freedom, (Σ w)² / Σ w² - 1 for clusters of w tokens: their number less one if they are alike.
+    """
+    of, sizes = cluster_means(values, ends), np.diff(ends, prepend=0).astype(np.float64)
+    stderr = float(of.std(ddof=1)) / math.sqrt(len(of)) if len(of) > 1 else 0.0
+    kept = tuple(of.tolist()) if keep_clusters else ()
+    df = max(1.0, float(sizes.sum() ** 2 / (sizes**2).sum()) - 1)
+    return Estimate(value=float(values.mean()), stderr=stderr, df=df, clusters=kept)
 
 
 def mean_estimate(values: Doubles | Bools, n_chunks: int, *, keep_clusters: bool = False) -> Estimate:
-    """The mean of values of at least two tokens, with the standard error of its clusters.
-
-    Neighbouring tokens are not independent: the error of independent ones would be 1.3 to 1.6 times too small. Source
-    of the linearisation: Cochran, Sampling Techniques (1977), ch. 6 and 9.
-    """
-    of = cluster_means(values, n_chunks)
-    stderr = float(of.std(ddof=1)) / math.sqrt(len(of))
-    kept = tuple(of.tolist()) if keep_clusters else ()
-    return Estimate(value=float(values.mean()), stderr=stderr, df=len(of) - 1, clusters=kept)
+    """The mean of values of at least two tokens of chunks of equal length."""
+    ends = chunk_cluster_ends(len(values), n_chunks)
+    found = clustered_mean_estimate(values, ends, keep_clusters=keep_clusters)
+    return found.model_copy(update={"df": len(ends) - 1})  # their lengths differ by a token at most
 
 
 def perplexity_value(nll: Doubles) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from eval.rendering.cache_table import markdown_cache_section
+from eval.rendering.domains import render_report_domains
 from eval.rendering.markdown_table import markdown_table
 from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
 from quantyard.formatting import numbers
@@ -50,6 +51,7 @@ def render_report_markdown(report: EvalReport) -> str:
         _markdown_head(report),
         render_report_sentences(report),
         _markdown_files_table(report),
+        render_report_domains(report),
         markdown_cache_section(report),
         *_markdown_task_sections(report),
         _markdown_behaviours(report),

@@ -13,6 +13,7 @@ from quantyard.formatting.numbers import (
     format_rough_percent,
 )
 from quantyard.metrics import intervals
+from quantyard.metrics.domain_figures import worst_domain_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
 from quantyard.metrics.similarity_figures import similarity_sentence
@@ -45,6 +46,8 @@ def _report_file_sentences(report: EvalReport, m: Measurement) -> str:
         agreement, change = format_percent(m.divergence.top1_agreement.value), render_ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
         parts.append(f"It picks the baseline's next token {agreement} of the time{perplexity}.")
+    if said := worst_domain_sentence(m):
+        parts.append(f"It {said}.")
     if said := similarity_sentence(m.similarity):
         parts.append(f"{said[0].upper()}{said[1:]}.")
     parts.append(pace_sentence(m.speed, baseline.speed, baseline.file.label))

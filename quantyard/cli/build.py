@@ -61,7 +61,10 @@ def _print_measured(measured: Measured) -> None:
     out.print(eval_summary.terminal_measured_files(measured.report))
     if table := terminal_cache_types(measured.report):
         out.print(table)
-    measured_tables = (eval_summary.terminal_measured_tasks, eval_summary.terminal_measured_behaviours)
+    measured_tables = (
+        eval_summary.terminal_measured_domains, eval_summary.terminal_measured_tasks,
+        eval_summary.terminal_measured_behaviours,
+    )  # fmt: skip
     for table in filter(None, (table_of(measured.report) for table_of in measured_tables)):
         out.print()
         out.print(table)

@@ -36,6 +36,9 @@ def _print_matrix(found: Matrix, model: str) -> None:
     stderr_console().print_lines(say.terminal_matrix_head(found.built))
     out = stdout_console()
     out.print(eval_summary.terminal_measured_files(measured.report))
+    if table := eval_summary.terminal_measured_domains(measured.report):
+        out.print()
+        out.print(table)
     if front := say.terminal_pareto_front(measured.report):
         out.print_lines(f"\n{front}")
     stderr_console().print_lines(format_columns(say.terminal_matrix_end(found, model)))

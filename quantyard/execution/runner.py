@@ -304,20 +304,22 @@ class PlanRunner:
         spec = self._finished.spec(step)
         assert spec is not None, "its members are ready"
         self._report_begin(step, shared.members[0], reporter)
-        space = self.store.begin(spec.label, spec.key, spec.request, inputs, resumable=False)
+        space = self.store.begin(spec.label, spec.key, spec.request, inputs, step.row.resumable)
+        is_over = False
         try:
             result = self.engine.run(spec, space, inputs, partial(reporter.progress, step.label))
             if result.exit_code is not ExitCode.DONE:
                 if not self.keep_going:
                     raise StageFailed(step.label, result)
-                self._alone |= {member.label for member in shared.members}
+                is_over, self._alone = True, self._alone | {member.label for member in shared.members}
                 return False
-            result = self.store.take(spec.label, space, result, spec.leaves)
+            result, is_over = self.store.take(spec.label, space, result, spec.leaves), True
             for member in shared.members:
                 self._keep_member(member, space, result)
         finally:
             self.watch.end(step.label)
-            self.store.discard(spec.label, spec.key)
+            if is_over or not step.row.resumable:
+                self.store.discard(spec.label, spec.key)
         n, seconds, keys = len(shared.members), self.watch.taken_s[step.label], self._finished.specs
         self.taken += [
             Taken(m.label, keys[m.label].key, seconds / n, n_together=n, cpu=result.cpu) for m in shared.members

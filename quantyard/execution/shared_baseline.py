@@ -1,4 +1,4 @@
-"""Combines several divergence steps of a plan into one run, which decodes the baseline only once.
+"""Combines several steps that compare files with the same baseline into one run, which decodes the baseline only once.
 
 Each result is stored under the key of its own step, so a quant that is added later is measured alone.
 """
@@ -11,7 +11,7 @@ from typing import Final
 
 from quantyard.plan.steps import Step
 from quantyard.protocol.base import FileEntry, StageResult
-from quantyard.protocol.evaluation import DivergenceMember, DivergenceRequest
+from quantyard.protocol.evaluation import SharedBaselineRequest, SharedMember
 from quantyard.protocol.facts import stage_facts_by_file
 
 # The share of memory for weights; contexts and logits need the rest.
@@ -29,7 +29,7 @@ class SharedRun:
 
 def can_share_baseline(step: Step) -> bool:
     """Whether several steps like this one can be combined."""
-    return isinstance(step.request, DivergenceRequest)
+    return isinstance(step.request, SharedBaselineRequest)
 
 
 def shared_baseline_run(
@@ -42,8 +42,8 @@ def shared_baseline_run(
         sizes: bytes of each step's model, by label; the baseline's under "".
         memory_bytes: the memory for the run.
     """
-    alike = [step for step in (first, *others) if _is_baseline_shared(_divergence_request_of_step(first), step.request)]
-    quants = [step for step in alike if _divergence_request_of_step(step).baseline_file is not None]
+    alike = [step for step in (first, *others) if _is_baseline_shared(_shared_request_of_step(first), step.request)]
+    quants = [step for step in alike if _shared_request_of_step(step).baseline_file is not None]
     chosen: list[Step] = []
     left_bytes = memory_bytes * _WEIGHTS_SHARE - sizes.get("", 0)
     for step in quants:
@@ -56,40 +56,42 @@ def shared_baseline_run(
     return SharedRun(_combined_step(baselines, chosen), members) if len(members) > 1 and first in members else None
 
 
-def _is_baseline_shared(one: DivergenceRequest, other: object) -> bool:
-    return isinstance(other, DivergenceRequest) and (one.settings, one.runtime) == (other.settings, other.runtime)
+def _is_baseline_shared(one: SharedBaselineRequest, other: object) -> bool:
+    """Whether the two requests differ in nothing but their files."""
+    alone = {"label": "", "model_file": "model.gguf", "baseline_file": None}
+    return isinstance(other, SharedBaselineRequest) and one.model_copy(update=alone) == other.model_copy(update=alone)
 
 
-def _divergence_request_of_step(step: Step) -> DivergenceRequest:
-    assert isinstance(step.request, DivergenceRequest)
+def _shared_request_of_step(step: Step) -> SharedBaselineRequest:
+    assert isinstance(step.request, SharedBaselineRequest)
     return step.request
 
 
 def _is_baseline_of(step: Step, quants: Sequence[Step]) -> bool:
     """Whether the step measures the model that the others are compared with."""
-    request = _divergence_request_of_step(step)
+    request = _shared_request_of_step(step)
     return request.baseline_file is None and any(
         quant.inputs.get("baseline") == step.inputs["model"]
-        and _divergence_request_of_step(quant).baseline_file == request.model_file
+        and _shared_request_of_step(quant).baseline_file == request.model_file
         for quant in quants
     )
 
 
 def _combined_step(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
     first, *others = quants
-    asked = [_divergence_request_of_step(step) for step in others]
-    members = tuple(DivergenceMember(label=one.label, model_file=one.model_file) for one in asked)
-    request = _divergence_request_of_step(first).model_copy(
+    asked = [_shared_request_of_step(step) for step in others]
+    members = tuple(SharedMember(label=one.label, model_file=one.model_file) for one in asked)
+    request = _shared_request_of_step(first).model_copy(
         update={
             "others": members,
-            "baseline_label": _divergence_request_of_step(baselines[0]).label if baselines else "",
+            "baseline_label": _shared_request_of_step(baselines[0]).label if baselines else "",
         }
     )
     inputs = dict(first.inputs) | {
-        f"model-{_divergence_request_of_step(step).label}": step.inputs["model"] for step in others
+        f"model-{_shared_request_of_step(step).label}": step.inputs["model"] for step in others
     }
-    label = _label_of_combined_steps([_divergence_request_of_step(step).label for step in (*baselines, *quants)])
-    return replace(first, label=f"divergence {label}", request=request, inputs=inputs, quant="")
+    label = _label_of_combined_steps([_shared_request_of_step(step).label for step in (*baselines, *quants)])
+    return replace(first, label=f"{first.row.name} {label}", request=request, inputs=inputs, quant="")
 
 
 def _label_of_combined_steps(labels: Sequence[str]) -> str:
@@ -101,9 +103,9 @@ def _label_of_combined_steps(labels: Sequence[str]) -> str:
 
 def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, StageResult]:
     """The file of this step in a shared run, and the result that the step would have had alone."""
-    label = _divergence_request_of_step(step).label
-    made = next(entry for entry in result.outputs if entry.path == f"{label}/divergence.json")
+    label = _shared_request_of_step(step).label
+    made = next(entry for entry in result.outputs if entry.path == f"{label}/{step.row.name}.json")
     facts = stage_facts_by_file(result)
-    output = made.model_copy(update={"path": "divergence.json"})
+    output = made.model_copy(update={"path": f"{step.row.name}.json"})
     own = {"outputs": (output,), "facts": facts[label], "duration_s": result.duration_s / len(facts)}
     return made, result.model_copy(update=own)

@@ -26,6 +26,7 @@ from quantyard.protocol.facts import (
     ContractFacts,
     ConvertFacts,
     DivergenceFacts,
+    DomainsFacts,
     EvaluateFacts,
     ProjectorFacts,
     ReportFacts,
@@ -38,8 +39,9 @@ from quantyard.protocol.facts import (
 
 _OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
-_UNSIZED: Final = ("contract", "rounding", "evaluate", "divergence", "behaviour", "speed", "cache", "similarity",
-                   "report")  # fmt: skip
+_UNSIZED: Final = (
+    "contract", "rounding", "evaluate", "divergence", "domains", "behaviour", "speed", "cache", "similarity", "report",
+)  # fmt: skip
 
 
 class StageLineReporter(ABC):
@@ -121,6 +123,22 @@ def _one_divergence_lines(facts: DivergenceFacts) -> Iterator[str]:
         yield f"PPL {format_perplexity(facts.perplexity)}"
     if facts.mean_kld is not None:
         yield f"mean KLD {format_kld(facts.mean_kld)}"
+
+
+def _domains_lines(result: StageResult) -> Iterator[str]:
+    """The worst domain of one file, or of each file of a shared run."""
+    if not (by_file := stage_facts_by_file(result)):
+        yield from _one_domains_line(DomainsFacts.read(result.facts))
+    for label, facts in by_file.items():
+        yield f"{label} {' '.join(_one_domains_line(DomainsFacts.read(facts)))}"
+
+
+def _one_domains_line(facts: DomainsFacts) -> Iterator[str]:
+    """Such as `worst of 14 domains: code, mean KLD 0.061`."""
+    if facts.worst is not None and facts.worst_kld is not None:
+        yield f"worst of {facts.n_domains} domains: {facts.worst}, mean KLD {format_kld(facts.worst_kld)}"
+    else:
+        yield f"{facts.n_domains} domains"
 
 
 def _behaviour_lines(result: StageResult) -> Iterator[str]:
@@ -206,6 +224,7 @@ _TWINS: Final = {
 }  # fmt: skip
 _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twin_lines, "parity": _parity_lines, "projector": _projector_lines,
-    "evaluate": _evaluate_lines, "divergence": _divergence_lines, "speed": _speed_lines, "report": _report_lines,
-    "behaviour": _behaviour_lines, "contract": _contract_lines, "cache": _cache_lines, "similarity": _similarity_lines,
+    "evaluate": _evaluate_lines, "divergence": _divergence_lines, "domains": _domains_lines, "speed": _speed_lines,
+    "report": _report_lines, "behaviour": _behaviour_lines, "contract": _contract_lines, "cache": _cache_lines,
+    "similarity": _similarity_lines,
 }  # fmt: skip

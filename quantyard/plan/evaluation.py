@@ -1,7 +1,7 @@
 """Adds to the plan of a build the steps that measure its files.
 
-    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► behaviour <label>… ─► speed <label>…
-    ─► cache <label>… ─► report
+    datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► domains <label>… ─► behaviour <label>…
+    ─► speed <label>… ─► cache <label>… ─► report
 
 The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
 that the quants are made from, unless BASELINE names another one, which is then built and verified like any quant.
@@ -26,9 +26,11 @@ from quantyard.protocol.evaluation import (
     CacheRequest,
     DatasetsRequest,
     DivergenceRequest,
+    DomainsRequest,
     EvaluateRequest,
     ReportRequest,
     Runtime,
+    SharedBaselineRequest,
     SimilarityRequest,
     SimilaritySettings,
     SpeedRequest,
@@ -46,7 +48,7 @@ from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
 # The stages whose results a report compares.
-_MEASURING: Final = ("evaluate", "divergence", "behaviour", "speed", "cache", "similarity")
+_MEASURING: Final = ("evaluate", "divergence", "domains", "behaviour", "speed", "cache", "similarity")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -159,7 +161,7 @@ def _step_measured_like_baseline(template: Step, label: str, file: ModelFile) ->
     """The baseline's step for another file, which some stages compare with the baseline."""
     request, inputs = template.request, {**template.inputs, "model": file.origin}
     changes: dict[str, str] = {"label": label, "model_file": file.path}
-    if isinstance(request, DivergenceRequest | CacheRequest | SimilarityRequest):
+    if isinstance(request, SharedBaselineRequest | CacheRequest | SimilarityRequest):
         changes["baseline_file"] = request.model_file
         inputs["baseline"] = template.inputs["model"]
     return Step(
@@ -171,7 +173,7 @@ def _vector_suite(suite: Suite) -> Suite:
     """The suite for a model that embeds texts or ranks documents: it has no tasks, perplexity or generated tokens."""
     return suite.model_copy(update={
         "tasks": (), "include_path": None, "needs_network": False, "apply_chat_template": False, "divergence": None,
-        "behaviour": None, "speed": None, "cache": None, "similarity": SimilaritySettings(),
+        "domains": None, "behaviour": None, "speed": None, "cache": None, "similarity": SimilaritySettings(),
     })  # fmt: skip
 
 
@@ -261,6 +263,8 @@ def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str,
     steps = [_evaluate_step(options, label, file) for label, file in files.items()]
     if options.suite.divergence is not None:
         steps += [_divergence_step(options, label, file, files[baseline]) for label, file in files.items()]
+    if options.suite.domains is not None:
+        steps += [_domains_step(options, label, file, files[baseline]) for label, file in files.items()]
     if options.suite.behaviour is not None:
         steps += [_behaviour_step(options, label, file) for label, file in files.items()]
     if options.suite.speed is not None:
@@ -296,6 +300,18 @@ def _divergence_step(options: MeasureOptions, label: str, file: ModelFile, basel
     )
     inputs |= _suite_input(options, settings.text)
     return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
+
+
+def _domains_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+    """Divergence of one file from the baseline by domain, if it is another file."""
+    settings = options.suite.domains
+    assert settings is not None
+    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
+    request = DomainsRequest(
+        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
+    )
+    inputs |= _suite_input(options, settings.texts)
+    return Step(f"domains {label}", STAGES["domains"], request, inputs, 0, label)
 
 
 def _cache_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from quantyard.protocol.allowed_outputs import (
     LeavesOf,
     nothing,
-    stage_allowed_divergences,
     stage_allowed_fetched,
     stage_allowed_files,
     stage_allowed_projectors,
     stage_allowed_shards,
+    stage_allowed_shared,
 )
 
 HOUR_S = 3600.0
@@ -95,7 +95,8 @@ STAGES: Mapping[str, StageRow] = {
             "behaviour", "eval", timeout_s=48 * HOUR_S, resumable=True,
             leaves=stage_allowed_files("behaviour.json", may=r"[a-z_]+/\d+\.json"),
         ),
-        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_divergences),
+        StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_shared),
+        StageRow("domains", "eval", timeout_s=24 * HOUR_S, resumable=True, leaves=stage_allowed_shared),
         StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("speed.json")),
         StageRow("cache", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("cache.json")),
         StageRow("similarity", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("similarity.json")),

@@ -1,13 +1,13 @@
 """Reads and checks suites: those that come with Quantyard, and a user's own YAML file.
 
-    loaded = find_suite("quick")                        # smoke, quick, standard, full, cache, behaviour
+    loaded = find_suite("quick")                        # smoke, quick, standard, full, domains, cache, behaviour
     loaded = find_suite("my/suite.yaml")                # or a file
     suite = adjusted_suite(loaded, limit=50)            # changes from the command line
 
 A suite file has the fields of `protocol.evaluation.Suite`, all of them optional, with three shortcuts: `name` defaults
 to the file's name (for a `suite.yaml`, the folder's), a task without settings is just its name, and `divergence: false`
-or `speed: false` leaves that part out, `cache: true` or `behaviour: true` adds it. `include_path` and `text` are
-relative to the file and must be inside its folder.
+or `speed: false` leaves that part out, `domains: true`, `cache: true` or `behaviour: true` adds one. `include_path`,
+`text` and `texts` are relative to the file and must be inside its folder.
 
 Built-in suites are in `eval/suites`. The eval image contains them, so a stage looks in its input `suite` if it has one,
 else in its own `suites`.
@@ -31,17 +31,18 @@ from quantyard.plan.local_tasks import HELP, are_planned_tasks_local
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.behaviour import BehaviourEntry, BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
-from quantyard.protocol.evaluation import DivergenceSettings, SpeedSettings, Suite, TaskEntry
+from quantyard.protocol.evaluation import DivergenceSettings, DomainSettings, SpeedSettings, Suite, TaskEntry
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
 # eval/suites/<name>.yaml: the smallest first, then those of one part.
-BUILTIN = ("smoke", "quick", "standard", "full", "cache", "behaviour")
+BUILTIN = ("smoke", "quick", "standard", "full", "domains", "cache", "behaviour")
 _PARTS: Mapping[str, type[BaseModel]] = {
-    "divergence": DivergenceSettings, "behaviour": BehaviourSettings, "speed": SpeedSettings, "cache": CacheSettings,
+    "divergence": DivergenceSettings, "domains": DomainSettings, "behaviour": BehaviourSettings,
+    "speed": SpeedSettings, "cache": CacheSettings,
 }  # fmt: skip
-_OPT_IN: Final = ("behaviour", "cache")  # parts that are measured only where the suite names them
+_OPT_IN: Final = ("domains", "behaviour", "cache")  # parts that are measured only where the suite names them
 
 
 class BadSuite(BadRequest):
@@ -247,10 +248,11 @@ def _check_inside_suite_folder(folder: Path, relative: str, where: str) -> Path:
 
 
 def _local_suite_files(suite: Suite, folder: Path) -> Artifact | None:
-    """The files below include_path, and the text; other files of the folder are left out."""
+    """The files below include_path, the text, and the domains' texts; other files of the folder are left out."""
     paths = _suite_task_files(folder, suite.include_path) if suite.include_path else []
     texts = {part.text for part in (suite.divergence, suite.cache) if part and part.text}
     paths += [_suite_text_file(folder, text) for text in sorted(texts)]
+    paths += _suite_domain_files(folder, suite.domains.texts) if suite.domains and suite.domains.texts else []
     if not paths:
         return None
     files = tuple(
@@ -291,3 +293,13 @@ def _suite_text_file(folder: Path, name: str) -> Path:
     if not text.strip():
         raise BadSuite(f"text: {name} is empty.", "Give some thousands of words.")
     return path
+
+
+def _suite_domain_files(folder: Path, name: str) -> list[Path]:
+    top = _check_inside_suite_folder(folder, name, "domains.texts")
+    paths = sorted(top.glob("*.jsonl"))
+    if not paths:
+        raise BadSuite(f"domains.texts: {name} does not have a domain: no .jsonl file.", "Add one file for each.")
+    for path in paths:
+        _check_inside_suite_folder(folder, path.relative_to(folder).as_posix(), "domains.texts")
+    return paths

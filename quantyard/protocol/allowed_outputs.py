@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.builder import FetchRequest, ProjectorRequest, SplitRequest
-from quantyard.protocol.evaluation import DivergenceRequest
+from quantyard.protocol.evaluation import SharedBaselineRequest
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def stage_allowed_projectors(_request: ProjectorRequest) -> Leaves:
     return Leaves(may=r"mmproj-(F16|BF16|Q8_0)\.gguf", at_least=1)
 
 
-def stage_allowed_divergences(request: DivergenceRequest) -> Leaves:
+def stage_allowed_shared(request: SharedBaselineRequest) -> Leaves:
     """One record, or one for each file of a shared run."""
+    name = f"{request.stage}.json"
     if not request.is_joined:
-        return Leaves(frozenset({"divergence.json"}))
-    asked = (request.label, *(member.label for member in request.others), request.baseline_label)
-    labels = tuple(label for label in asked if label)
-    return Leaves(frozenset(f"{label}/divergence.json" for label in labels), members=labels)
+        return Leaves(frozenset({name}))
+    labels = request.asked_labels
+    return Leaves(frozenset(f"{label}/{name}" for label in labels), members=labels)

@@ -1,8 +1,9 @@
 """Suites, and the requests of the stages that measure."""
 
+import itertools
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageRequest
 from quantyard.protocol.behaviour import BehaviourSettings
@@ -31,6 +32,31 @@ class DivergenceSettings(Frozen):
     rolling: bool = False  # also measure lm-eval's rolling perplexity of the text, which doubles the time
 
 
+class DomainSettings(Frozen):
+    """How divergence is measured by domain: on which texts, and on how much of each.
+
+    A domain is a file `<name>.jsonl` of documents or conversations. `texts` None: those that come with Quantyard. The
+    domain `long` is read to its last position, the others up to `n_ctx`.
+    """
+
+    texts: RelativeFolder | None = None  # a folder beside the suite
+    names: tuple[str, ...] = ()  # (): every domain of the folder
+    tokens: Annotated[int, Field(ge=64)] = 4000  # read of each domain but `long`
+    n_ctx: Annotated[int, Field(ge=64)] = 2048  # the longest document or conversation, in tokens
+    # Ends of the buckets of positions in the domain `long`; its documents are read up to the last.
+    positions: Annotated[tuple[Annotated[int, Field(ge=64)], ...], Field(min_length=1, max_length=20)] = (
+        512, 2048, 8192,
+    )  # fmt: skip
+    long_documents: Annotated[int, Field(ge=0)] = 2  # of the domain `long`; 0 leaves it out
+
+    @field_validator("positions")
+    @classmethod
+    def _positions_rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in itertools.pairwise(value)):
+            raise ValueError("each must be larger than the one before")
+        return value
+
+
 class SpeedSettings(Frozen):
     """How speed is measured: like llama-bench's pp512 and tg128, with fewer generated tokens."""
 
@@ -46,7 +72,7 @@ class SimilaritySettings(Frozen):
 
 
 class Suite(Frozen):
-    """What is measured: tasks, divergence, speed. The built-in suites are in `eval/suites/*.yaml`."""
+    """What is measured: tasks, divergence, domains, speed. The built-in suites are in `eval/suites/*.yaml`."""
 
     name: str
     description: str = ""
@@ -57,6 +83,7 @@ class Suite(Frozen):
     seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
+    domains: Annotated[DomainSettings | None, Field(exclude_if=lambda value: value is None)] = None
     speed: SpeedSettings | None = SpeedSettings()
     behaviour: Annotated[BehaviourSettings | None, Field(exclude_if=lambda value: value is None)] = None
     cache: Annotated[CacheSettings | None, Field(exclude_if=lambda value: value is None)] = None  # None: not measured
@@ -107,29 +134,26 @@ class EvaluateRequest(StageRequest):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
-class DivergenceMember(Frozen):
+class SharedMember(Frozen):
     """One more file of a shared run; its input is `model-<label>`."""
 
     label: str
     model_file: RelativePath
 
 
-class DivergenceRequest(StageRequest):
-    """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
-    or our prose). Leaves `divergence.json` (a `Divergence`).
+class SharedBaselineRequest(StageRequest):
+    """Compare `/in/model` with `/in/baseline`, if there is one, on the same tokens. Leaves `<stage>.json`.
 
     Several such requests can share one run, which decodes the baseline only once: `others` names the other files, and
-    `baseline_label` asks for the baseline's own perplexity too. The run then leaves `<label>/divergence.json` for each.
-    The store keeps each result under the key of the request for that file alone.
+    `baseline_label` asks for the baseline's own numbers too. The run then leaves `<label>/<stage>.json` for each. The
+    store keeps each result under the key of the request for that file alone.
     """
 
-    stage: Literal["divergence"] = "divergence"
     label: str
     model_file: RelativePath = "model.gguf"
     baseline_file: RelativePath | None = None
-    settings: DivergenceSettings = DivergenceSettings()
     runtime: Runtime = Runtime()
-    others: tuple[DivergenceMember, ...] = ()
+    others: tuple[SharedMember, ...] = ()
     baseline_label: str = ""
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "others", "baseline_label"})
 
@@ -137,6 +161,30 @@ class DivergenceRequest(StageRequest):
     def is_joined(self) -> bool:
         """Whether this is a shared run of several requests."""
         return bool(self.others or self.baseline_label)
+
+    @property
+    def asked_labels(self) -> tuple[str, ...]:
+        """The labels of a run's results: the baseline's first, if it has one."""
+        asked = (self.baseline_label, self.label, *(member.label for member in self.others))
+        return tuple(label for label in asked if label)
+
+
+class DivergenceRequest(SharedBaselineRequest):
+    """Perplexity of `/in/model` and its divergence from `/in/baseline`, if there is one, on the text (`/in/suite`
+    or our prose). Leaves `divergence.json` (a `Divergence`).
+    """
+
+    stage: Literal["divergence"] = "divergence"
+    settings: DivergenceSettings = DivergenceSettings()
+
+
+class DomainsRequest(SharedBaselineRequest):
+    """Divergence of `/in/model` from `/in/baseline`, if there is one, by domain, on the texts (in `/in/suite`, or
+    ours). Leaves `domains.json` (a `Domains`). A domain that was measured before a kill is not measured again.
+    """
+
+    stage: Literal["domains"] = "domains"
+    settings: DomainSettings = DomainSettings()
 
 
 class SpeedRequest(StageRequest):
@@ -179,8 +227,8 @@ class SimilarityRequest(StageRequest):
 
 
 class ReportRequest(StageRequest):
-    """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `speed-<label>`,
-    `behaviour-<label>`, `cache-<label>`, `similarity-<label>`.
+    """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `domains-<label>`,
+    `behaviour-<label>`, `speed-<label>`, `cache-<label>`, `similarity-<label>`.
 
     Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
     """

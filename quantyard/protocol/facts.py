@@ -149,6 +149,14 @@ class DivergenceFacts(Facts):
     mean_kld: float | None = None  # rounding may make it slightly negative
 
 
+class DomainsFacts(Facts):
+    """The domain that one file diverges most on, of how many; None: it is the baseline, or nothing was measured."""
+
+    n_domains: Count = 0
+    worst: Annotated[str, Field(max_length=200)] | None = None
+    worst_kld: float | None = None
+
+
 class CacheFacts(Facts):
     """The divergence of each measured type of the KV cache from f16, in nats."""
 
@@ -201,8 +209,9 @@ class ContractFacts(Facts):
 MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts, "verify_foreign": ForeignFacts,
-    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "speed": SpeedFacts, "similarity": SimilarityFacts,
-    "behaviour": BehaviourFacts, "cache": CacheFacts, "report": ReportFacts, "contract": ContractFacts,
+    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "domains": DomainsFacts, "speed": SpeedFacts,
+    "similarity": SimilarityFacts, "behaviour": BehaviourFacts, "cache": CacheFacts, "report": ReportFacts,
+    "contract": ContractFacts,
 }  # fmt: skip
 
 

@@ -135,6 +135,55 @@ class Divergence(Frozen):
     duration_s: float = 0.0
 
 
+class DomainPart(Frozen):
+    """Some of the scored tokens of a domain: those at some positions, or those of answers or of tool calls."""
+
+    name: str  # "0-512", "answers", "tool calls"
+    n_tokens: int  # scored
+    mean_kld: Estimate
+    kld_p99: float
+    top1_agreement: Estimate
+
+
+DomainForm = Literal["text", "chat template", "chat template, tools as text", "labelled text"]
+
+
+class DomainDivergence(Frozen):
+    """One file and the baseline over the same tokens of one domain; what compares with it is None for the baseline.
+
+    Each document and conversation is read by itself, from its first token. Of a document every token is scored but its
+    first, of a conversation those that the assistant writes.
+    """
+
+    domain: str
+    form: DomainForm  # how the model reads conversations; "text": the domain has documents
+    n_documents: int
+    n_tokens: int  # scored
+    n_read: int  # decoded tokens
+    n_bytes: int  # of the text that was read, UTF-8
+    perplexity: Estimate  # of the scored tokens, after what stands before each
+    mean_kld: Estimate | None = None
+    kld_p99: float | None = None
+    top1_agreement: Estimate | None = None
+    parts: tuple[DomainPart, ...] = ()
+
+
+class DomainLeftOut(Frozen):
+    """A domain, or a part of one, that was not measured, or not as it was meant."""
+
+    domain: str
+    reason: str  # a sentence without its stop
+
+
+class Domains(Frozen):
+    """The result of `domains` for one file."""
+
+    label: str
+    domains: tuple[DomainDivergence, ...]
+    left_out: tuple[DomainLeftOut, ...] = ()
+    duration_s: float = 0.0
+
+
 class CachePosition(Frozen):
     """The divergence of the tokens that are predicted from `first` to `last` tokens of context."""
 
@@ -292,6 +341,7 @@ class Measurement(Frozen):
     scores: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
     divergence: Divergence | None = None
+    domains: Annotated[Domains | None, Field(exclude_if=lambda value: value is None)] = None
     speed: Speed | None = None
     cache: Annotated[CacheMeasurement | None, Field(exclude_if=lambda value: value is None)] = None
     similarity: Annotated[Similarity | None, Field(exclude_if=lambda value: value is None)] = None

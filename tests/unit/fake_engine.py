@@ -16,7 +16,7 @@ from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
 from quantyard.protocol.base import ExitCode, FileEntry, StageError, StageResult
 from quantyard.protocol.builder import FetchRequest
-from quantyard.protocol.evaluation import DivergenceRequest, ReportRequest
+from quantyard.protocol.evaluation import ReportRequest, SharedBaselineRequest
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact, Workspace
 from tests.unit.fake_report import report_of
@@ -58,10 +58,10 @@ def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageRes
 def diverges(spec: StageSpec, space: Workspace) -> StageResult:
     """The divergence of one file, or of all that are read in step."""
     request = spec.request
-    assert isinstance(request, DivergenceRequest)
+    assert isinstance(request, SharedBaselineRequest)
     labels = [request.label, *(member.label for member in request.others)]
     labels += [request.baseline_label] if request.baseline_label else []
-    names = [f"{label}/divergence.json" for label in labels] if request.is_joined else ["divergence.json"]
+    names = [f"{label}/{request.stage}.json" for label in labels] if request.is_joined else [f"{request.stage}.json"]
     for name in names:
         (space.out_dir / "files" / name).parent.mkdir(parents=True, exist_ok=True)
         (space.out_dir / "files" / name).write_text(f"{name} of {spec.label}")
@@ -130,8 +130,9 @@ _DEFAULTS: Mapping[str, Behaviour] = {
     "fetch": fetches, "twin": agrees, "parity": agrees, "convert": writes("model.gguf", "reference.json"),
     "calibrate": writes("imatrix.gguf", "calibration.txt"), "rounding": writes("rounding.json"),
     "lora": writes("adapter.gguf"), "verify": writes(), "verify_foreign": writes(), "datasets": writes("datasets.json"),
-    "evaluate": writes("evaluation.json"), "divergence": diverges, "speed": writes("speed.json"), "report": reports,
-    "contract": keeps_contract(), "behaviour": writes("behaviour.json"), "cache": writes("cache.json"),
+    "evaluate": writes("evaluation.json"), "divergence": diverges, "domains": diverges, "speed": writes("speed.json"),
+    "report": reports, "contract": keeps_contract(), "behaviour": writes("behaviour.json"),
+    "cache": writes("cache.json"),
 }  # fmt: skip
 
 

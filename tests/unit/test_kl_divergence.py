@@ -20,6 +20,7 @@ from eval.analysis.chunks import OUR_PROSE, divergence_text_chunks, read_diverge
 from eval.analysis.kl_divergence import (
     DivergenceRows,
     TokenValues,
+    chunk_cluster_ends,
     chunk_segments,
     cluster_means,
     divergence_comparison,
@@ -199,7 +200,7 @@ def test_errors_are_those_of_the_texts_clusters() -> None:
 )
 def test_a_short_text_has_eight_clusters_a_long_one_at_most_64(n_tokens: int, n_chunks: int, clusters: int) -> None:
     values = np.random.default_rng(1).random(n_tokens)
-    of = cluster_means(values, n_chunks)
+    of = cluster_means(values, chunk_cluster_ends(len(values), n_chunks))
     assert len(of) == clusters
     assert of.mean() == pytest.approx(values.mean())
 

@@ -238,7 +238,7 @@ _REFUSALS = {
     "builder": "what of a model or a text is beyond a limit",
     "eval/analysis/chunks.py": "tokens of a text that is too short",
     "eval/datasets.py": "seconds until the next try",
-    "eval/divergence.py": "tokens that a model cannot read",
+    "eval/llama/compared_models.py": "tokens of a vocabulary",
     "quantyard/cli/values.py": "characters of a setting",
     "quantyard/engines/stage_io.py": "bytes that are left, hours of a limit",
     "quantyard/files": "bytes and names beyond a limit",

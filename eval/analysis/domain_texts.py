@@ -1,0 +1,124 @@
+"""The texts of domains: `<domain>.jsonl` files of documents and conversations, and how much of each is read.
+
+A line is `{"id": …, "text": …}` or `{"id": …, "messages": […], "tools": […]}`; messages are those of a chat template in
+Transformers, with `tool_calls` and the role `tool`. eval/suites/domains/README.md describes those that come with
+Quantyard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from quantyard.protocol.base import ExitCode
+from quantyard.protocol.evaluation import DomainSettings
+from quantyard.protocol.runner import StageFailure
+
+LONG: Final = "long"  # the domain that is read by position
+_OURS: Final = Path(__file__).parents[1] / "suites" / "domains"
+LEAST_PIECE: Final = 32  # tokens read of a document, so that a short budget still reads more than its first words
+_HINT: Final = "docs/reference/suites.md describes the texts of domains."
+_ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
+
+
+@dataclass(frozen=True)
+class DomainDocument:
+    """One line of a domain's file: a plain text, or the messages of a conversation with the tools that it may call."""
+
+    name: str
+    text: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainText:
+    """One domain."""
+
+    name: str
+    documents: tuple[DomainDocument, ...]
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it has conversations."""
+        return bool(self.documents[0].messages)
+
+
+def read_domain_texts(suite_dir: Path, settings: DomainSettings) -> list[DomainText]:
+    """The domains that the settings name, or all of the folder, in the order of their names.
+
+    Raises:
+        StageFailure: `bad-domain` (2): no such domain, or a file that cannot be read as one.
+    """
+    folder = _OURS if settings.texts is None else suite_dir / settings.texts
+    paths = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    if unknown := [name for name in settings.names if name not in paths]:
+        known = ", ".join(paths) or "none"
+        raise _bad_domain(f"There is no domain {unknown[0]!r}; there are: {known}.", "Name one of these.")
+    if not paths:
+        raise _bad_domain(f"The folder {settings.texts or _OURS.name} has no domain.", "Add one .jsonl file for each.")
+    names = [name for name in settings.names or paths if name != LONG or settings.long_documents]
+    return [_read_domain(name, paths[name]) for name in names]
+
+
+def _read_domain(name: str, path: Path) -> DomainText:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may have other line breaks
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad_domain(f"The domain {path.name} cannot be read: {error}.") from error
+    documents = tuple(_read_document(path.name, at, line) for at, line in enumerate(lines, 1) if line.strip())
+    if not documents:
+        raise _bad_domain(f"The domain {path.name} is empty.")
+    if len({bool(document.messages) for document in documents}) > 1:
+        raise _bad_domain(f"The domain {path.name} mixes documents and conversations.", "Put them into two files.")
+    return DomainText(name, documents)
+
+
+def _read_document(file: str, at: int, line: str) -> DomainDocument:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise _bad_domain(f"{file}, line {at}, is not JSON: {error}.") from error
+    if not isinstance(data, dict) or not isinstance(data.get("id"), str):
+        raise _bad_domain(f"{file}, line {at}, has no id.")
+    text, messages, tools = data.get("text"), data.get("messages"), data.get("tools") or []
+    if isinstance(text, str) and text.strip() and messages is None:
+        return DomainDocument(data["id"], text)
+    if text is None and isinstance(messages, list) and _are_messages(messages) and isinstance(tools, list):
+        return DomainDocument(data["id"], messages=tuple(messages), tools=tuple(tools))
+    raise _bad_domain(f"{file}, line {at} ({data['id']}), has neither a text nor messages with known roles.")
+
+
+def _are_messages(messages: Sequence[Any]) -> bool:
+    """Whether it is a conversation in which the assistant says something."""
+    if not all(isinstance(message, dict) and message.get("role") in _ROLES for message in messages):
+        return False
+    return any(message["role"] == "assistant" for message in messages)
+
+
+def _bad_domain(message: str, hint: str = _HINT) -> StageFailure:
+    return StageFailure(ExitCode.BAD_REQUEST, "bad-domain", message, hint)
+
+
+def domain_reading_lengths(lengths: Sequence[int], budget: int, longest: int) -> list[int]:
+    """How many tokens to read of each document, `budget` in all: as many of each as of the others where it has them.
+
+    Args:
+        lengths: tokens of the documents.
+        longest: the most of one document.
+    """
+    room = [min(n, longest) for n in lengths]
+    level, low, high = longest, 0, longest
+    if sum(room) > budget:
+        while high - low > 1:
+            level = (low + high) // 2
+            low, high = (level, high) if sum(min(n, level) for n in room) <= budget else (low, level)
+        level = max(low, LEAST_PIECE)
+    taken, found = 0, []
+    for n in room:
+        found.append(max(0, min(n, level, budget - taken)))
+        taken += found[-1]
+    return found

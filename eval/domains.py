@@ -1,0 +1,206 @@
+"""The stage `domains`: KL divergence of GGUFs from the baseline on each of several kinds of text.
+
+All models read the same tokens side by side in one process, passage by passage, as in the stage `divergence`: the
+baseline is decoded once however many files there are, and logits are compared in llama.cpp's own buffers. A finished
+domain is kept, so that an interrupted run repeats only the domain that it was in.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import llama_cpp
+import numpy as np
+from pydantic import JsonValue, ValidationError
+
+from eval.analysis.domain_divergence import (
+    LEAST_TOKENS,
+    DomainTokens,
+    domain_numbers,
+    domain_parts,
+    position_names,
+)
+from eval.analysis.domain_passages import Passage, passage_batches
+from eval.analysis.domain_reading import domain_reading
+from eval.analysis.domain_texts import LONG, DomainText, read_domain_texts
+from eval.analysis.kl_divergence import DivergenceRows
+from eval.llama.compared_models import compared_models, labelled_models, refuse_other_vocabulary
+from eval.llama.context import BATCH_TOKENS, Context, ContextSettings
+from eval.llama.model import GgufModel
+from quantyard.metrics.domain_figures import worst_domain
+from quantyard.protocol.base import Frozen
+from quantyard.protocol.evaluation import DomainsRequest
+from quantyard.protocol.measurements import DomainDivergence, DomainLeftOut, Domains
+from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+
+_MAX_ROWS: Final = 256  # rows of logits per model at a time
+_FINISHED: Final = "finished"  # folder of the domains that are measured
+
+
+class DomainRecord(Frozen):
+    """One measured domain: its numbers for each file, by label."""
+
+    files: dict[str, DomainDivergence] = {}  # noqa: RUF012  (pydantic copies it)
+    left_out: tuple[DomainLeftOut, ...] = ()
+
+
+def domains(stage: Stage, request: DomainsRequest) -> StageOutcome:
+    """Measure `/in/model/<model_file>` and the files beside it, against `/in/baseline/<baseline_file>` if there is one.
+
+    Raises:
+        StageFailure: 2 if a text is unusable, or if the baseline has another vocabulary; 2 or 3 if a file cannot be
+            measured (see `GgufModel.load`).
+    """
+    started = time.monotonic()
+    texts = read_domain_texts(stage.in_dir / "suite", request.settings)
+    with compared_models(stage, request) as models:
+        for model in models[1:]:
+            refuse_other_vocabulary(models[0], model)
+        records = _measured_domains(stage, request, models, texts)
+    shutil.rmtree(stage.files_dir / _FINISHED)
+    labels = request.asked_labels
+    took_s = (time.monotonic() - started) / len(labels)
+    facts: dict[str, JsonValue] = {}
+    for label in labels:
+        found = _domains_of_file(label, records, took_s)
+        folder = stage.files_dir / label if request.is_joined else stage.files_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "domains.json").write_text(found.model_dump_json(indent=2) + "\n")
+        facts[label] = domains_facts(found)
+    tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
+    own = facts if request.is_joined else facts[request.label]
+    assert isinstance(own, dict)
+    return StageOutcome(facts=own, tools=tools)
+
+
+def domains_facts(found: Domains) -> dict[str, JsonValue]:
+    """The stage's facts about one file."""
+    worst = worst_domain(found)
+    return {
+        "n_domains": len(found.domains), "worst": worst.domain if worst else None,
+        "worst_kld": worst.mean_kld.value if worst else None,
+    }
+
+
+def _domains_of_file(label: str, records: Sequence[DomainRecord], took_s: float) -> Domains:
+    measured = tuple(record.files[label] for record in records if label in record.files)
+    left_out = tuple(one for record in records for one in record.left_out)
+    return Domains(label=label, domains=measured, left_out=left_out, duration_s=took_s)
+
+
+# ---- one domain after the other ----------------------------------------------------------------------
+
+
+def _measured_domains(
+    stage: Stage, request: DomainsRequest, models: Sequence[GgufModel], texts: Sequence[DomainText]
+) -> list[DomainRecord]:
+    folder, records = stage.files_dir / _FINISHED, []
+    folder.mkdir(parents=True, exist_ok=True)
+    for at, text in enumerate(texts):
+        stage.progress(at, len(texts), "texts", text.name, begins=True)
+        path = folder / f"{at}.json"
+        record = _finished_domain(path, text.name, request)
+        if record is None:
+            record = _measured_domain(request, models, text)
+            path.with_suffix(".part").write_text(record.model_dump_json())
+            path.with_suffix(".part").rename(path)
+        else:
+            stage.log(f"{text.name} was measured before")
+        records.append(record)
+    stage.progress(len(texts), len(texts), "texts")
+    return records
+
+
+def _finished_domain(path: Path, name: str, request: DomainsRequest) -> DomainRecord | None:
+    """What an earlier run measured of the same files; None if there is nothing."""
+    try:
+        record = DomainRecord.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    same = {found.domain for found in record.files.values()} <= {name}
+    return record if same and (not record.files or set(record.files) == set(request.asked_labels)) else None
+
+
+def _measured_domain(request: DomainsRequest, models: Sequence[GgufModel], text: DomainText) -> DomainRecord:
+    reading = domain_reading(models[0], text, request.settings)
+    passages = [passage for passage in reading.passages if len(passage.targets)]
+    left_out = list(reading.left_out)
+    n_tokens = sum(len(passage.targets) for passage in passages)
+    if n_tokens < LEAST_TOKENS:
+        left_out.append(f"not measured: {n_tokens} tokens could be scored, fewer than {LEAST_TOKENS}")
+        return DomainRecord(left_out=tuple(DomainLeftOut(domain=text.name, reason=why) for why in left_out))
+    rows = read_side_by_side(models, passages, request.runtime.threads)
+    tokens, asked = _tokens_of(passages), labelled_models(request, models)
+    values = dict(zip(map(id, models[1:]), rows.models(), strict=True))
+    files = {}
+    for label, model in asked:
+        own = values.get(id(model))
+        numbers = domain_numbers(own, own.nll if own else rows.baseline_nll(), tokens)
+        names = position_names(tokens.position, request.settings.positions) if text.name == LONG else tokens.kind
+        several = own is not None and len(set(names.tolist())) > 1
+        files[label] = DomainDivergence(
+            domain=text.name, form=reading.form, n_documents=len(passages),
+            n_read=sum(passage.n_read for passage in passages), n_bytes=sum(passage.n_bytes for passage in passages),
+            parts=domain_parts(own, tokens, names) if own and several else (), **numbers,
+        )
+    return DomainRecord(
+        files=files, left_out=tuple(DomainLeftOut(domain=text.name, reason=why) for why in left_out)
+    )
+
+
+def _tokens_of(passages: Sequence[Passage]) -> DomainTokens:
+    lengths = [len(passage.targets) for passage in passages]
+    return DomainTokens(
+        document=np.repeat(np.arange(len(passages), dtype=np.int32), lengths),
+        position=np.concatenate([passage.targets for passage in passages]) - 1,
+        kind=np.array([kind for passage in passages for kind in passage.kinds if kind]),
+    )
+
+
+# ---- decoding ----------------------------------------------------------------------------------------
+
+
+def read_side_by_side(
+    models: Sequence[GgufModel], passages: Sequence[Passage], threads: int,
+    on_passage: Callable[[int], None] = lambda _done: None,
+) -> DivergenceRows:
+    """Let every model read the passages, and compare them with the baseline, `models[0]`."""
+    rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
+    n_ctx = max(len(passage.tokens) for passage in passages)
+    settings = ContextSettings(n_ctx, threads=threads, n_encoded=max(len(p.encoded) for p in passages))
+    with ExitStack() as stack:
+        contexts = [stack.enter_context(Context(model, settings)) for model in models]
+        for number, passage in enumerate(passages):
+            _read_passage(contexts, passage, rows)
+            on_passage(number + 1)
+    return rows
+
+
+def _read_passage(contexts: Sequence[Context], passage: Passage, rows: DivergenceRows) -> None:
+    for context in contexts:
+        context.clear()
+        if passage.encoded:
+            context.encode(passage.encoded)
+    for batch in passage_batches(passage, BATCH_TOKENS, _MAX_ROWS):
+        positions = np.arange(batch.start, batch.end, dtype=np.int32)
+        sequence, one = np.zeros_like(positions), np.ones_like(positions)
+        baseline, *others = [
+            context.decode(passage.tokens[batch.start : batch.end], positions, batch.wanted, sequence, one)
+            for context in contexts
+        ]
+        if batch.wanted.any():
+            rows.add(baseline, others, passage.tokens[batch.start + 1 : batch.end + 1][batch.wanted])
+
+
+def main() -> None:
+    """Entry point of the stage."""
+    run_stage(DomainsRequest, domains)
+
+
+if __name__ == "__main__":
+    main()
