@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from quantyard.protocol.builder import OutType, Parity, Parts
+from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.quants.catalog import Quant
 
 EngineName = Literal["auto", "docker", "local"]
@@ -61,6 +62,7 @@ class MeasureRequest:
     allow_unsafe_code: bool = False
     n_gpu_layers: int = 0
     max_length: int = 0
+    cache_types: tuple[str, ...] = ()  # of the KV cache; (): as the suite says
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class ServeRequest:
     port: int
     context_size: int  # tokens; 0: as the model was trained
     n_gpu_layers: int
+    cache_type: str = DEFAULT_CACHE  # of the KV cache
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class ChooseRequest:
     max_kld: float | None = None  # mean KL divergence, nats
     context_tokens: int = 0  # 0: as the model was trained, at most 8,192
     parallel: int = 4  # requests answered at once
+    cache_type: str = DEFAULT_CACHE  # of the KV cache to serve with, see protocol.cache_types
 
 
 @dataclass(frozen=True)

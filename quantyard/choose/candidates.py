@@ -19,10 +19,12 @@ from quantyard.memory.kv_cache import ContextUse, context_bytes, context_cache_b
 from quantyard.memory.layers import ModelLayers, read_cache_layers
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
-from quantyard.protocol.measurements import Estimate, EvalReport, Measurement, Speed
+from quantyard.protocol.cache_types import CACHE_REFUSALS, DEFAULT_CACHE
+from quantyard.protocol.measurements import CacheTypeResult, Estimate, EvalReport, Measurement, Speed
 from quantyard.store.manifest import Manifest, QuantRecord
 
 DEFAULT_CONTEXT: Final = 8192
+CACHE_NOT_MEASURED: Final = "CACHE_NOT_MEASURED"  # for programs: the reason of a file without this type of the cache
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class ChoiceCandidate:
     tokens_per_s: float
     speed: Speed
     layers: ModelLayers | None
+    cache_type: str = DEFAULT_CACHE
+    cache_results: tuple[CacheTypeResult, ...] = ()  # every type of the KV cache that was measured on this file
+
+    @property
+    def cache(self) -> CacheTypeResult | None:
+        """What was measured of the type that it will be served with; None for f16."""
+        return next((found for found in self.cache_results if found.type == self.cache_type and found.mean_kld), None)
+
+    @property
+    def served_kld(self) -> float:
+        """The divergence from the baseline as it will be served, in nats: that of file and cache together."""
+        return self.cache.baseline_kld.value if self.cache and self.cache.baseline_kld else self.quality.value
 
     @property
     def entry(self) -> ParetoEntry:
@@ -65,10 +79,12 @@ class ChoiceSet:
     use: ContextUse
     candidates: tuple[ChoiceCandidate, ...]
     others: Mapping[str, str]
+    cache_type: str = DEFAULT_CACHE
 
 
 def find_choice_set(
-    manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, context_tokens: int, parallel: int
+    manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, context_tokens: int, parallel: int,
+    cache_type: str = DEFAULT_CACHE,
 ) -> ChoiceSet:
     """The files of a manifest that can be chosen.
 
@@ -76,6 +92,7 @@ def find_choice_set(
         paths: quant → path of each file in question.
         suite: the evaluation to use; "": the one that measured most of the files.
         context_tokens: the context to serve with; 0: the trained context, at most `DEFAULT_CONTEXT`.
+        cache_type: of the KV cache to serve with; a file on which it was not measured cannot be chosen.
 
     Raises:
         BadRequest: none of them was measured.
@@ -83,32 +100,38 @@ def find_choice_set(
     report = _report_to_choose_from(manifest, paths, suite)
     metric = pareto_metric(report)
     reasons = {quant: _why_not_candidate(manifest, report, metric, quant, path) for quant, path in paths.items()}
+    reasons = {
+        quant: reason or why_not_with_cache(manifest, quant, cache_type) for quant, reason in reasons.items()
+    }
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
-        raise no_candidates_error("; ".join(f"{quant} {reason}" for quant, reason in reasons.items()), list(paths))
+        why = "; ".join(f"{quant} {reason}" for quant, reason in reasons.items())
+        raise no_candidates_error(why, list(paths), "cache" if CACHE_NOT_MEASURED in why else "")
     first = next(iter(headers.values()))
     use = ContextUse(_candidate_context(first, context_tokens), parallel, unified=False)  # as our server runs
-    found = tuple(_choice_candidate(manifest, report, metric, quant, headers[quant], use) for quant in headers)
+    found = tuple(
+        _choice_candidate(manifest, report, metric, quant, headers[quant], use, cache_type) for quant in headers
+    )
     others = {quant: reason for quant, reason in reasons.items() if reason}
-    return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others)
+    return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others, cache_type)
 
 
-def no_candidates_error(why: str, quants: Sequence[str]) -> BadRequest:
-    """The error if no file can be chosen."""
-    hint = f"Measure them in one run: make eval MODEL=… QUANT={','.join(quants)}"
+def no_candidates_error(why: str, quants: Sequence[str], suite: str = "") -> BadRequest:
+    """The error if no file can be chosen; `suite` measures what is lacking."""
+    hint = f"Measure them in one run: make eval MODEL=… QUANT={','.join(quants)}{f' SUITE={suite}' if suite else ''}"
     return BadRequest(f"Nothing to choose from: {why}.", hint)
 
 
-def choice_eval_command(choices: ChoiceSet, model: str, *more: str) -> str:
-    """The command that measures all files in one run, and the quants in `more`."""
-    suite = choices.report.suite.name
+def choice_eval_command(choices: ChoiceSet, model: str, *more: str, suite: str = "") -> str:
+    """The command that measures all files in one run, and the quants in `more`, with the suite of the choice."""
+    suite = suite or choices.report.suite.name
     quants = ",".join([*(c.quant for c in choices.candidates), *choices.others, *more])
     return f"make eval MODEL={model} QUANT={quants} SUITE={suite if suite in BUILTIN else '…'}"
 
 
-def candidate_memory_bytes(found: ChoiceCandidate, use: ContextUse) -> int | None:
-    """Bytes this file would take at another context."""
-    return None if found.layers is None else _candidate_memory(found.speed, found.layers, use)
+def candidate_memory_bytes(found: ChoiceCandidate, use: ContextUse, cache_type: str = DEFAULT_CACHE) -> int | None:
+    """Bytes this file would take at another context, or with another type of the KV cache."""
+    return None if found.layers is None else _candidate_memory(found.speed, found.layers, use, cache_type)
 
 
 def _candidate_context(header: GgufHeader, asked: int) -> int:
@@ -149,6 +172,34 @@ def _why_not_candidate(manifest: Manifest, report: EvalReport, metric: Metric, q
     return ""
 
 
+def why_not_with_cache(manifest: Manifest, quant: str, cache_type: str) -> str:
+    """Why this file cannot be served with this type of the KV cache; "" if it can."""
+    if cache_type == DEFAULT_CACHE:
+        return ""
+    results = measured_caches(manifest, quant)
+    if refused := next((one for one in results if one.type == cache_type and one.refusal), None):
+        return f"cannot have a {cache_type} KV cache ({refused.refusal}): {CACHE_REFUSALS[refused.refusal]}"
+    if any(one.type == cache_type for one in results):
+        return ""
+    return f"was not measured with a {cache_type} KV cache ({CACHE_NOT_MEASURED})"
+
+
+def measured_caches(manifest: Manifest, quant: str) -> tuple[CacheTypeResult, ...]:
+    """The types of the KV cache that were measured on the current bytes of this file, by any suite.
+
+    Where several suites measured a type, the one that read most tokens counts.
+    """
+    record, best = manifest.quants[quant], dict[str, tuple[int, CacheTypeResult]]()
+    for report in manifest.evaluations.values():
+        found = _candidate_measurement(report, quant)
+        if found is None or found.cache is None or found.file.sha256 != record.sha256:
+            continue
+        for result in found.cache.results:
+            if result.type not in best or best[result.type][0] < found.cache.n_tokens:
+                best[result.type] = found.cache.n_tokens, result
+    return tuple(result for _, result in best.values())
+
+
 def _candidate_measurement(report: EvalReport, quant: str) -> Measurement | None:
     return next((m for m in report.measurements if m.file.label == quant), None)
 
@@ -161,7 +212,8 @@ def _candidate_header(path: Path) -> GgufHeader:
 
 
 def _choice_candidate(
-    manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse
+    manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse,
+    cache_type: str,
 ) -> ChoiceCandidate:
     found, record = _candidate_measurement(report, quant), manifest.quants[quant]
     assert found is not None, "files without a measurement were left out before"
@@ -173,23 +225,26 @@ def _choice_candidate(
         path=header.paths[0],
         size_bytes=record.size_bytes,
         bits_per_weight=record.bits_per_weight,
-        memory_bytes=_candidate_memory(found.speed, layers, use),
-        context_bytes=context_cache_bytes(layers, use) if layers else None,
+        memory_bytes=_candidate_memory(found.speed, layers, use, cache_type),
+        context_bytes=context_cache_bytes(layers, use, cache_type) if layers else None,
         quality=quality,
         tokens_per_s=found.speed.generated_tokens_per_s,
         speed=found.speed,
         layers=layers,
+        cache_type=cache_type,
+        cache_results=measured_caches(manifest, quant),
     )
 
 
-def _candidate_memory(speed: Speed, layers: ModelLayers | None, use: ContextUse) -> int | None:
+def _candidate_memory(speed: Speed, layers: ModelLayers | None, use: ContextUse, cache_type: str) -> int | None:
     """The measured peak, corrected to the wanted context. If the cache size is unknown, only the measured context has
     a value.
     """
     measured = ContextUse(speed.n_ctx, whole_windows=True)
     if layers is None:
-        return speed.peak_memory_bytes if (use.cells, use.sequences) == (measured.cells, 1) else None
-    return speed.peak_memory_bytes + context_bytes(layers, use) - context_bytes(layers, measured)
+        same = (use.cells, use.sequences, cache_type) == (measured.cells, 1, DEFAULT_CACHE)
+        return speed.peak_memory_bytes if same else None
+    return speed.peak_memory_bytes + context_bytes(layers, use, cache_type) - context_bytes(layers, measured)
 
 
 def candidate_paths(manifest: Manifest, folder: Path, source: Path | None, quants: Sequence[str]) -> dict[str, Path]:

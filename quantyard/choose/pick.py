@@ -55,8 +55,8 @@ def missed_choice_limits(found: ChoiceCandidate, budget: ChoiceBudget) -> tuple[
         missed.append(MissedLimit("RAM", found.memory_bytes, budget.memory_bytes))
     if found.tokens_per_s < budget.min_tokens_per_s:
         missed.append(MissedLimit("MIN_TPS", found.tokens_per_s, budget.min_tokens_per_s))
-    if budget.max_kld is not None and found.quality.value > budget.max_kld:
-        missed.append(MissedLimit("MAX_KLD", found.quality.value, budget.max_kld))
+    if budget.max_kld is not None and found.served_kld > budget.max_kld:
+        missed.append(MissedLimit("MAX_KLD", found.served_kld, budget.max_kld))
     return tuple(missed)
 
 

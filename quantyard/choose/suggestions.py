@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from quantyard.choose.cache_choice import suggestions_of_smaller_cache
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, candidate_memory_bytes, choice_eval_command
 from quantyard.choose.pick import ChoiceBudget, missed_choice_limits, nearest_candidate
 from quantyard.errors import UnknownQuant
-from quantyard.formatting.numbers import format_bytes, format_memory
-from quantyard.memory.kv_cache import CELL_STEP, can_quantize_kv_cache, kv_bytes
+from quantyard.formatting.numbers import format_bytes
+from quantyard.memory.kv_cache import CELL_STEP
 from quantyard.quants.catalog import Quant, find_quant
 
 # Quants to suggest, the largest first: they need no importance matrix and suit any model.
@@ -36,7 +37,7 @@ def largest_candidate_context(found: ChoiceCandidate, choices: ChoiceSet, budget
     low, high = 0, -(-choices.use.tokens // CELL_STEP)
     while low < high:
         middle = -(-(low + high) // 2)
-        needed = candidate_memory_bytes(found, replace(choices.use, tokens=middle * CELL_STEP))
+        needed = candidate_memory_bytes(found, replace(choices.use, tokens=middle * CELL_STEP), choices.cache_type)
         low, high = (middle, high) if needed is not None and needed <= budget.memory_bytes else (low, middle - 1)
     return low * CELL_STEP
 
@@ -46,8 +47,7 @@ def _suggestions_for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str
     for found in [nearest_candidate(others, budget)] if others else []:
         if context := largest_candidate_context(found, choices, budget):
             yield f"Less context: {found.quant} fits with CONTEXT_SIZE={context}."
-        if text := _suggestion_of_smaller_cache(found, choices, budget):
-            yield text
+        yield from suggestions_of_smaller_cache(found, choices, budget, model)
     smallest = min(choices.candidates, key=lambda c: c.size_bytes)
     assert smallest.memory_bytes is not None, "files of unknown memory are refused before"
     over = smallest.memory_bytes - budget.memory_bytes
@@ -55,20 +55,6 @@ def _suggestions_for_memory(choices: ChoiceSet, budget: ChoiceBudget, model: str
         size = format_bytes(_estimated_size_of_candidate(smallest, quant))
         how = choice_eval_command(choices, model, quant.name)
         yield f"A smaller quant: {quant.name} is not measured yet (about {size}): {how}"
-
-
-def _suggestion_of_smaller_cache(found: ChoiceCandidate, choices: ChoiceSet, budget: ChoiceBudget) -> str:
-    layers = found.layers
-    if layers is None or found.memory_bytes is None or not can_quantize_kv_cache(layers):
-        return ""
-    saved = kv_bytes(layers, choices.use) - kv_bytes(layers, choices.use, "q8_0")
-    if found.memory_bytes - saved > budget.memory_bytes:
-        return ""
-    how = "LLAMA_ARG_CACHE_TYPE_K=q8_0 and LLAMA_ARG_CACHE_TYPE_V=q8_0"
-    return (
-        f"A KV cache in 8 bits ({how} for the server): {found.quant} then takes "
-        f"{format_memory(found.memory_bytes - saved)}; its effect on quality was not measured."
-    )
 
 
 def _suggestions_for_speed(choices: ChoiceSet, budget: ChoiceBudget, model: str) -> Iterator[str]:

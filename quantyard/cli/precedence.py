@@ -14,7 +14,9 @@ from quantyard.paths import REPO_DIR, default_artifacts_path
 
 Origin = Literal["option", "variable", "file", "default"]
 NO_FILE: Final = SettingsFile()
-_SERVED: Final = ("MODEL_FILE", "MMPROJ_FILE", "PORT", "CONTEXT_SIZE", "THREADS", "N_GPU_LAYERS", "MEMORY", "PARALLEL")
+_SERVED: Final = (
+    "MODEL_FILE", "MMPROJ_FILE", "PORT", "CONTEXT_SIZE", "CACHE_TYPE", "THREADS", "N_GPU_LAYERS", "MEMORY", "PARALLEL",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_
 from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv_path, read_pins
 from quantyard.protocol.builder import Parts
+from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_type_name
 from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
@@ -199,8 +200,27 @@ def _typed_choose_request(values: Mapping[str, str], quants: str) -> ChooseReque
         min_tokens_per_s=_typed_decimal("MIN_TPS", values),
         max_kld=_typed_decimal("MAX_KLD", values) if values["MAX_KLD"] else None,
         context_tokens=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
-        parallel=integer_setting("PARALLEL", values, 1, 256),
+        parallel=integer_setting("PARALLEL", values, 1, 256), cache_type=_typed_cache_type(values),
     )
+
+
+def _typed_cache_type(values: Mapping[str, str]) -> str:
+    """The one type to serve with; f16 if none is given."""
+    names = _typed_cache_types(values)
+    if len(names) > 1:
+        message = f"CACHE_TYPE={values['CACHE_TYPE'][:80]} names {len(names)} types, and a server has one."
+        raise BadRequest(message, f"Name one: CACHE_TYPE={names[0]}")
+    return names[0] if names else DEFAULT_CACHE
+
+
+def _typed_cache_types(values: Mapping[str, str]) -> tuple[str, ...]:
+    """The types in CACHE_TYPE, each in its one spelling."""
+    names = [name for name in re.split(r"[,\s]+", values["CACHE_TYPE"]) if name]
+    try:
+        return tuple(dict.fromkeys(cache_type_name(name) for name in names))
+    except ValueError as error:
+        message = f"CACHE_TYPE={values['CACHE_TYPE'][:80]} is not a type of a KV cache."
+        raise BadRequest(message, f"{str(error).capitalize()}.") from error
 
 
 def _typed_quants(values: Mapping[str, str], *, asked: bool) -> tuple[Quant, ...]:
@@ -265,7 +285,7 @@ def _typed_serve_request(values: Mapping[str, str]) -> ServeRequest:
     return ServeRequest(
         model_file=files[0], mmproj_file=files[1], port=integer_setting("PORT", values, 1, 65_535),
         context_size=integer_setting("CONTEXT_SIZE", values, 0, 2**24),
-        n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
+        n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000), cache_type=_typed_cache_type(values),
     )
 
 
@@ -280,7 +300,7 @@ def _typed_measure_request(values: Mapping[str, str]) -> MeasureRequest:
         datasets=_typed_datasets_folder(values["DATASETS"]),
         allow_unsafe_code=flag_setting("ALLOW_UNSAFE_CODE", values),
         n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
-        max_length=integer_setting("MAX_LENGTH", values, 0, 2**24),
+        max_length=integer_setting("MAX_LENGTH", values, 0, 2**24), cache_types=_typed_cache_types(values),
     )
 
 

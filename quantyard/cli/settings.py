@@ -152,6 +152,11 @@ SETTINGS: Final = (
     Setting("MAX_KLD", "", "choosing", "the largest mean KL divergence from the baseline, in nats", "decimal"),
     Setting("PARALLEL", "4", "choosing", "requests answered at once when serving", "integer"),
     Setting(
+        "CACHE_TYPE", "", "measuring",
+        "types of the KV cache, such as q8_0, or q8_0/f16 for keys/values; `choose` and `serve` take a measured one",
+        "list",
+    ),
+    Setting(
         "MODEL_FILE", "", "serving",
         "what to serve this time: a .gguf or a folder of several; default: artifacts/served", "path",
     ),

@@ -62,6 +62,8 @@ class GateBudget(Frozen):
     max_ppl_change: _AtLeast0 | None = None  # per cent
     max_mean_kld: _AtLeast0 | None = None  # nats per token
     max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_budget_per_task)] = None
+    # Divergence from f16 of each type of the KV cache, nats per token: `{q8_0: 0.01}`; a number is for every type.
+    max_cache_kld: Annotated[dict[str, _AtLeast0] | None, BeforeValidator(_budget_per_task)] = None
     min_generated_tokens_per_s: _Above0 | None = None
     min_prompt_tokens_per_s: _Above0 | None = None
     max_size: Annotated[ByteSize, BeforeValidator(_budget_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"

@@ -21,7 +21,7 @@ from quantyard.store.manifest import Manifest
 
 # With their articles, for sentences.
 NAMES: Final = {
-    budget: name if budget == "max_mean_kld" else f"the {name}" for budget, name in BUDGET_NAMES.items()
+    budget: name if "KLD" in name else f"the {name}" for budget, name in BUDGET_NAMES.items()
 }
 
 
@@ -86,9 +86,9 @@ def gate_no_twin(manifest: Manifest, reason: str) -> str:
     return f"the model was built without its twin. Type: make build MODEL={gate_model_setting(manifest)} PARITY=twin"
 
 
-def gate_tokens_needed(needed: int | None, n: int) -> str:
-    """The length of a text that would decide."""
-    return _samples_that_would_decide(needed, "tokens of text", n, "the suite's divergence.text may be longer")
+def gate_tokens_needed(needed: int | None, n: int, text: str = "divergence.text") -> str:
+    """The length of a text that would decide; `text` is the suite's setting that names another."""
+    return _samples_that_would_decide(needed, "tokens of text", n, f"the suite's {text} may be longer")
 
 
 def gate_questions_needed(needed: int | None, n: int, suite: str) -> str:

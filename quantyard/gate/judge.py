@@ -140,6 +140,24 @@ def _judge_mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResu
     yield _judge_interval(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
+def _judge_cache_kld(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
+    """Judges every type of the KV cache that was measured and that the budget names or means by a pattern."""
+    cache = file.found.cache if file.found else None
+    judged: set[str] = set()
+    for found in cache.results if cache else ():
+        pattern = most_specific_gate_budget(found.type, limits)
+        if cache is None or pattern is None or found.mean_kld is None:
+            continue
+        limit, interval = limits[pattern], estimate_interval(found.mean_kld, file.budget.confidence)
+        tokens = gate_sample_size(cache.n_tokens, interval.high - interval.value, abs(limit - interval.value))
+        needed = words.gate_tokens_needed(tokens, cache.n_tokens, "cache.text")
+        judged.add(pattern)
+        yield _judge_interval(file, name, limit, interval, needed, found.type)
+    for pattern in limits:
+        if pattern not in judged:
+            yield file.unmeasured(name, limits[pattern], words.NAMES[name], "" if pattern == "*" else pattern)
+
+
 def _judge_unmeasured_loss(file: _File, name: str, limit: float, task: str = "") -> BudgetResult:
     """The result for a file without a measured loss: it is the baseline, or it was not measured.
 
@@ -220,6 +238,7 @@ _Judge = Callable[..., Iterator[BudgetResult]]
 _JUDGES: Final[Mapping[str, _Judge]] = {
     "max_ppl_change": _judge_ppl_change,
     "max_mean_kld": _judge_mean_kld,
+    "max_cache_kld": _judge_cache_kld,
     "max_accuracy_loss": _judge_accuracy,
     "min_generated_tokens_per_s": _judge_speed,
     "min_prompt_tokens_per_s": _judge_speed,

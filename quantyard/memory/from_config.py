@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from quantyard.memory.kv_cache import UBATCH_TOKENS, CacheType, ContextUse, kv_bytes
+from quantyard.memory.kv_cache import UBATCH_TOKENS, ContextUse, kv_bytes
 from quantyard.memory.layers import Layer, ModelLayers
+from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.quants.model_config import (
     HIDDEN,
     KV_HEADS,
@@ -28,7 +29,7 @@ _UNEVEN_KEYS: Final = (
 _PROCESS_BYTES: Final = 80 * 2**20  # llama-server itself: code, libraries, HTTP threads
 
 
-def kv_cache_bytes(config: Config, context_tokens: int, cache_type: CacheType = "f16") -> int | None:
+def kv_cache_bytes(config: Config, context_tokens: int, cache_type: str = DEFAULT_CACHE) -> int | None:
     """Bytes of llama.cpp's KV cache for one context; None if the config does not determine it.
 
     Exact for standard, grouped, windowed and latent attention. Not included: the states of recurrent layers, tens of MB

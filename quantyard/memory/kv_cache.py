@@ -7,9 +7,10 @@ llama.cpp's src/. `tests/docker/test_choose_memory.py` compares it with llama-se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from quantyard.memory.layers import ModelLayers
+from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_tensor_type, cache_type_pair
 
 CELL_STEP: Final = 256  # a context is rounded up to a multiple of this
 UBATCH_TOKENS: Final = 512  # llama.cpp's default physical batch, also used for measuring
@@ -17,9 +18,6 @@ _ALIGNMENT_BYTES: Final = 32
 _STATE_BYTES: Final = 4  # recurrent states are f32 with every cache type
 _MASK_BYTES: Final = 2  # flash attention's mask is f16
 
-CacheType = Literal["f16", "q8_0", "q4_0"]
-# Elements and bytes of a block.
-_BLOCKS: Final[dict[CacheType, tuple[int, int]]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,23 @@ class ContextUse:
         return _padded_cells(min(self.cells, window * (self.sequences if self.unified else 1) + self.batch), CELL_STEP)
 
 
-def context_cache_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
+def context_cache_bytes(model: ModelLayers, use: ContextUse, cache_type: str = DEFAULT_CACHE) -> int:
     """Bytes of the KV cache and of recurrent states: "KV buffer size" and "RS buffer size" in llama-server's log."""
     return kv_bytes(model, use, cache_type) + recurrent_state_bytes(model, use)
 
 
-def kv_bytes(model: ModelLayers, use: ContextUse, cache_type: CacheType = "f16") -> int:
-    """Bytes of the KV cache alone."""
-    elements, block_bytes = _BLOCKS[cache_type]
+def kv_bytes(model: ModelLayers, use: ContextUse, cache_type: str = DEFAULT_CACHE) -> int:
+    """Bytes of the KV cache alone.
+
+    Args:
+        cache_type: such as `q8_0`, or `q8_0/f16` for keys and values apart.
+    """
+    k, v = (cache_tensor_type(name) for name in cache_type_pair(cache_type))
     total = 0
     for layer in model.layers:
         cells = use.streams * (use.window_cells(model.window) if layer.windowed else use.cells)
-        total += sum(cells * row // elements * block_bytes for row in (layer.k, layer.v))
+        rows = ((layer.k, k), (layer.v, v))
+        total += sum(cells * row // kind.block_size * kind.type_size_bytes for row, kind in rows)
     return total
 
 
@@ -93,9 +96,9 @@ def attention_mask_bytes(model: ModelLayers, use: ContextUse) -> int:
     return cells * use.batch * _MASK_BYTES
 
 
-def context_bytes(model: ModelLayers, use: ContextUse) -> int:
+def context_bytes(model: ModelLayers, use: ContextUse, cache_type: str = DEFAULT_CACHE) -> int:
     """Bytes of everything that grows with the context: caches, states and masks."""
-    return context_cache_bytes(model, use) + attention_mask_bytes(model, use)
+    return context_cache_bytes(model, use, cache_type) + attention_mask_bytes(model, use)
 
 
 def can_quantize_kv_cache(model: ModelLayers) -> bool:

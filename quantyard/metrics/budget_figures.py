@@ -12,13 +12,14 @@ from quantyard.protocol.gate import BudgetResult, Outcome
 from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
-_UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": ""}
+_UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": "", "max_cache_kld": ""}
 
 # What each budget limits, for people. To add a budget: add a row.
 BUDGET_NAMES: Final = {
     "max_ppl_change": "change of perplexity",
     "max_mean_kld": "mean KLD",
     "max_accuracy_loss": "loss of accuracy",
+    "max_cache_kld": "KLD from an f16 KV cache",
     "min_generated_tokens_per_s": "speed of generation",
     "min_prompt_tokens_per_s": "speed of reading a prompt",
     "max_size": "size",

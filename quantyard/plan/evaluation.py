@@ -77,7 +77,9 @@ def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> Meas
     )
 
     loaded = find_suite(measure.suite)
-    suite = adjusted_suite(loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed)
+    suite = adjusted_suite(
+        loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed, measure.cache_types
+    )
     hashes = HashCache(request.artifacts / ".hashes.json")
     return MeasureOptions(
         suite=suite, files=loaded.local,

@@ -88,10 +88,11 @@ def find_suite(text: str) -> LoadedSuite:
 
 def adjusted_suite(
     loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
-    num_fewshot: int | None = None, seed: int | None = None,
+    num_fewshot: int | None = None, seed: int | None = None, cache_types: tuple[str, ...] = (),
 ) -> Suite:
     """The suite with the changes of the command line: other tasks (those of the suite keep their settings), and one
-    limit, number of examples or seed for all of them. None changes nothing.
+    limit, number of examples or seed for all of them. None changes nothing. Types of the KV cache take the place of the
+    suite's own.
 
     The changes become part of its name, so that its report does not replace that of the whole suite.
 
@@ -110,6 +111,9 @@ def adjusted_suite(
         data["needs_network"] = _does_suite_need_network(suite, loaded.origin.parent, tasks)
     marks = [*(tasks or ()), *(f"{key}-{value}" for key, value in given.items())]
     marks += [] if seed is None else [f"seed-{seed}"]
+    if cache_types:
+        data["cache"] = (suite.cache or CacheSettings()).model_dump() | {"types": cache_types}
+        marks += [f"cache-{name.replace('/', '-')}" for name in cache_types]
     data["name"] = "+".join([suite.name, *marks])
     changed = _validated_suite(data | ({} if seed is None else {"seed": seed}), "The command line")
     if tasks is not None and not chosen:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import Frozen, JsonObject, RelativePath, StageRequest
+from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheName
 
 CONTRACT_REPORT_VERSION: Final = 1
 CheckStatus = Literal["passed", "failed", "not supported"]
@@ -36,6 +37,7 @@ class LocalServerSettings(Frozen):
     kept: Annotated[int, Field(ge=1)] = 4  # models that stay loaded
     threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each physical core
     n_gpu_layers: int = 0
+    cache_type: CacheName = DEFAULT_CACHE  # of the KV cache
 
 
 class ContractRequest(StageRequest):

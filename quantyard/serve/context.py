@@ -16,6 +16,7 @@ from quantyard.formats.purpose import gguf_purpose
 from quantyard.hardware.machine import available_memory_bytes
 from quantyard.memory.kv_cache import CELL_STEP, ContextUse, context_cache_bytes
 from quantyard.memory.layers import read_cache_layers
+from quantyard.protocol.cache_types import DEFAULT_CACHE
 
 MAX_CONTEXT: Final = 32768
 USEFUL_CONTEXT: Final = 2048
@@ -41,7 +42,8 @@ class ServedContext:
 
 
 def decide_served_context(
-    files: Sequence[Path], context_size: int = 0, memory_bytes: int | None = None, parallel: int = PARALLEL
+    files: Sequence[Path], context_size: int = 0, memory_bytes: int | None = None, parallel: int = PARALLEL,
+    cache_type: str = DEFAULT_CACHE,
 ) -> ServedContext:
     """The training context for each request, at most MAX_CONTEXT in all, and at most half of the memory that the models
     which stay loaded leave free. Fewer models stay loaded, then fewer requests are answered at once, until each has
@@ -51,9 +53,10 @@ def decide_served_context(
         context_size: as the user set it; 0: to be decided.
         memory_bytes: available; None: of this machine, now.
         parallel: requests at once, at most.
+        cache_type: of the KV cache.
     """
     memory = available_memory_bytes() if memory_bytes is None else memory_bytes
-    needs = _Needs(list(filter(None, map(_header_of_served_file, files))), memory)
+    needs = _Needs(list(filter(None, map(_header_of_served_file, files))), memory, cache_type)
     most = max(1, min(KEPT, len(files)))
     kept = _largest_context_that_fits(most, lambda n: needs.has_room(n, context_size, parallel))
     slots = _largest_context_that_fits(parallel, lambda n: (context_size or needs.context(kept, n)) >= needs.useful(n))
@@ -71,6 +74,7 @@ class _Needs:
 
     headers: Sequence[GgufHeader]
     memory_bytes: int
+    cache_type: str = DEFAULT_CACHE
 
     @property
     def trained(self) -> int:
@@ -104,7 +108,8 @@ class _Needs:
     def _cache_bytes(self, kept: int, tokens: int, slots: int) -> int:
         """Of the largest of them, as far as the metadata tells."""
         use = ContextUse(tokens, slots, unified=False)
-        caches = (context_cache_bytes(layers, use) for h in self.headers if (layers := read_cache_layers(h)))
+        known = (layers for header in self.headers if (layers := read_cache_layers(header)))
+        caches = (context_cache_bytes(layers, use, self.cache_type) for layers in known)
         return sum(sorted(caches, reverse=True)[:kept]) if tokens else 0
 
 

@@ -56,10 +56,11 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     projector = served_projector(request.artifacts, serve.model_file, serve.mmproj_file)
     key = served_api_key(request.artifacts)
     check_served_port(serve.port)
-    context = decide_served_context(files, serve.context_size)
+    context = decide_served_context(files, serve.context_size, cache_type=serve.cache_type)
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
         context_size=context.context_size, parallel=context.parallel, kept=context.kept,
+        cache_type=serve.cache_type,
         models=tuple(_served_local_model(path, projector) for path in files),
     )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:

@@ -87,7 +87,7 @@ def choose_from_manifest(
     Raises:
         BadRequest: nothing was measured, or a value that the limits need was not measured.
     """
-    choices = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel)
+    choices = find_choice_set(manifest, name, paths, suite, asked.context_tokens, asked.parallel, asked.cache_type)
     budget = choice_budget(asked)
     if any(candidate.memory_bytes is None for candidate in choices.candidates):
         raise candidate_memory_unknown(choices)

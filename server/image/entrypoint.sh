@@ -10,6 +10,7 @@
 #   CONTEXT_SIZE PARALLEL THREADS N_GPU_LAYERS     see defaults.sh
 #   CACHE_MIB       memory for the prompts of past conversations; default 0, since llama-server's own default of 8 GiB
 #                   slowly fills a container until it is killed
+#   CACHE_TYPE      the type of the KV cache, such as q8_0, or q8_0/f16 for keys and values; default f16
 #   LLAMA_ARG_MODELS_MAX  of several models, how many stay loaded; see defaults.sh
 #   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
 #   MMPROJ          what reads pictures or sound for a model (a projector); default: those in MODEL, for the models whose
@@ -32,6 +33,7 @@ main() {
     MODEL=${MODEL:-/model} BIND_ADDRESS=${BIND_ADDRESS:-127.0.0.1}
     settle_address
     check_numbers
+    check_cache_type
     check_prefix
     check_part "$MODEL"
     # The number to start with; llama-server adds threads per connection, which compose.yaml's proxy limits.
@@ -75,6 +77,9 @@ main() {
         # shellcheck disable=SC2046  # flags and values have no blanks
         set -- $(flags_for "$models" | sed 's/^/--/; s/ true$//') "$@"
     fi
+    if [ -n "${CACHE_TYPE:-}" ]; then
+        set -- --cache-type-k "${CACHE_TYPE%%/*}" --cache-type-v "${CACHE_TYPE##*/}" "$@"
+    fi
     [ -z "${N_GPU_LAYERS:-}" ] || set -- --n-gpu-layers "$N_GPU_LAYERS" "$@"
     run "${LLAMA_SERVER:-/app/llama-server}" "$@"
 }
@@ -87,6 +92,13 @@ check_numbers() {
             *[!0-9]* | ??????????*) die "$name=$value is not a whole number." "Give a number, or leave it out." ;;
         esac
     done
+}
+
+# llama.cpp's types of a KV cache: one for keys and values, or two with a slash between them.
+check_cache_type() {
+    one='(f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl)'
+    [ -z "${CACHE_TYPE:-}" ] || echo "$CACHE_TYPE" | grep -Eqx "$one(/$one)?" ||
+        die "CACHE_TYPE=$CACHE_TYPE is not a type of a KV cache." "Give one like q8_0, or q8_0/f16 for keys and values, or leave it out."
 }
 
 check_prefix() {

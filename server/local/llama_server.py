@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from quantyard.formats.gguf import GgufError, read_gguf_model
 from quantyard.formats.purpose import POOLINGS, gguf_pooling, gguf_purpose
+from quantyard.protocol.cache_types import cache_tensor_type, cache_type_pair
 from server.local.model_process import ModelSettings
 
 MAX_TEXT: Final = 4096  # tokens of a text to embed, as in server/image/defaults.sh
@@ -50,6 +51,8 @@ def llama_server_params(xllamacpp: Any, settings: ModelSettings) -> Any:
         params.mmproj.path = str(settings.projector)
     params.n_ctx, params.n_parallel, params.kv_unified = settings.context_size, settings.parallel, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+    k, v = (xllamacpp.ggml_type(cache_tensor_type(name).id) for name in cache_type_pair(settings.cache_type))
+    params.cache_type_k, params.cache_type_v = k, v
     _set_llama_server_purpose(xllamacpp, params, settings)
     params.n_gpu_layers, params.fit_params, params.cache_ram_mib = settings.n_gpu_layers, False, 0
     return params

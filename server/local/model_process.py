@@ -25,6 +25,7 @@ from pydantic import Field
 
 from quantyard.protocol.aborts import TailWithReason, crash_reason, crash_words
 from quantyard.protocol.base import ExitCode, Frozen
+from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheName
 
 _TAIL_LINES: Final = 20
 _LONGEST_LINE: Final = 1 << 20
@@ -43,6 +44,7 @@ class ModelSettings(Frozen):
     parallel: int  # requests answered at once
     threads: int
     n_gpu_layers: int
+    cache_type: CacheName = DEFAULT_CACHE  # of the KV cache
     key: str = Field(default_factory=lambda: secrets.token_urlsafe(32))  # between the two processes only
 
 

@@ -109,6 +109,7 @@ def _local_models(settings: LocalServerSettings) -> dict[str, ModelSettings]:
             path=model.path, name=model.name, projector=model.projector, context_size=settings.context_size,
             parallel=settings.parallel,
             threads=settings.threads or physical_cores(), n_gpu_layers=settings.n_gpu_layers,
+            cache_type=settings.cache_type,
         )
         for model in settings.models
     }  # fmt: skip

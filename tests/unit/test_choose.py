@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from quantyard import cli
+from quantyard.choose.cache_choice import smaller_measured_caches
 from quantyard.choose.candidates import (
     ChoiceCandidate,
     ChoiceSet,
@@ -42,6 +43,7 @@ from quantyard.requests import ChooseRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.manifest import Manifest
+from tests.caches import add_caches, cache_measurement
 from tests.evaluations import LARGE
 from tests.gguf_files import SMALL_TENSORS, Value, gguf
 from tests.manifests import NAME, manifest_of
@@ -61,7 +63,7 @@ def keep(tmp_path: Path) -> Keep:
     def lay_out(
         quants: Sequence[tuple[str, float, float]] = LARGE, *, context: int = 0, parallel: int = 4, suite: str = "",
         header: Mapping[str, Value] = HEADER, change: Callable[[Manifest], None] = lambda _: None,
-        only: Sequence[str] = (), gone: Sequence[str] = (),
+        only: Sequence[str] = (), gone: Sequence[str] = (), cache_type: str = "f16",
     ) -> ChoiceSet:
         manifest = manifest_of(quants)
         change(manifest)
@@ -70,7 +72,7 @@ def keep(tmp_path: Path) -> Keep:
             _write(path, manifest.quants[quant].size_bytes, header)
         for quant in gone:
             paths[quant].unlink()
-        return find_choice_set(manifest, NAME, paths, suite, context, parallel)
+        return find_choice_set(manifest, NAME, paths, suite, context, parallel, cache_type)
 
     return lay_out
 
@@ -351,14 +353,91 @@ def test_no_context_helps_where_the_weights_alone_are_too_much(keep: Keep) -> No
     assert not any("context" in text for text in choice_remedies(choices, budget, "m"))
 
 
-def test_a_cache_in_8_bits_is_named_where_it_would_do(keep: Keep) -> None:
-    # 256 MiB of cache in f16 are 136 MiB in q8_0: 120 MiB less
-    choices = keep()
+# 256 MiB of cache in f16 are 136 MiB in q8_0, 120 MiB less, and 72 MiB in q4_0, 184 MiB less.
+EVERY = [label for label, *_ in LARGE[1:]]
+
+
+def _with_caches(klds: Mapping[str, float], **more: Any) -> Callable[[Manifest], None]:
+    return lambda manifest: add_caches(manifest, {name: cache_measurement(name, klds, **more) for name in EVERY})
+
+
+def _told_of_cache(choices: ChoiceSet, less_bytes: int) -> list[str]:
+    """What is said of the cache where RAM is so much less than the smallest file takes with f16."""
     needed = _by_name(choices)["Q2_K"].memory_bytes
     assert needed is not None
-    said = [any("LLAMA_ARG_CACHE_TYPE_K=q8_0" in text for text in choice_remedies(choices, ChoiceBudget(ram, ""), "m"))
-            for ram in (needed - 120 * MIB - 1, needed - 120 * MIB, needed - 1)]  # fmt: skip
-    assert said == [False, True, True]
+    texts = choice_remedies(choices, ChoiceBudget(needed - less_bytes, ""), "m")
+    return [text for text in texts if "KV cache" in text]
+
+
+def test_a_smaller_cache_that_nobody_measured_is_not_recommended_but_how_to_measure_it_is(keep: Keep) -> None:
+    (text,) = _told_of_cache(keep(), 120 * MIB)
+    assert text.startswith("CACHE_NOT_MEASURED: Q2_K would take ") and "with a q8_0 KV cache" in text
+    assert "Measure it: make eval MODEL=m QUANT=" in text and text.endswith("SUITE=cache")
+    (text,) = _told_of_cache(keep(), 121 * MIB)
+    assert "with a q4_0 KV cache" in text
+    assert _told_of_cache(keep(), 185 * MIB) == []
+
+
+def test_the_measured_type_with_the_least_divergence_that_fits_is_recommended(keep: Keep) -> None:
+    choices = keep(change=_with_caches({"q4_0": 0.03, "q8_0": 0.002}))
+    (text,) = _told_of_cache(choices, 120 * MIB)
+    assert "with CACHE_TYPE=q8_0; KLD from f16 0.00200 (" in text and "0.00200 from 256 tokens of context on" in text
+    (text,) = _told_of_cache(choices, 121 * MIB)
+    assert "with CACHE_TYPE=q4_0; KLD from f16 0.0300" in text
+
+
+def test_a_measured_cache_that_costs_too_much_or_is_too_large_is_not_recommended_and_none_is_asked_for(
+    keep: Keep,
+) -> None:
+    choices = keep(change=_with_caches({"q8_0": 0.002}))
+    assert _told_of_cache(choices, 121 * MIB) == []
+    found, needed = _by_name(choices)["Q2_K"], _by_name(choices)["Q2_K"].memory_bytes
+    assert needed is not None
+    budgets = [ChoiceBudget(needed, "", max_kld=0.04 + 0.002 + more) for more in (-1e-6, 1e-6)]
+    assert [len(smaller_measured_caches(found, choices, budget)) for budget in budgets] == [0, 1]
+
+
+def test_with_a_type_of_the_cache_only_files_on_which_it_was_measured_can_be_chosen(keep: Keep) -> None:
+    def some(manifest: Manifest) -> None:
+        add_caches(manifest, {
+            "Q5_K_M": cache_measurement("Q5_K_M", {"q8_0": 0.002}),
+            "Q4_K_M": cache_measurement("Q4_K_M", {}, {"q8_0": "HEAD_SIZE"}),
+        })  # fmt: skip
+
+    choices, plain = keep(change=some, cache_type="q8_0"), keep(change=some)
+    assert [c.quant for c in choices.candidates] == ["Q5_K_M"]
+    assert "(CACHE_NOT_MEASURED)" in choices.others["Q2_K"] and "(HEAD_SIZE)" in choices.others["Q4_K_M"]
+    found, f16 = choices.candidates[0], _by_name(plain)["Q5_K_M"]
+    assert found.memory_bytes is not None and f16.memory_bytes is not None
+    assert f16.memory_bytes - found.memory_bytes == 120 * MIB
+    assert found.served_kld == pytest.approx(0.042) and f16.served_kld == f16.quality.value
+
+
+def test_a_type_that_was_measured_on_no_file_is_refused_with_the_command_that_measures_it(keep: Keep) -> None:
+    with pytest.raises(BadRequest, match="CACHE_NOT_MEASURED") as refused:
+        keep(cache_type="q8_0/f16")
+    assert refused.value.hint.endswith("SUITE=cache")
+
+
+def test_what_was_measured_of_another_build_of_the_file_does_not_count(keep: Keep) -> None:
+    def other(manifest: Manifest) -> None:
+        _with_caches({"q8_0": 0.002})(manifest)
+        manifest.quants["Q2_K"] = manifest.quants["Q2_K"].model_copy(update={"sha256": "0" * 64})
+
+    assert "Q2_K" in keep(change=other, cache_type="q8_0").others
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"), [("", "f16"), ("Q8_0", "q8_0"), ("q8_0/q8_0", "q8_0"), ("f16/q4_0", "f16/q4_0")]
+)
+def test_the_type_of_the_cache_is_read_in_its_one_spelling(typed: str, taken: str) -> None:
+    assert _asked(CACHE_TYPE=typed).cache_type == taken
+
+
+@pytest.mark.parametrize("typed", ["q8", "q8_0/", "q4_k", "q8_0,q4_0"])
+def test_what_is_not_one_type_of_the_cache_is_refused(typed: str) -> None:
+    with pytest.raises(BadRequest, match="CACHE_TYPE="):
+        _asked(CACHE_TYPE=typed)
 
 
 def test_a_smaller_quant_that_was_never_measured_is_named(keep: Keep) -> None:

@@ -22,6 +22,7 @@ from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
 from quantyard.quants.catalog import FAMILIES, QUANTS, quant_family
 from quantyard.store.manifest import Manifest
+from tests.caches import cache_measurement
 from tests.manifests import contract_report, manifest_of, sha256_of, with_twin
 
 QUANT = "Q4_K_M"
@@ -75,6 +76,32 @@ def kld(value: float, stderr: float) -> Manifest:
     divergence = measurement().divergence
     assert divergence is not None
     return changed(divergence=divergence.model_copy(update={"mean_kld": Estimate(value=value, stderr=stderr)}))
+
+
+def cached(**more: Any) -> Manifest:
+    return changed(cache=cache_measurement(QUANT, {"q8_0": 0.002, "q8_0/f16": 0.001, "q4_0": 0.03}, **more))
+
+
+@pytest.mark.parametrize(("limits", "outcomes"), [
+    ("{q8_0: 0.003}", {"q8_0": "passed"}),
+    ("{q8_0: 0.001, 'q*': 0.05}", {"q8_0": "failed", "q8_0/f16": "passed", "q4_0": "passed"}),
+    ("0.01", {"q8_0": "passed", "q8_0/f16": "passed", "q4_0": "failed"}),
+    ("{q8_0: 0.00202}", {"q8_0": "too few questions"}),
+    ("{q5_1: 0.01}", {"q5_1": "not measured"}),
+])  # fmt: skip
+def test_each_type_of_the_kv_cache_has_its_limit(gate, limits: str, outcomes: dict[str, str]) -> None:
+    report = gate(f"defaults: {{max_cache_kld: {limits}}}", cached())
+    assert {result.task: result.outcome for result in report.results} == outcomes
+
+
+def test_a_cache_that_was_not_measured_does_not_keep_its_limit(gate) -> None:
+    result = only(gate("defaults: {max_cache_kld: 0.01}"))
+    assert result.outcome == "not measured" and "KLD from an f16 KV cache was not measured" in result.finding
+
+
+def test_the_finding_on_a_cache_names_its_type(gate) -> None:
+    result = only(gate("defaults: {max_cache_kld: {q8_0: 0.001}}", cached()))
+    assert result.finding == "KLD from an f16 KV cache on q8_0 0.00200 (0.00176 to 0.00224) is above 0.001"
 
 
 TOKENS = "about 56,000 tokens of text would decide; there were 6,120 (the suite's divergence.text may be longer)"
@@ -285,8 +312,8 @@ def test_a_twin_that_differs_fails_the_default_budgets() -> None:
 
 # ---- what was not measured ---------------------------------------------------------------------------
 
-EVERYTHING = """defaults: {max_ppl_change: 5, max_mean_kld: 1, max_accuracy_loss: 5, min_prompt_tokens_per_s: 1,
-  min_generated_tokens_per_s: 1}"""
+EVERYTHING = """defaults: {max_ppl_change: 5, max_mean_kld: 1, max_accuracy_loss: 5, max_cache_kld: 1,
+  min_prompt_tokens_per_s: 1, min_generated_tokens_per_s: 1}"""
 
 
 @pytest.mark.parametrize("manifest", [

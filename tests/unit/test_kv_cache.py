@@ -9,7 +9,6 @@ import pytest
 
 from quantyard.formats.gguf import read_gguf_model
 from quantyard.memory.kv_cache import (
-    CacheType,
     ContextUse,
     attention_mask_bytes,
     can_quantize_kv_cache,
@@ -77,9 +76,11 @@ def test_without_a_shared_cache_each_request_has_its_part_rounded_up(path: Path)
     assert context_cache_bytes(layers, ContextUse(3000, 5, unified=False)) == 5 * 768 * 128 * 1024
 
 
-@pytest.mark.parametrize(("cache_type", "bytes_per_block"), [("q8_0", 34), ("q4_0", 18)])
+@pytest.mark.parametrize(
+    ("cache_type", "bytes_per_block"), [("q8_0", 34), ("q4_0", 18), ("q8_0/q4_0", 26), ("f16/q4_0", 41)]
+)
 def test_a_quantized_cache_holds_32_elements_in_a_block(
-    path: Path, cache_type: CacheType, bytes_per_block: int
+    path: Path, cache_type: str, bytes_per_block: int
 ) -> None:
     layers = _known(path, "llama", SMOLLM)
     assert kv_bytes(layers, ContextUse(1024), cache_type) == 1024 * 30 * 384 // 32 * bytes_per_block

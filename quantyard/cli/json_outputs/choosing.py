@@ -21,6 +21,7 @@ class BudgetRow(JsonRow):
     max_mean_kld: float | None  # null: no limit
     context_tokens: int
     parallel: int  # requests answered at once
+    cache_type: str  # of the KV cache, such as q8_0, or q8_0/f16 for keys and values apart
 
 
 class CandidateRow(JsonRow):
@@ -33,6 +34,7 @@ class CandidateRow(JsonRow):
     context_bytes: int | None
     quality: Finite  # in `metric`; the lower the better
     quality_stderr: Finite
+    cache_kld: Finite | None  # of the type of the cache, from the same file with f16, nats; null: f16
     tokens_per_s: Finite  # generated
     on_front: bool
     beaten_by: list[str]  # the files that are at least as small, as accurate and as fast
@@ -64,6 +66,7 @@ def choose_output(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, reas
         budget=BudgetRow(
             memory_bytes=budget.memory_bytes, min_tokens_per_s=budget.min_tokens_per_s, max_mean_kld=budget.max_kld,
             context_tokens=choices.use.tokens, parallel=choices.use.sequences,
+            cache_type=choices.cache_type,
         ),
         suite=choices.report.suite.name, metric=choices.metric, left_out=dict(choices.others),
         files=[_candidate_json(c, budget, beaten[c.quant]) for c in choices.candidates],
@@ -74,6 +77,7 @@ def _candidate_json(found: ChoiceCandidate, budget: ChoiceBudget, winners: tuple
     return CandidateRow(
         quant=found.quant, path=str(found.path), size_bytes=found.size_bytes, memory_bytes=found.memory_bytes,
         context_bytes=found.context_bytes, quality=found.quality.value, quality_stderr=found.quality.stderr,
+        cache_kld=found.cache.mean_kld.value if found.cache and found.cache.mean_kld else None,
         tokens_per_s=found.tokens_per_s, on_front=not winners, beaten_by=list(winners),
         misses=[miss.what for miss in missed_choice_limits(found, budget)],
     )

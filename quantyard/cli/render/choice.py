@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from quantyard.choose.cache_choice import cache_cost_sentence
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, choice_eval_command
 from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, missed_choice_limits
 from quantyard.cli.render.styled import escape_rich_markup
@@ -182,11 +183,19 @@ def _render_choice_conditions(choices: ChoiceSet, budget: ChoiceBudget) -> list[
     cpu = choices.report.hardware.get("cpu", "an unknown CPU")
     where = f"suite {choices.report.suite.name} on {cpu}, {speed.threads} threads"
     gpu = f", {speed.n_gpu_layers} layers on the GPU" if speed.n_gpu_layers else ""
+    cached = [("KV cache", escape_rich_markup(_render_cache_type(choices)))] if choices.cache_type != "f16" else []
     return [
+        *cached,
         ("Context", escape_rich_markup(f"{format_count(use.tokens)} tokens, {at_once}{cache}")),
         ("RAM", escape_rich_markup(f"{format_memory(budget.memory_bytes)}, {budget.memory_reason}")),
         ("Measured", escape_rich_markup(f"{where}{gpu}; other machines have other speeds")),
     ]
+
+
+def _render_cache_type(choices: ChoiceSet) -> str:
+    """What the type of the cache costs each file, as measured."""
+    costs = (f"{c.quant} {cache_cost_sentence(c.cache)}" for c in _render_largest_first(choices) if c.cache)
+    return f"{choices.cache_type}: {'; '.join(costs)}"
 
 
 def _render_choice_limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice | None) -> list[str]:
