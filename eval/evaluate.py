@@ -42,6 +42,7 @@ class EntryRecord(Frozen):
     n_tokens_decoded: int
     n_tokens_requested: int
     n_truncated: int
+    n_unanswered: int = 0
     duration_s: float
 
 
@@ -80,7 +81,9 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     model = stage.in_dir / "model" / request.model_file
     stage.begin("the model and its tasks are loaded")
     runtime = request.runtime
-    lm = LlamaLM(model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed)
+    lm = LlamaLM(
+        model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed, request.thought_tokens
+    )
     folder = task_include_dir(stage, request.include_path)
     leaves = load_tasks(
         request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
@@ -96,6 +99,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
         n_tokens_decoded=sum(record.n_tokens_decoded for record in records),
         n_tokens_requested=sum(record.n_tokens_requested for record in records),
         n_truncated=sum(record.n_truncated for record in records),
+        n_unanswered=sum(record.n_unanswered for record in records),
         duration_s=time.monotonic() - started, versions=_evaluation_versions(), hardware=hardware_facts(threads),
     )
     (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
@@ -147,7 +151,7 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
 
     started = time.monotonic()
     lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed) for leaf in leaves}
-    before = (lm.n_requests, *lm.tokens(), lm.n_truncated)
+    before = lm.counts()
     try:
         results: Any = lm_evaluate(
             lm, {"tasks": {leaf.name: leaf.task for leaf in leaves}, "groups": {}},
@@ -161,10 +165,10 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
     duration_s = time.monotonic() - started
     outcomes = task_outcomes(results, leaves, duration_s)
     write_task_results(results, lm, request, folder)
-    spent = [now - then for now, then in zip((lm.n_requests, *lm.tokens(), lm.n_truncated), before, strict=True)]
+    spent = [now - then for now, then in zip(lm.counts(), before, strict=True)]
     return EntryRecord(
         outcomes=outcomes, n_requests=spent[0], n_tokens_decoded=spent[1], n_tokens_requested=spent[2],
-        n_truncated=spent[3], duration_s=duration_s,
+        n_truncated=spent[3], n_unanswered=spent[4], duration_s=duration_s,
     )
 
 

@@ -71,6 +71,7 @@ class Generated:
         tokens: all that were generated, without the one that ended the generation.
         n_thought_tokens: how many of them came before the answer.
         is_finished: whether the model, or a stop string, ended it, and not a limit.
+        is_answered: whether it came out of its thoughts.
     """
 
     text: str
@@ -78,6 +79,7 @@ class Generated:
     tokens: tuple[int, ...] = ()
     n_thought_tokens: int = 0
     is_finished: bool = False
+    is_answered: bool = True
 
 
 class Generator:
@@ -328,7 +330,10 @@ class _Slot:
     def generated(self) -> Generated:
         """What has been generated."""
         said = self.transcript
-        return Generated(said.answer(), said.thoughts(), tuple(self.chosen), said.n_thought_tokens, self.is_finished)
+        return Generated(
+            said.answer(), said.thoughts(), tuple(self.chosen), said.n_thought_tokens, self.is_finished,
+            said.is_answered,
+        )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from eval.llama.generator import Generator, Prompt, Sampling
 from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request, answer_request
 from eval.llama.scorer import Scorer
+from eval.llama.thoughts import opens_thoughts, thought_marks
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.runner import StageFailure
 
@@ -51,6 +52,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         threads: 0: one per physical core.
         n_gpu_layers: layers on the GPU, -1 for all.
         seed: for sampled generation.
+        thought_tokens: room for the thoughts of a model that thinks, before each generated answer and beyond
+            `max_length`; 0: its questions come without its chat template, and what it thinks is a part of the answer.
 
     Raises:
         StageFailure: the file cannot be measured (see `GgufModel.load`), or a request cannot be answered.
@@ -58,19 +61,23 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self, path: str | Path | GgufModel, max_length: int = 0, threads: int = 0, n_gpu_layers: int = 0,
-        seed: int = 0, batch_size: object = None, max_batch_size: object = None, device: object = None,
+        seed: int = 0, thought_tokens: int = 0, batch_size: object = None, max_batch_size: object = None,
+        device: object = None,
     ) -> None:
         super().__init__()
         del batch_size, max_batch_size, device  # lm-eval passes these to every model; the batch size is fixed here
         self.model = path if isinstance(path, GgufModel) else GgufModel.load(Path(path), n_gpu_layers)
         self._max_length = max_length or min(self.model.n_ctx_train, DEFAULT_MAX_LENGTH)
         self._seed = seed
+        self._marks = thought_marks(self.model.chat_template) if thought_tokens else None
+        self._thought_tokens = thought_tokens if self._marks else 0
         if self.model.has_encoder:
             self.backend = "seq2seq"  # by which `_encode_pair` tokenizes context and continuation on their own
         self.scorer = Scorer(self.model, threads)
         self.generator = Generator(self.model, threads)
         self.n_requests = 0
         self.n_truncated = 0
+        self.n_unanswered = 0  # generations that ended within thoughts
         self.blocks: Mapping[str, Mapping[int, int]] = {}  # task → number of a question → its block
         self.on_progress: Callable[[int, int], None] = lambda _done, _total: None  # requests of one call
         self._asked = (0, 0, 0)  # requests of this call: before the current part, in it, in total
@@ -147,6 +154,10 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         decoded = self.scorer.n_tokens_decoded + self.generator.n_tokens_decoded
         return decoded, self.scorer.n_tokens_requested + self.generator.n_tokens_decoded
 
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Of all so far: requests, tokens decoded and requested (see `tokens`), truncated and unanswered requests."""
+        return self.n_requests, *self.tokens(), self.n_truncated, self.n_unanswered
+
     def get_model_info(self) -> dict[str, Any]:
         """The model's entry in lm-eval's results."""
         facts = self.model.facts("")
@@ -174,7 +185,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
     def _generate(self, requests: Sequence[Instance]) -> list[str]:
         prompts = [self._prompt(*request.args) for request in requests]
         self.n_requests += len(prompts)
-        texts = [found.text for found in self.generator.generate(prompts, self._report_part)]
+        generated = self.generator.generate(prompts, self._report_part)
+        self.n_unanswered += sum(not found.is_answered for found in generated)
+        texts = [found.text for found in generated]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
@@ -244,14 +257,26 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
             self.n_truncated += len(read) > self.max_length
             encoded = tuple(read[-self.max_length :])
             return Prompt([self.model.decoder_start], max_tokens, stop, self._sampling(kwargs), encoded)
-        room = self.max_length - max_tokens
+        room, thoughts = self._room_before(max_tokens)
         if room <= 0:
             raise _bad_lm_request(
                 f"A task generates up to {max_tokens} tokens; the longest request is {self.max_length} in all."
             )
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         self.n_truncated += len(tokens) > room
-        return Prompt(tokens[-room:], max_tokens, stop, self._sampling(kwargs))
+        begun = self._marks is not None and opens_thoughts(context, self._marks)
+        return Prompt(
+            tokens[-room:], max_tokens, stop, self._sampling(kwargs), marks=self._marks, is_thinking=begun,
+            max_thought_tokens=thoughts,
+        )
+
+    def _room_before(self, max_tokens: int) -> tuple[int, int]:
+        """Tokens for the prompt and for thoughts, before so many of the answer: thoughts go beyond `max_length`, but
+        not beyond the model's context, of which they take half at most.
+        """
+        longest = max(self.max_length, min(self.model.n_ctx_train, self.max_length + self._thought_tokens))
+        thoughts = min(self._thought_tokens, max(longest - self.max_length, (longest - max_tokens) // 2))
+        return longest - thoughts - max_tokens, thoughts
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         if not kwargs.get("do_sample"):

@@ -91,8 +91,8 @@ class Transcript:
 
     @property
     def is_answered(self) -> bool:
-        """Whether an end here ends an answer; within thoughts it does not."""
-        return self._stage is not _Stage.THOUGHTS
+        """Whether an end here ends an answer; within thoughts, or before what follows them, it does not."""
+        return self._stage is _Stage.ANSWER or (self._stage is _Stage.BEGIN and not self._thoughts)
 
     def add(self, piece: bytes, hidden: bytes = b"") -> bool:
         """Append a token's bytes, and a special token's name; True once a stop string is in the answer."""

@@ -265,6 +265,11 @@ def _markdown_not_measured(report: EvalReport) -> str:
         f"the beginning of {m.n_truncated} requests of {m.file.label}: they are longer than the context used"
         for m in report.measurements if m.n_truncated
     ]  # fmt: skip
+    missing += [
+        f"the answers to {m.n_unanswered} requests of {m.file.label}: it still thought after "
+        f"{report.suite.thought_tokens} tokens, and scored as wrong (`thought_tokens` of the suite gives more room)"
+        for m in report.measurements if m.n_unanswered
+    ]  # fmt: skip
     return "## Not measured\n\n" + "\n".join(f"- {what}" for what in missing) if missing else ""
 
 

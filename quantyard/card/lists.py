@@ -225,6 +225,11 @@ def _card_missing_items(subject: CardSubject, report: EvalReport) -> Iterator[Sa
                 f"The beginning of {format_count(found.n_truncated)} requests of {markdown_code(label)}: they were "
                 f"too long."
             )
+        if found.n_unanswered:
+            yield SafeMarkdown(
+                f"The answers to {format_count(found.n_unanswered)} requests of {markdown_code(label)}: it still "
+                f"thought after {format_count(report.suite.thought_tokens)} tokens, which counts as wrong."
+            )
 
 
 def _card_context_items(report: EvalReport) -> Iterator[SafeMarkdown]:

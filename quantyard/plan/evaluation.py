@@ -281,7 +281,8 @@ def _evaluate_step(options: MeasureOptions, label: str, file: ModelFile) -> Step
     suite = options.suite
     request = EvaluateRequest(
         label=label, model_file=file.path, tasks=suite.tasks, include_path=suite.include_path,
-        apply_chat_template=suite.apply_chat_template, seed=suite.seed,
+        apply_chat_template=suite.apply_chat_template,
+        thought_tokens=suite.thought_tokens if suite.apply_chat_template else 0, seed=suite.seed,
         allow_unsafe_code=options.allow_unsafe_code, runtime=options.runtime,
     )
     inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, suite.include_path)

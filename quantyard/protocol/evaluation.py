@@ -9,6 +9,8 @@ from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageR
 from quantyard.protocol.behaviour import BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
 
+THOUGHT_TOKENS: Final = 2048
+SuiteThoughts = Annotated[int, Field(ge=0, exclude_if=lambda value: value == THOUGHT_TOKENS)]
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
 
 
@@ -80,6 +82,7 @@ class Suite(Frozen):
     include_path: RelativeFolder | None = None  # folder of local lm-eval tasks, beside the suite file
     needs_network: bool = True  # False: all tasks are local, so data sets need not be fetched
     apply_chat_template: bool = False  # render questions with the GGUF's own chat template
+    thought_tokens: SuiteThoughts = THOUGHT_TOKENS  # before an answer, of a model that thinks in its chat template
     seed: Annotated[int, Field(ge=0)] = DEFAULT_SEED
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01  # scores that differ by less count as the same
     divergence: DivergenceSettings | None = DivergenceSettings()
@@ -128,6 +131,7 @@ class EvaluateRequest(StageRequest):
     tasks: tuple[TaskEntry, ...]
     include_path: RelativeFolder | None = None
     apply_chat_template: bool = False
+    thought_tokens: Annotated[int, Field(ge=0, exclude_if=lambda value: not value)] = 0
     seed: int = DEFAULT_SEED
     allow_unsafe_code: bool = False
     runtime: Runtime = Runtime()

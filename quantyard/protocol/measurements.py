@@ -105,6 +105,8 @@ class Evaluation(Frozen):
     n_tokens_decoded: int  # equals the size of the prefix trees
     n_tokens_requested: int  # tokens that decoding each request alone would have taken
     n_truncated: int = 0  # requests cut from the left to the longest allowed
+    # Requests whose thoughts did not end within the suite's `thought_tokens`.
+    n_unanswered: Annotated[int, Field(exclude_if=lambda value: not value)] = 0
     duration_s: float
     versions: dict[str, str]
     hardware: JsonObject
@@ -348,6 +350,8 @@ class Measurement(Frozen):
     behaviours: Annotated[tuple[BehaviourScore, ...], Field(exclude_if=lambda value: not value)] = ()
     no_behaviours: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # why, as half a sentence
     n_truncated: int = 0  # requests cut from the left to the longest allowed
+    # Requests whose thoughts did not end within the suite's `thought_tokens`.
+    n_unanswered: Annotated[int, Field(exclude_if=lambda value: not value)] = 0
 
 
 class EvalReport(Frozen):

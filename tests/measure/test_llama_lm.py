@@ -19,6 +19,7 @@ from eval.llama import context as context_module
 from eval.llama import lm as llama_lm_module
 from eval.llama import scorer as scorer_module
 from eval.llama.lm import LlamaLM
+from eval.llama.model import GgufModel
 from eval.llama.prefix_tree import Request
 from eval.tasks import offline
 from quantyard.paths import REPO_DIR
@@ -241,24 +242,31 @@ def test_real_questions_have_a_signal_and_share_their_prefixes(demo_gguf: Any) -
 # ---- a question's score is its own -------------------------------------------------------------------------------
 
 
-def _smoke_scores(gguf: Path, limit: int | None, *, alone: bool = True) -> dict[int, list[Any]]:
-    """Number of each of the smoke suite's questions → its scores, as the stage asks them."""
+def _smoke_answers(
+    gguf: Path, limit: int | None, *, alone: bool = True, task: str = "smoke_questions"
+) -> dict[int, list[Any]]:
+    """Number of each question of one of the smoke suite's tasks → its scores or texts, as the stage asks them."""
     from eval.tasks.drawn_questions import ask_drawn_questions
     from eval.tasks.load import load_tasks
 
-    entry = TaskEntry(task="smoke_questions", limit=limit)
+    entry = TaskEntry(task=task, limit=limit)
     (leaf,) = load_tasks([entry], SMOKE)
     lm = LlamaLM(gguf, threads=1)
     lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, limit, 1234)}
     leaf.task.build_all_requests()
     requests = list(leaf.task.instances)
+    ask = lm.generate_until if leaf.output_type == "generate_until" else lm.loglikelihood
     if not alone:  # another task beside it, and all in another order
-        others = [Instance("loglikelihood", {}, (f"{k} and", f" {k + 1}"), 0, ("other", k, 1)) for k in range(60)]
+        options = {"until": ["."], "max_gen_toks": 2}
+        others = [
+            Instance(leaf.output_type, {}, (f"{k} and", f" {k + 1}" if ask == lm.loglikelihood else options), 0,
+                     ("other", k, 1)) for k in range(60)
+        ]  # fmt: skip
         requests = random.Random(1).sample([*others, *requests], len(others) + len(requests))
     found: dict[int, list[Any]] = {}
-    answers = {(r.task_name, r.doc_id, r.idx): a for r, a in zip(requests, lm.loglikelihood(requests), strict=True)}
-    for (task, number, _), answer in sorted(answers.items()):
-        if task == leaf.name:
+    answers = {(r.task_name, r.doc_id, r.idx): a for r, a in zip(requests, ask(requests), strict=True)}
+    for (name, number, _), answer in sorted(answers.items()):
+        if name == leaf.name:
             found.setdefault(number, []).append(answer)
     return found
 
@@ -266,6 +274,36 @@ def _smoke_scores(gguf: Path, limit: int | None, *, alone: bool = True) -> dict[
 def test_a_questions_score_is_the_same_bits_whatever_else_is_asked(demo_gguf: Any, tmp_path: Path) -> None:
     offline.take_datasets_offline(None, tmp_path)
     asked = ((50, True), (20, True), (3, False))
-    whole, few, in_company = (_smoke_scores(demo_gguf("Q4_K_M"), limit, alone=alone) for limit, alone in asked)
+    whole, few, in_company = (_smoke_answers(demo_gguf("Q4_K_M"), limit, alone=alone) for limit, alone in asked)
     assert (len(whole), len(few), len(in_company)) == (50, 20, 20)
     assert all(scores == whole[number] for found in (few, in_company) for number, scores in found.items())
+
+
+def test_a_generated_answer_is_the_same_whatever_else_is_asked(demo_gguf: Any, tmp_path: Path) -> None:
+    offline.take_datasets_offline(None, tmp_path)
+    asked = ((None, True), (3, False))
+    whole, in_company = (
+        _smoke_answers(demo_gguf("Q4_K_M"), limit, alone=alone, task="smoke_generation") for limit, alone in asked
+    )
+    assert (len(whole), len(in_company)) == (32, 20)
+    assert all(texts == whole[number] for number, texts in in_company.items())
+
+
+class _Thinking(GgufModel):
+    """The demo model with a template that names thoughts, which it then "thinks" up to the first full stop."""
+
+    @property
+    def chat_template(self) -> str:
+        """One that knows the marks."""
+        return "{% for message in messages %}{{ message.content }}</think>{% endfor %}<think>"
+
+
+def test_thoughts_of_a_task_have_their_own_room_and_no_score(demo_gguf: Any) -> None:
+    with _Thinking.load(demo_gguf("Q4_K_M")) as model:
+        lm = LlamaLM(model, threads=1, thought_tokens=3)
+        asked = ("The capital of France is Paris. The capital of France is<think>", {"until": ["."], "max_gen_toks": 4})
+        assert lm.generate_until([Instance("generate_until", {}, asked, 0)]) == [""]
+        assert (lm.n_unanswered, lm.counts()[-1]) == (1, 1)
+        plain = LlamaLM(model, threads=1)
+        assert plain.generate_until([Instance("generate_until", {}, asked, 0)]) != [""]
+        assert plain.n_unanswered == 0
