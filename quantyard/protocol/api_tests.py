@@ -38,6 +38,8 @@ class LocalServerSettings(Frozen):
     threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each physical core
     n_gpu_layers: int = 0
     cache_type: CacheName = DEFAULT_CACHE  # of the KV cache
+    # Whether a model whose process was killed is loaded again; else the server ends, as when llama.cpp crashes.
+    reloads: bool = False
 
 
 class ContractRequest(StageRequest):

@@ -60,7 +60,7 @@ def serve_local(request: BuildRequest, python: Path, environment: Mapping[str, s
     settings = LocalServerSettings(
         port=serve.port, key=key, threads=request.threads, n_gpu_layers=serve.n_gpu_layers,
         context_size=context.context_size, parallel=context.parallel, kept=context.kept,
-        cache_type=serve.cache_type,
+        cache_type=serve.cache_type, reloads=True,
         models=tuple(_served_local_model(path, projector) for path in files),
     )
     with tempfile.TemporaryDirectory(prefix="quantyard-") as folder:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing import Final, Self
 
 from pydantic import Field
 
-from quantyard.protocol.aborts import TailWithReason, crash_reason, crash_words
+from quantyard.protocol.aborts import TailWithReason, crash_reason, crash_signal, crash_words
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheName
 
@@ -54,11 +55,13 @@ class ModelEnded(Exception):
     Attributes:
         exit_code: as a shell says it, 128 + the signal that killed it.
         tail: the end of its log, as far as that was kept back.
+        is_crash: whether llama.cpp crashed on the model; else it was killed, or ended itself.
     """
 
     def __init__(self, name: str, exit_code: int, how: str, tail: str = "") -> None:
         super().__init__(f"The server of {name} {how}.")
         self.tail = tail
+        self.is_crash = bool(crash_signal(exit_code))
         self.exit_code = exit_code if exit_code >= 0 else 128 - exit_code
 
 
@@ -132,6 +135,8 @@ async def _model_process_address(process: asyncio.subprocess.Process, settings: 
 
 
 def _how_model_process_ended(exit_code: int, tail: str) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "was killed (SIGKILL): memory ran out, or somebody ended it"
     return crash_words(exit_code, tail) or f"ended with exit code {exit_code}"
 
 

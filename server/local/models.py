@@ -42,6 +42,9 @@ class Models:
         kept: how many stay loaded.
         tell: is told of each change of a model: its name, and `loading`, `loaded`, `failed`
             or `unloaded`.
+        log: is told what ended a process, if `reloads`.
+        reloads: whether a model whose process was killed is loaded again when it is next asked for. A crash of
+            llama.cpp is not tried twice.
     """
 
     models: Mapping[str, ModelSettings]
@@ -50,6 +53,8 @@ class Models:
     client: httpx2.AsyncClient
     kept: int = 4
     tell: Callable[[str, str], None] = lambda _model, _status: None
+    log: Callable[[str], None] = lambda _text: None
+    reloads: bool = False
     _loaded: dict[str, ModelProcess] = field(default_factory=dict)  # the one not asked for longest comes first
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _answered: asyncio.Event = field(default_factory=asyncio.Event)  # since somebody waits for it
@@ -69,7 +74,7 @@ class Models:
         await self._load(next(iter(self.models)))
 
     async def crashed(self) -> ModelEnded:
-        """Wait until the process of a loaded model ends by itself."""
+        """Wait until the process of a loaded model ends by itself, and the model is not to be loaded again."""
         return await asyncio.shield(self._crashed)
 
     async def stop(self) -> None:
@@ -190,7 +195,14 @@ class Models:
 
     async def _watch_model_process(self, name: str, process: ModelProcess) -> None:
         ended = await process.ended()
-        if self._loaded.get(name) is process and not self._crashed.done():
+        if self._loaded.get(name) is not process:
+            return
+        if self.reloads and not ended.is_crash:
+            del self._loaded[name]
+            self._answered.set()  # there is room
+            self.tell(name, "unloaded")
+            self.log(f"error: {ended} Its answers in progress ended in errors; the next request for it loads it again.")
+        elif not self._crashed.done():
             self._crashed.set_result(ended)
 
 

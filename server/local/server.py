@@ -2,8 +2,8 @@
 
 Usage: python -m server.local.server SETTINGS      a file that `protocol.api_tests.LocalServerSettings` describes
 
-Exit codes: 0 it was told to end, by SIGINT or SIGTERM · that of the process of a model that did not load, or that ended
-(128 + the signal that killed it)
+Exit codes: 0 it was told to end, by SIGINT or SIGTERM · that of the process of a model that did not load, or that
+crashed (128 + the signal that ended it); with `reloads` a model whose process was merely killed is loaded again
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ _SHUTDOWN_S: Final = 1  # for answers in progress
 
 
 async def run_local_server(settings: LocalServerSettings) -> int:
-    """Serve until a signal comes or the process of a model ends; returns the exit code."""
+    """Serve until a signal comes or the process of a model ends for good; returns the exit code."""
     async with forwarding_client() as client:
-        models = Models(_local_models(settings), start_local_model, local_server_version(), client, settings.kept)
+        models = Models(
+            _local_models(settings), start_local_model, local_server_version(), client, settings.kept,
+            log=_log_local_server, reloads=settings.reloads,
+        )  # fmt: skip
         http = _Server(_local_http_config(Guard(Router(models), settings.key)))
         tasks = [
             asyncio.create_task(work)

@@ -149,7 +149,8 @@ def test_answers_whose_clients_are_cut_off_end_on_the_server(two: Running, strea
     for client in clients:
         client.kill()
         client.wait()
-    wait_for(lambda: in_progress() == 0, 10, two.log)
+    time.sleep(2.5)  # llama-server looks for a client when it had nothing to tell anybody for a second
+    assert in_progress() == 0
 
 
 def test_every_slot_holds_the_promised_context_at_the_same_time(up: Callable[..., Any]) -> None:

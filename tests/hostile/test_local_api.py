@@ -204,7 +204,8 @@ def test_an_answer_that_nobody_waits_for_ends_at_once(served: Served, stream: bo
         one.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode())
         one.sendall(f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         wait_for(lambda: served.processing() == 1, ANSWERED_WITHIN_S)
-    wait_for(lambda: served.processing() == 0, 5)
+    time.sleep(2.5)  # llama-server looks for a client when it had nothing to tell anybody for a second
+    assert served.processing() == 0
     served.check_alive()
 
 

@@ -16,6 +16,7 @@ class Handler(BaseHTTPRequestHandler):
     """Says what it was asked with; `{"do": …}` in a body asks for more."""
 
     settings: dict[str, Any]
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.answer({"model": self.settings["name"], "build_info": "b0-unknown", "path": self.path})
@@ -26,6 +27,8 @@ class Handler(BaseHTTPRequestHandler):
         if do == "crash":
             print("/src/ggml.c:12: GGML_ASSERT(\x1b[31mfalse) failed\nframe 1", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGABRT)
+        elif do == "end":
+            os._exit(asked["code"])
         elif do == "say":
             print(asked["text"], file=sys.stderr, flush=True)
             self.answer({})
@@ -40,14 +43,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("X-Own", "kept")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
             for number in range(asked["n"]):
-                self.wfile.write(f"data: {number}\n\n".encode())
-                self.wfile.flush()
+                self.piece(f"data: {number}\n\n")
                 time.sleep(asked.get("pause_s", 0))
+            self.piece("")
         except OSError:
             open(asked["left"], "w").close()  # noqa: PTH123
+
+    def piece(self, text: str) -> None:
+        self.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
+        self.wfile.flush()
 
     def answer(self, value: object) -> None:
         data = json.dumps(value).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +62,8 @@ class Place:
 
 
 def served(
-    names: Sequence[str], test: Callable[[Place], Awaitable[None]], folder: Path = Path("/models"), kept: int = 4
+    names: Sequence[str], test: Callable[[Place], Awaitable[None]], folder: Path = Path("/models"), kept: int = 4,
+    reloads: bool = False,
 ) -> list[str]:
     """Run a test on models of these names, the first loaded; returns the log."""
     log: list[str] = []
@@ -81,7 +83,7 @@ def served(
                 started.append(settings.name)
                 return await ModelProcess.start("tests.unit.model_program", settings, log.append)
 
-            models = Models(settings, start, "it 1.2", client, kept)
+            models = Models(settings, start, "it 1.2", client, kept, log=log.append, reloads=reloads)
             try:
                 await models.load_first()
                 await asyncio.wait_for(test(Place(models, log, started)), 30)
@@ -184,6 +186,56 @@ def test_a_crash_is_noticed_with_its_reason_and_the_request_is_told() -> None:
         assert ended.tail.endswith("frame 1") and "\x1b" not in ended.tail
 
     served(["a"], test)
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    (signal.SIGKILL, "killed (SIGKILL): memory ran out"), (signal.SIGTERM, "exit code -15"), (9, "exit code 9"),
+])  # fmt: skip
+def test_a_model_whose_process_was_killed_is_loaded_again_and_the_others_go_on(
+    how: signal.Signals | int, said: str
+) -> None:
+    async def end(place: Place) -> None:
+        if isinstance(how, signal.Signals):
+            place.models._loaded["a"]._process.send_signal(how)
+        else:
+            assert (await place.ask({"model": "a", "do": "end", "code": how}))[0] == 503
+
+    async def test(place: Place) -> None:
+        for name in "ab":
+            assert (await place.ask({"model": name}))[0] == 200
+        stream = {"do": "stream", "n": 200, "pause_s": 0.05}
+        broken, whole = (asyncio.create_task(place.ask({"model": name, **stream})) for name in "ab")
+        await asyncio.sleep(0.3)
+        await end(place)
+        status, why = await broken
+        assert status == 503 and "ended" in why and not whole.done()
+        await asyncio.sleep(0.3)
+        assert (await place.ask({"model": "a"}))[1]["model"] == "a" and place.started == ["a", "b", "a"]
+        assert not place.models._crashed.done()
+        whole.cancel()
+
+    log = served(["a", "b"], test, reloads=True)
+    assert any(said in line and "the next request for it loads it again" in line for line in log), log
+
+
+def test_a_crash_of_llama_cpp_is_not_tried_twice() -> None:
+    async def test(place: Place) -> None:
+        assert (await place.ask({"do": "crash"}))[0] == 503
+        assert (await place.models.crashed()).is_crash
+
+    served(["a"], test, reloads=True)
+
+
+def test_a_model_that_waits_for_room_gets_it_when_another_is_killed() -> None:
+    async def test(place: Place) -> None:
+        slow = asyncio.create_task(place.ask({"model": "a", "do": "stream", "n": 1000, "pause_s": 0.05}))
+        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(place.ask({"model": "b"}))
+        await asyncio.sleep(0.1)
+        place.models._loaded["a"]._process.kill()
+        assert (await slow)[0] == 503 and (await waiting)[0] == 200
+
+    served(["a", "b"], test, kept=1, reloads=True)
 
 
 def test_the_log_is_passed_on_until_the_model_is_loaded_and_kept_back_then() -> None:
