@@ -12,9 +12,10 @@ first token too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import llama_cpp
@@ -32,6 +33,7 @@ from eval.analysis.kl_divergence import (
     perplexity_estimate,
     perplexity_value,
 )
+from eval.llama.backend import backend_name
 from eval.llama.compared_models import (
     compared_models,
     labelled_models,
@@ -42,9 +44,10 @@ from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Row
 from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request
 from eval.llama.scorer import Scorer
+from eval.weights_divergence import WeightsPass, weights_divergences
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
-from quantyard.protocol.measurements import Divergence
+from quantyard.protocol.measurements import Divergence, DivergenceParts
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _LEAST_CONTEXT: Final = 8  # tokens of a chunk
@@ -87,7 +90,8 @@ def _measure_divergence(
     cut = divergence_chunks(models, text.whole, settings)
     asked = labelled_models(request, models)
     windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
-    n_units, n_read = len(cut) + sum(len(found) for found in windows_of), 0
+    n_again = len(cut[: settings.weights_chunks]) * len(models) if len(models) > 1 else 0
+    n_units, n_read = len(cut) + sum(len(found) for found in windows_of) + n_again, 0
 
     def report(done: int) -> None:
         stage.progress(n_read + done, n_units, "chunks")
@@ -98,11 +102,53 @@ def _measure_divergence(
         rolled[label] = divergence_rolling_perplexity(model, found, threads, report)
         n_read += len(found)
     values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
-    common = {"text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll)}
+    common = {
+        "text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll),
+        "backend": backend_name(request.runtime.n_gpu_layers),
+    }  # fmt: skip
+    again = WeightsPass(
+        cut[: settings.weights_chunks], partial(_decoded_divergence_chunks, threads=threads), threads, report
+    )
+    compared = {label: (m, values[id(m)]) for label, m in asked if id(m) in values}
+    of_weights = _divergence_parts_by_label(stage, models[0], compared, again)
+    stage.progress(n_units, n_units, "chunks")
     return [
-        _divergence_of_model(label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common)
+        _divergence_of_model(
+            label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common,
+            **of_weights.get(label, {}),
+        )
         for label, model in asked
-    ]
+    ]  # fmt: skip
+
+
+def _divergence_parts_by_label(
+    stage: Stage, baseline: GgufModel, files: Mapping[str, tuple[GgufModel, TokenValues]], how: WeightsPass
+) -> dict[str, dict[str, Any]]:
+    """Label → the fields of a `Divergence` that tell the file's part from the backend's; {} where not asked for."""
+    if not len(how.chunks) or not files:
+        return {}
+    found = weights_divergences(
+        stage, baseline, {label: model for label, (model, _) in files.items()},
+        {label: values.kld for label, (_, values) in files.items()}, how,
+    )  # fmt: skip
+    return {
+        label: {"parts": part} if isinstance(part, DivergenceParts) else {"parts_missing": part}
+        for label, part in found.items()
+    }
+
+
+def _decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iterator[tuple[Rows, Ints]]:
+    """The scored rows of each segment, valid until the next one, and the tokens that follow them."""
+    chunks = [_divergence_chunk(model, chunk) for chunk in cut]
+    settings = ContextSettings(cut.shape[1], threads=threads, n_encoded=max(len(chunk.encoded) for chunk in chunks))
+    with Context(model, settings) as context:
+        for chunk in chunks:
+            context.clear()
+            if chunk.encoded:
+                context.encode(chunk.encoded)
+            for part in chunk.parts:
+                rows = _decode_divergence_segment(context, chunk.decoded, part)
+                yield rows, chunk.decoded[part.first + 1 : part.end + 1]
 
 
 def _divergence_of_model(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.llama.logprobs import NOT_FINITE, unusable_logits
-from quantyard.protocol.measurements import Estimate
+from quantyard.protocol.measurements import DivergenceParts, Estimate
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
 _BLOCK_FLOATS: Final = 1 << 18  # two scratch blocks of 1 MiB, which fit in the CPU cache
@@ -253,3 +253,16 @@ def divergence_comparison(values: TokenValues, baseline_nll: Doubles, n_chunks: 
         "mean_delta_p": mean_estimate(values.delta_p, n_chunks),
         "rms_delta_p": rms_estimate(values.delta_p, n_chunks),
     }
+
+
+def divergence_parts(of_weights: Doubles, whole: Doubles, n_chunks: int) -> DivergenceParts:
+    """A divergence split into the weights' and the backend's part, both of the same tokens of `n_chunks` chunks.
+
+    The parts are compared token by token, so the error of the difference is that of its own clusters.
+    """
+    return DivergenceParts(
+        n_tokens=len(whole),
+        whole=mean_estimate(whole, n_chunks),
+        of_file=mean_estimate(of_weights, n_chunks, keep_clusters=True),
+        of_backend=mean_estimate(whole - of_weights, n_chunks),
+    )

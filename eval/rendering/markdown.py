@@ -22,6 +22,13 @@ from quantyard.metrics.behaviour_figures import (
     behaviour_variance_sentence,
     behaviours_left_out,
 )
+from quantyard.metrics.divergence_parts import (
+    BACKEND_PART,
+    FILE_PART,
+    backend_divergence_shown,
+    divergence_parts_notes,
+    file_divergence_shown,
+)
 from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
@@ -110,12 +117,14 @@ def _markdown_files_table(report: EvalReport) -> str:
     figures = similarity_figures(report.measurements)
     head = (
         "file", "size", "bits per weight", *(figure.name for figure in figures), "PPL", "rolling PPL", "ΔPPL",
-        "mean KLD", "p99 KLD", "same top token", "prompt tokens/s", "generated tokens/s", "peak memory",
+        "mean KLD", FILE_PART, BACKEND_PART, "p99 KLD", "same top token", "prompt tokens/s",
+        "generated tokens/s", "peak memory",
     )  # fmt: skip
     rows = [_markdown_file_row(m, figures) for m in report.measurements]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] != DASH for row in rows)]
     table = markdown_table([head[i] for i in keep], ([row[i] for i in keep] for row in rows), 1)
-    return f"## Files\n\n{table}{_markdown_languages(report)}"
+    notes = "".join(f"\n\n{note}" for note in divergence_parts_notes(report.measurements))
+    return f"## Files\n\n{table}{notes}{_markdown_languages(report)}"
 
 
 def _markdown_languages(report: EvalReport) -> str:
@@ -140,6 +149,7 @@ def _markdown_file_row(m: Measurement, figures: Sequence[SimilarityFigure] = ())
         numbers.format_perplexity(d.rolling_perplexity) if d and d.rolling_perplexity else DASH,
         render_ppl_change(d) if d else DASH,
         numbers.format_kld(d.mean_kld.value) if d and d.mean_kld else DASH,
+        file_divergence_shown(d), backend_divergence_shown(d),
         numbers.format_kld(d.kld_percentiles["99"]) if d and "99" in d.kld_percentiles else DASH,
         numbers.format_percent(d.top1_agreement.value) if d and d.top1_agreement else DASH,
         numbers.format_tokens_per_s(s.prompt_tokens_per_s) if s else DASH,

@@ -17,6 +17,12 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_which_table
 from quantyard.metrics.budget_figures import BUDGET_OUTCOMES, metric_budget_name
+from quantyard.metrics.divergence_parts import (
+    BACKEND_PART,
+    FILE_PART,
+    backend_divergence_shown,
+    file_divergence_shown,
+)
 from quantyard.metrics.similarity_figures import similarity_figures
 from quantyard.protocol.gate import OUTCOMES, BudgetResult
 from quantyard.protocol.measurements import Measurement, Score, Verdict
@@ -27,7 +33,8 @@ NOT_COMPARED: Final = SafeMarkdown("not comparable")
 
 def card_tables(subject: CardSubject) -> Iterator[Block]:
     """Every table that has rows."""
-    yield from (block for block in (card_which_table(subject), _card_limits_table(subject)) if block)
+    found = (card_which_table(subject), _card_limits_table(subject), _card_divergence_parts_table(subject))
+    yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells_now)
     yield from filter(None, (card_behaviours_table(subject), card_cache_table(subject)))
 
@@ -190,6 +197,16 @@ def _card_limits_table(subject: CardSubject) -> CardTable | None:
     ]  # fmt: skip
     head = ("file", "what", "limit", "found", "interval", "outcome")
     return card_table("limits", "table of limits", head, rows, words=("what", "interval", "outcome"))
+
+
+def _card_divergence_parts_table(subject: CardSubject) -> CardTable | None:
+    """What of each file's divergence is its own."""
+    measured = ((label, m.divergence) for label, m in subject.measured.items() if m.divergence)
+    rows = [
+        (markdown_code(label), SafeMarkdown(file_divergence_shown(d)), SafeMarkdown(backend_divergence_shown(d)))
+        for label, d in measured if d.parts
+    ]  # fmt: skip
+    return card_table("divergence-parts", "table of divergences", ("file", FILE_PART, BACKEND_PART), rows)
 
 
 def _card_limit_name(found: BudgetResult) -> SafeMarkdown:

@@ -37,7 +37,7 @@ SUITE: Final = "smoke"  # it needs no network
 # Decoding takes some seconds, compared with one second for the start of a stage: with less, two timings differed by a
 # third. Prompt and generated tokens have the same proportion as in the suites.
 _SPEED: Final = SpeedSettings(prompt_tokens=512, generated_tokens=96, repeats=2)
-_DIVERGENCE: Final = DivergenceSettings(n_chunks=4)
+_DIVERGENCE: Final = DivergenceSettings(n_chunks=4, weights_chunks=0)
 _CALIBRATION_CHUNKS: Final = 4  # of 512 tokens
 # The tokenizer of the random model needs 1.2 times the tokens of a real one for our prose, and 1.4 times for the
 # questions of `smoke` (compared with SmolLM2's vocabulary of 49,152). A real model has that much less to decode.

@@ -16,6 +16,7 @@ Request = Mapping[str, Any]  # a stage's request as JSON
 Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None: all
 
 _OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanation/calibration.md
+_AGAIN: Final = 2  # chunks that are read again with float32 copies, unless a suite says otherwise
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
 # An evaluation begins with a self-check of about 1,350 tokens (self_check.py). A question of `smoke` decodes 14, since
 # common prefixes are decoded once. With longer questions this constant is too large, but then it matters less.
@@ -71,7 +72,8 @@ def _divergence_work(request: Request, n_params: int, n_together: int, with_base
     rolling = bool(settings.get("rolling", True))  # lm-eval's windows; older records lack this setting
     passes = 1 + rolling + with_baseline / n_together
     tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
-    amount = n_params * tokens * passes
+    again = min(settings.get("weights_chunks", _AGAIN), settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
+    amount = n_params * (tokens * passes + again * (request["baseline_file"] is not None) * (1 + 1 / n_together))
     return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 

@@ -14,9 +14,10 @@ from quantyard.metrics.budget_figures import (
     metric_budget_limit,
     metric_budget_value,
 )
+from quantyard.metrics.divergence_parts import divergence_parts_sentence
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.gate import Outcome
-from quantyard.protocol.measurements import Comparison, Interval
+from quantyard.protocol.measurements import Comparison, Divergence, Interval
 from quantyard.store.manifest import Manifest
 
 # With their articles, for sentences.
@@ -37,6 +38,11 @@ def gate_judged(
         way = "within" if budget.startswith("max_") else "at least"
         return f"{what} may or may not be {way} {metric_budget_limit(budget, limit)}{baseline}: {needed}"
     return f"{what} is {side} {metric_budget_limit(budget, limit)}{baseline}"
+
+
+def gate_divergence_parts(found: Divergence) -> str:
+    """How much of a divergence is the file's own: the limit judges the whole. "" where it is not known."""
+    return f" ({divergence_parts_sentence(found.parts)})" if found.parts else ""
 
 
 def gate_no_number(budget: str, limit: float, task: str) -> str:

@@ -91,7 +91,17 @@ def judge_gate_budgets(manifest: Manifest, quants: Sequence[str], suite: str, bu
         for quant in dict.fromkeys(quants)
         for result in _judge_budgets_of_file(_file_to_judge(manifest, quant, suite, budgets))
     ]
-    return GateReport(budgets=budgets.name, sha256=budgets.sha256, suite=suite, results=tuple(results))
+    return GateReport(
+        budgets=budgets.name, sha256=budgets.sha256, suite=suite, backend=_judged_backend(manifest, suite),
+        results=tuple(results),
+    )  # fmt: skip
+
+
+def _judged_backend(manifest: Manifest, suite: str) -> str:
+    """What computed the divergences; "" where there is none, or an earlier version did not record it."""
+    report = manifest.evaluations.get(suite)
+    found = (m.divergence.backend for m in report.measurements if m.divergence) if report else ()
+    return " / ".join(dict.fromkeys(name for name in found if name))
 
 
 def _file_to_judge(manifest: Manifest, quant: str, suite: str, budgets: GateBudgets) -> _File:
@@ -137,7 +147,9 @@ def _judge_mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResu
         return
     interval = estimate_interval(kld, file.budget.confidence)
     tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, abs(limit - kld.value))
-    yield _judge_interval(file, name, limit, interval, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    needed = words.gate_tokens_needed(tokens, divergence.n_tokens)
+    judged = _judge_interval(file, name, limit, interval, needed)
+    yield judged.model_copy(update={"finding": judged.finding + words.gate_divergence_parts(divergence)})
 
 
 def _judge_cache_kld(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from quantyard.formatting.numbers import format_change, format_kld, format_rough_percent, format_tokens_per_s
+from quantyard.metrics.divergence_parts import file_divergence
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
 
-Metric = Literal["mean KLD", "ΔPPL", "cosine distance", "rank distance"]
+Metric = Literal["mean KLD", "KLD of the file", "ΔPPL", "cosine distance", "rank distance"]
 _OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)
 
 
@@ -72,20 +73,23 @@ def _pareto_without_speed(entries: Sequence[ParetoEntry]) -> tuple[ParetoEntry, 
 
 
 def pareto_metric(report: EvalReport) -> Metric:
-    """The metric of quality: KL divergence, or perplexity if nothing else was measured; of embeddings 1 less
-    the mean cosine, of a reranker's scores 1 less Kendall's τ of the rankings.
+    """The metric of quality: KL divergence, of the files alone where that is known of all of them; perplexity if
+    nothing else was measured; of embeddings 1 less the mean cosine, of a reranker's scores 1 less Kendall's τ.
     """
     similar = [m.similarity for m in report.measurements if m.similarity]
     if similar:
         return "cosine distance" if similar[0].purpose == "embed" else "rank distance"
     found = [m.divergence for m in report.measurements if m.divergence]
     only_perplexity = any(ppl_change_interval(d) for d in found) and all(d.mean_kld is None for d in found)
+    compared = [d for d in found if d.mean_kld]
+    if compared and all(file_divergence(d) for d in compared):
+        return "KLD of the file"
     return "ΔPPL" if only_perplexity else "mean KLD"
 
 
 def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Estimate | None:
-    """Mean KL divergence in nats, or ln(PPL / baseline PPL), or the distance of embeddings or rankings; 0 for the
-    baseline, None if it was not measured.
+    """KL divergence in nats, or ln(PPL / baseline PPL), or the distance of embeddings or rankings; 0 for the baseline,
+    None if it was not measured.
     """
     if metric in ("cosine distance", "rank distance"):
         return _pareto_distance(report, found, metric)
@@ -94,6 +98,8 @@ def pareto_quality(report: EvalReport, found: Measurement, metric: Metric) -> Es
         return None
     if found.file.label == report.baseline:
         return _OF_BASELINE
+    if metric == "KLD of the file":
+        return file_divergence(divergence)
     return divergence.mean_kld if metric == "mean KLD" else divergence.ln_perplexity_ratio
 
 

@@ -1,6 +1,8 @@
 """The report of a gate: every budget with its value, interval and outcome. It is in the manifest and on the card."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.measurements import Interval
@@ -33,6 +35,8 @@ class GateReport(Frozen):
     budgets: str  # "default", or the name of the user's file
     sha256: str  # of the text of the budgets, to distinguish two gates
     suite: str  # the suite whose evaluation was judged
+    # What computed the divergences and perplexities, with its build. Limits judge what it computed, not the file alone.
+    backend: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
     results: tuple[BudgetResult, ...]
 
     @property

@@ -112,6 +112,26 @@ class Evaluation(Frozen):
     hardware: JsonObject
 
 
+class DivergenceParts(Frozen):
+    """What of a file's mean divergence is its own, and what the backend adds, over the first chunks of the text.
+
+    llama.cpp multiplies quantized weights with activations rounded to 8 bits. `of_file` is the divergence of the
+    weights alone: both files' weights as float32, with float32 activations. The rest depends on backend and build.
+    """
+
+    n_tokens: int  # scored
+    whole: Estimate  # mean KLD of these tokens, as this backend computes both files
+    of_file: Estimate  # "lost by the file"
+    of_backend: Estimate  # "added by this backend": whole less of_file; may be negative
+
+
+class DivergencePartsMissing(Frozen):
+    """Why the parts of a file's divergence are not known."""
+
+    reason: Literal["TOO_LARGE", "NOT_CONVERTED"]
+    finding: str  # half a sentence
+
+
 class Divergence(Frozen):
     """Perplexity of one file and its divergence from the baseline over the same tokens.
 
@@ -134,6 +154,10 @@ class Divergence(Frozen):
     top1_agreement: Estimate | None = None  # share of tokens, 0 to 1
     mean_delta_p: Estimate | None = None
     rms_delta_p: Estimate | None = None
+    parts: Annotated[DivergenceParts | None, Field(exclude_if=lambda value: value is None)] = None
+    parts_missing: Annotated[DivergencePartsMissing | None, Field(exclude_if=lambda value: value is None)] = None
+    # What computed it, with its build: "llama.cpp of llama-cpp-python 0.3.36 on the CPU (AVX2)".
+    backend: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
     duration_s: float = 0.0
 
 

@@ -16,6 +16,7 @@ from quantyard.metrics.budget_figures import (
     metric_budget_value,
     missed_limit,
 )
+from quantyard.metrics.divergence_parts import backend_divergence_shown, file_divergence
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF, NO_MARK
 from quantyard.metrics.similarity_figures import SIMILARITY_FIGURES, SimilarityFigure
@@ -168,6 +169,18 @@ def _page_mean_kld_cell(s: PageFile) -> PageCell:
     return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
 
 
+def _page_file_part_cell(s: PageFile) -> PageCell:
+    found = file_divergence(s.divergence)
+    return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
+
+
+def _page_backend_part_cell(s: PageFile) -> PageCell:
+    parts = s.divergence.parts if s.divergence else None
+    if parts is None:
+        return _EMPTY
+    return PageCell(backend_divergence_shown(s.divergence).partition(" ")[0], sort=parts.of_backend.value)
+
+
 def _page_p99_kld_cell(s: PageFile) -> PageCell:
     found = s.divergence.kld_percentiles.get("99") if s.divergence else None
     return PageCell(numbers.format_kld(found), sort=found) if found is not None else _EMPTY
@@ -238,6 +251,10 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
         _page_ppl_change_cell),
     (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"),
         _page_mean_kld_cell),
+    (PageColumn("Of the file", "lost by the file: mean KLD with the weights of both files as float32, nats per token",
+        group="Divergence"), _page_file_part_cell),
+    (PageColumn("Backend", "added by this backend: the rest of the mean KLD over the same tokens; another build or "
+        "backend changes it", group="Divergence"), _page_backend_part_cell),
     (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _page_p99_kld_cell),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
         _page_top1_cell),

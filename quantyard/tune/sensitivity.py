@@ -90,7 +90,7 @@ def sensitivity_probe_step(plan: BuildPlan, probing: Probing, label: str, made: 
     """The step that measures one file on the text of the search."""
     request = DivergenceRequest(
         label=label, baseline_file=plan.base.path, runtime=Runtime(threads=probing.threads),
-        settings=DivergenceSettings(text=NAME, n_chunks=probing.n_chunks),
+        settings=DivergenceSettings(text=NAME, n_chunks=probing.n_chunks, weights_chunks=0),
     )
     inputs = {"model": StepOutput(made.label), "baseline": plan.base.origin, "suite": ExternalInput(probing.text)}
     return Step(sensitivity_probe_label(label), STAGES["divergence"], request, inputs, 0, label)

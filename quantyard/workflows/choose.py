@@ -91,7 +91,7 @@ def choose_from_manifest(
     budget = choice_budget(asked)
     if any(candidate.memory_bytes is None for candidate in choices.candidates):
         raise candidate_memory_unknown(choices)
-    if budget.max_kld is not None and choices.metric != "mean KLD":
+    if budget.max_kld is not None and choices.metric not in ("mean KLD", "KLD of the file"):
         raise choice_needs_divergence(choices)
     return Chosen(choices, budget, pick_file(choices.candidates, budget))
 

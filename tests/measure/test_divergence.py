@@ -27,6 +27,7 @@ from eval.divergence import (
     divergence_side_by_side,
 )
 from eval.llama.context import Context, ContextSettings
+from eval.llama.float_copy import why_no_float_copies
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
@@ -232,9 +233,44 @@ def test_the_stage_leaves_a_divergence_and_its_facts(
     assert found.mean_kld is not None and found.mean_kld.value > 0
     assert done.result.facts == {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value}
     assert done.result.tools["llama.cpp"].startswith("llama-cpp-python ")
-    counted = {"stage": "divergence", "done": 3, "total": 3, "unit": "chunks", "what": ""}
+    counted = {"stage": "divergence", "done": 7, "total": 7, "unit": "chunks", "what": ""}  # 2 again, of both files
     assert done.progress[-1] == {"event": "progress", **counted}
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_what_the_weights_lose_is_told_from_what_the_backend_adds(
+    run_divergence: Callable[..., Done], demo_gguf: Demo
+) -> None:
+    """Q8_0's weights cost 0.00096 nats (Transformers gives the same); the rest is llama.cpp's activations of 8 bits."""
+    done = run_divergence(demo_gguf("Q8_0"), demo_gguf("BF16"), n_chunks=2, weights_chunks=1)
+    assert done.found is not None and done.found.parts is not None and done.found.mean_kld is not None
+    parts = done.found.parts
+    assert parts.n_tokens == 255 and parts.of_file.value == pytest.approx(0.00096, rel=0.15)
+    assert parts.of_file.value + parts.of_backend.value == pytest.approx(parts.whole.value)
+    assert parts.whole.value > 2 * parts.of_file.value
+    assert done.found.backend.startswith("llama.cpp of llama-cpp-python") and "on the CPU" in done.found.backend
+
+
+def test_a_file_of_float32_loses_all_that_it_loses_itself(
+    run_divergence: Callable[..., Done], tiny: Path, other: Path
+) -> None:
+    """The tiny files hold float32: their copies are computed as they are."""
+    found = run_divergence(other, tiny, n_ctx=128, n_chunks=2).found
+    assert found is not None and found.parts is not None
+    assert found.parts.of_backend.value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_copy_too_large_for_the_machine_is_not_made(tiny_model: GgufModel, tmp_path: Path) -> None:
+    missing = why_no_float_copies([tiny_model.header], tmp_path, 0, memory_bytes=1 << 20)
+    assert missing is not None and missing.reason == "TOO_LARGE" and "1.00 MiB are free" in missing.finding
+    assert why_no_float_copies([tiny_model.header], tmp_path, 0) is None
+
+
+def test_without_chunks_to_read_again_no_copy_is_made(
+    run_divergence: Callable[..., Done], tiny: Path, other: Path
+) -> None:
+    found = run_divergence(other, tiny, n_ctx=64, n_chunks=2, weights_chunks=0).found
+    assert found is not None and found.mean_kld is not None and found.parts is found.parts_missing is None
 
 
 def test_lm_evals_perplexity_is_read_where_it_is_asked_for(

@@ -223,7 +223,9 @@ def test_the_start_of_a_run_is_shared_by_its_steps_however_many_they_are(plan: B
     ]
     labels = [f"divergence {name}" for name in ("BF16", "Q4_K_M", "Q8_0")]
     found = forecast_times(plan, (), ForecastBook(samples=samples), ALONE).steps
-    assert sum(found[label].seconds for label in labels) == pytest.approx(6 + 3 * _divergence(plan).amount / 1000)
+    steps = [step for step in plan.steps if step.label in labels]
+    work = sum(of.amount for of in forecast_works(plan, steps, ForecastBook()).values() if of)
+    assert sum(found[label].seconds for label in labels) == pytest.approx(6 + work / 1000)
 
 
 def _divergence(plan: BuildPlan) -> StageWork:
@@ -261,7 +263,7 @@ def test_a_plan_says_make_rates_where_that_would_help_and_only_there(plan: Build
 
 
 def test_a_divergence_decodes_the_baseline_once_for_all_that_are_read_in_step() -> None:
-    settings = DivergenceSettings(n_chunks=8, n_ctx=512)
+    settings = DivergenceSettings(n_chunks=8, n_ctx=512, weights_chunks=0)
     baseline = DivergenceRequest(label="BF16", settings=settings).model_dump(mode="json")
     quant = DivergenceRequest(label="Q8_0", baseline_file="model.gguf", settings=settings).model_dump(mode="json")
 
@@ -273,6 +275,10 @@ def test_a_divergence_decodes_the_baseline_once_for_all_that_are_read_in_step() 
     assert passes(baseline, 10) == 1 and passes(quant, 10) == 2
     assert passes(quant, 10, 7, with_baseline=False) == 1, "the baseline is a member itself"
     assert passes(quant, 10, 4, with_baseline=True) == 1.25
+    copied = settings.model_copy(update={"weights_chunks": 2})
+    copies = DivergenceRequest(label="Q8_0", baseline_file="model.gguf", settings=copied).model_dump(mode="json")
+    assert passes(copies, 10) == 2 + 2 * 2 / 8, "two of eight chunks again, of both files"
+    assert passes(copies, 10, 2, with_baseline=False) == 1 + 1.5 * 2 / 8
     rolling = settings.model_copy(update={"rolling": True})
     again = DivergenceRequest(label="BF16", settings=rolling).model_dump(mode="json")
     assert passes(again, 10) == 2, "lm-eval's windows are read for themselves"
@@ -417,7 +423,9 @@ def test_divergences_with_one_duration_were_one_run(tmp_path: Path) -> None:
 
     _keep(tmp_path, {"BF16": record("BF16", 30.5), "Q8_0": record("Q8_0", 30.5), "Q6_K": record("Q6_K", 55.0)})
     amounts = {sample.key: sample.amount / (1000 * 23 * 512) for sample in known_forecast_times(tmp_path).all_samples}
-    assert amounts == {"BF16": 1, "Q8_0": 1, "Q6_K": 2}
+    copies = 2 / 23  # the chunks that are read again, of the file and of its share of the baseline
+    expected = {"BF16": 1, "Q8_0": 1 + 1.5 * copies, "Q6_K": 2 + 2 * copies}
+    assert amounts == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"stages": 3}', '{"stages": {"a": {"request": 4}}, "source": {}}'])

@@ -24,6 +24,7 @@ class GateRow(JsonRow):
     budgets: str  # "default", or the name of the user's file
     sha256: str  # of the text of the budgets
     suite: str
+    backend: str  # what computed perplexities and divergences, with its build; "" where nothing says it
     results: list[BudgetResult]
 
 
@@ -91,7 +92,7 @@ def _publication_json(
     return PublicationOutput(
         gate=GateRow(
             outcome=gate.outcome, version=gate.version, budgets=gate.budgets, sha256=gate.sha256, suite=gate.suite,
-            results=list(gate.results),
+            backend=gate.backend, results=list(gate.results),
         ),
         hub=_hub_publication_json(hub) if hub else None,
         files=[FileRow(**change.__dict__) for change in changes], oci=[OciRow(**one.__dict__) for one in oci],

@@ -11,6 +11,7 @@ from quantyard.execution.manifest_writer import Measured
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, behaviour_rows
+from quantyard.metrics.divergence_parts import divergence_parts_sentence
 from quantyard.metrics.domain_figures import domain_rows
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
@@ -150,4 +151,8 @@ def terminal_report_paths(measured: Measured) -> str:
     lines = [f"[bold]{'report':<13}[/]{escape_rich_markup(str(measured.folder / 'report.md'))}"]
     if plots:
         lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape_rich_markup(str(plots[0].parent))}")
+    for label, d in ((m.file.label, m.divergence) for m in measured.report.measurements):
+        if d and d.parts:
+            said = escape_rich_markup(f"{label}: {divergence_parts_sentence(d.parts)}")
+            lines.append(f"[bold]{'divergence':<13}[/]{said}")
     return "\n".join(lines)

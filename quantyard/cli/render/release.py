@@ -27,7 +27,8 @@ _VERDICTS = {
 
 def terminal_gate(gate: GateReport) -> str:
     """The outcome, and a line per budget."""
-    by = escape_rich_markup(f"budgets: {gate.budgets}, suite {gate.suite}")
+    backend = f"; perplexity and KLD as computed by {gate.backend}" if gate.backend else ""
+    by = escape_rich_markup(f"budgets: {gate.budgets}, suite {gate.suite}{backend}")
     head = f"[bold]{'Gate':<13}[/]{_VERDICTS[gate.outcome]} ({by})"
     lines = [
         f"{'':<13}{_MARKS[r.outcome]}{escape_rich_markup(r.quant)}  {escape_rich_markup(r.finding)}"
