@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantyard.errors import NotEnoughDisk
 from quantyard.forecast.disk import forecast_disk_bytes, forecast_fitting_files
-from quantyard.forecast.time import Forecast
+from quantyard.forecast.expected_times import Forecast
 from quantyard.formatting.numbers import format_bytes
 from quantyard.memory.from_config import serve_memory_bytes
 from quantyard.plan.steps import BuildPlan, ExternalInput, Step

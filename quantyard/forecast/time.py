@@ -8,7 +8,7 @@ yet".
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
+from quantyard.forecast.expected_times import Forecast, StepTime
 from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
     FIXED_S,
@@ -41,28 +42,6 @@ _CONCURRENT_SHARE: Final = 0.8
 
 
 # ---- before: how long it will take -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """What one step is expected to take, seconds. `rough`: from other types, threads or engines than it will have."""
-
-    seconds: float
-    rough: bool
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """The times of the steps that are to run, by label; steps without an estimate are in `unknown`."""
-
-    steps: Mapping[str, StepTime] = field(default_factory=dict)
-    unknown: Mapping[str, str] = field(default_factory=dict)  # label → stage
-    would_gain: bool = False  # whether `make rates` would give estimates for some of them
-
-    @property
-    def seconds(self) -> float:
-        """The sum of all estimates, with concurrency taken into account."""
-        return sum(step.seconds for step in self.steps.values())
 
 
 @dataclass(frozen=True)

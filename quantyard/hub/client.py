@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from quantyard.errors import HubError, HubUnreachable, QuantyardError, RepoEmpty, RepoRenamed
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
+from quantyard.hub.access import CONFIG_LIMIT_BYTES, HubAccess
 from quantyard.hub.files import Selection, parse_hub_repo_id, select_hub_files
 from quantyard.hub.model_card import hub_base_model, hub_card_of_repo
 from quantyard.protocol.base import FileEntry
@@ -25,6 +25,8 @@ from quantyard.quants.file_size import TensorShape
 from quantyard.store.manifest import SourceCard
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
@@ -50,27 +52,10 @@ HEADERS_S = 120.0  # to ask for the headers of a model's files
 _LONGEST_LICENCE, _LICENCES_READ = 100, 10  # characters of a name; names
 _MAX_LENGTH = 2**40  # of a tensor, along one dimension
 HEADER_LIMIT_BYTES = 32 * 1024 * 1024
-CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 # Files of an empty repo.
 EMPTY_REPO_FILES = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class HubAccess:
-    """The Hub's endpoint (None: huggingface.co) and the token (None: anonymous)."""
-
-    endpoint: str | None = None
-    token: str | None = None
-
-    def __post_init__(self) -> None:
-        """Without the line end that a token from a file brings along: no HTTP header may hold one."""
-        object.__setattr__(self, "token", (self.token or "").strip() or None)
-
-    def __repr__(self) -> str:
-        """Hides the token from logs and tracebacks."""
-        return f"HubAccess(endpoint={self.endpoint!r}, token={'set' if self.token else None})"
 
 
 @dataclass(frozen=True)
@@ -242,6 +227,12 @@ def hub_file_url(api: HfApi, repo_id: str, commit: str, path: str) -> str:
     return hf_hub_url(repo_id, path, revision=commit, endpoint=api.endpoint)
 
 
+def _hub_readers() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(HEADER_WORKERS)
+
+
 def hub_tensor_shapes(
     access: HubAccess, repo: HubRepo, files: tuple[FileEntry, ...]
 ) -> tuple[TensorShape, ...] | None:
@@ -257,7 +248,7 @@ def hub_tensor_shapes(
         api = hub_api(access)
         paths = [f.path for f in files if f.path.endswith(".safetensors")]
         until = time.monotonic() + HEADERS_S
-        with ThreadPoolExecutor(HEADER_WORKERS) as pool:
+        with _hub_readers() as pool:
             found = pool.map(lambda path: _hub_safetensors_header(api, repo, path, until), paths)
             return tuple(tensor for header in found for tensor in header) or None
     except Exception:
@@ -334,7 +325,7 @@ def read_hub_files(access: HubAccess, repo: HubRepo, paths: Sequence[str]) -> di
         except QuantyardError:
             return None
 
-    with ThreadPoolExecutor(HEADER_WORKERS) as pool:
+    with _hub_readers() as pool:
         return {path: text for path, text in zip(paths, pool.map(read, paths), strict=True) if text is not None}
 
 

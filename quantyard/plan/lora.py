@@ -14,7 +14,8 @@ from typing import Final
 
 from quantyard.errors import BadRequest, BadSource, NeedsPermission
 from quantyard.files.own_files import read_named_file
-from quantyard.hub.client import CONFIG_LIMIT_BYTES, HubAccess, read_hub_config_file
+from quantyard.hub.access import CONFIG_LIMIT_BYTES, HubAccess
+from quantyard.hub.client import read_hub_config_file
 from quantyard.hub.files import LEGAL_FILES, SIDE_FILES
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput

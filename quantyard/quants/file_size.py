@@ -97,8 +97,8 @@ class _Weight:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """The properties of a model that decide the types of its tensors."""
+class SizedModel:
+    """The properties of a model that decide the types and so the sizes of its tensors; see `sized_model`."""
 
     config: Config
     weights: Counter[_Weight]
@@ -112,21 +112,16 @@ class _Model:
     seventy_b: bool  # a llama or qwen2 of 70B
 
 
-def quant_gguf_bytes(
-    tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool | None = None
-) -> int:
+def quant_gguf_bytes(model: SizedModel, quant: Quant, *, imatrix: bool | None = None) -> int:
     """Expected size of the GGUF in bytes.
 
     Args:
-        tensors: all tensors of the checkpoint, over all its shards.
-        config: config.json; a multimodal model's `text_config` is found by itself.
         quant: the type; BF16, F16 and F32 give the size of the converted file.
         imatrix: whether an importance matrix is used, which changes some mixtures; default: if the quant needs one.
 
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    model = _sized_model(tensors, model_text_config(config))
     given = quant.needs_imatrix if imatrix is None else imatrix
     named, stock = _told_by_recipe(model, quant), find_quant(quant.base)
     data = sum(n * _weight_bytes(weight, model, stock, named, imatrix=given) for weight, n in model.weights.items())
@@ -135,21 +130,19 @@ def quant_gguf_bytes(
     return data + _BYTES_FIXED + _BYTES_PER_TOKEN * vocab + _BYTES_PER_TENSOR * headers
 
 
-def quant_main_type(tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False) -> str:
+def quant_main_type(model: SizedModel, quant: Quant, *, imatrix: bool = False) -> str:
     """The tensor type that most weights of a GGUF of this quant have. It may differ from the quant's name: rows that
     are not a multiple of its block get another type.
 
     Raises:
         BadRequest: llama-quantize would refuse the quant for these row lengths.
     """
-    return quant_type_counts(tensors, config, quant, imatrix=imatrix).most_common(1)[0][0]
+    return quant_type_counts(model, quant, imatrix=imatrix).most_common(1)[0][0]
 
 
-def quant_type_counts(
-    tensors: Sequence[TensorShape], config: Config, quant: Quant, *, imatrix: bool = False
-) -> Counter[str]:
+def quant_type_counts(model: SizedModel, quant: Quant, *, imatrix: bool = False) -> Counter[str]:
     """Tensor type → how many weights of a GGUF of this quant have it. Raises as `quant_main_type`."""
-    model, stock, counts = _sized_model(tensors, model_text_config(config)), find_quant(quant.base), Counter[str]()
+    stock, counts = find_quant(quant.base), Counter[str]()
     named = _told_by_recipe(model, quant)
     for weight, n in model.weights.items():
         if not _is_weight_left_out(weight, model):
@@ -162,14 +155,21 @@ def quant_rough_bytes(n_params: int, quant: Quant) -> int:
     return math.ceil(quant.bits_per_weight * n_params / 8)
 
 
-def _sized_model(tensors: Sequence[TensorShape], text: Config) -> _Model:
+def sized_model(tensors: Sequence[TensorShape], config: Config) -> SizedModel:
+    """What decides the sizes of a model's files.
+
+    Args:
+        tensors: all tensors of the checkpoint, over all its shards.
+        config: config.json; a multimodal model's `text_config` is found by itself.
+    """
+    text = model_text_config(config)
     weights = Counter(_sized_weight(tensor, text) for tensor in tensors)
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype] += math.prod(tensor.shape)
     heads, kv_heads, layers, model_type = n_heads(text), n_kv_heads(text), n_layers(text), text.get("model_type")
     experts = model_config_number(text, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return _Model(
+    return SizedModel(
         config=text,
         weights=weights,
         tied=text.get("tie_word_embeddings") is True or all(weight.category != "output" for weight in weights),
@@ -200,7 +200,7 @@ def _sized_weight(tensor: TensorShape, text: Config) -> _Weight:
 
 
 def _weight_bytes(
-    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+    weight: _Weight, model: SizedModel, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
 ) -> int:
     if _is_weight_left_out(weight, model):
         return 0
@@ -208,12 +208,12 @@ def _weight_bytes(
     return weight.count * block_bytes // per_block
 
 
-def _is_weight_left_out(weight: _Weight, model: _Model) -> bool:
+def _is_weight_left_out(weight: _Weight, model: SizedModel) -> bool:
     return weight.category == "skip" or (weight.category == "output" and model.tied)
 
 
 def _weight_type_of_quant(
-    weight: _Weight, model: _Model, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
+    weight: _Weight, model: SizedModel, quant: Quant, named: Mapping[tuple[str, int], str], *, imatrix: bool
 ) -> str:
     kept = weight.stored_type if quant.name in _KEEPING else None
     kind = kept or weight.fixed_type or (model.copy_of if quant.name == "COPY" else None)
@@ -238,7 +238,7 @@ def _weight_kind(weight: _Weight) -> str:
     return _KINDS.get(weight.category, weight.category) + ("_exps" if weight.is_expert else "")
 
 
-def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
+def _told_by_recipe(model: SizedModel, quant: Quant) -> dict[tuple[str, int], str]:
     """The types that a recipe sets, by kind and layer; empty without a recipe, or if its patterns cannot be resolved
     before the conversion has named the tensors.
     """
@@ -256,7 +256,7 @@ def _told_by_recipe(model: _Model, quant: Quant) -> dict[tuple[str, int], str]:
     return {names[name]: kind for name, kind in types.items()}
 
 
-def _weight_place(weight: _Weight, model: _Model, *, imatrix: bool) -> TensorPlace:
+def _weight_place(weight: _Weight, model: SizedModel, *, imatrix: bool) -> TensorPlace:
     is_v = weight.category == "v"
     return TensorPlace(
         i=model.v_layers.index(weight.layer) if is_v else weight.layer,

@@ -20,9 +20,9 @@ from quantyard.formats.safetensors import (
     StaleIndexError,
     read_safetensors_folder,
 )
-from quantyard.hub.client import CONFIG_LIMIT_BYTES
+from quantyard.hub import model_card
+from quantyard.hub.access import CONFIG_LIMIT_BYTES
 from quantyard.hub.files import LEGAL_FILES, PICKLE_ENDINGS, select_hub_files
-from quantyard.hub.model_card import hub_base_model_of_readme, hub_card_of_gguf, hub_card_of_readme
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.file_size import TensorShape
@@ -37,6 +37,7 @@ from quantyard.sources.source import Source
 from quantyard.sources.tensor_faults import refuse_faulty_tensors, unwrapped_tensors
 from quantyard.store.artifact import Artifact, ModelId
 from quantyard.store.hash_cache import HashCache
+from quantyard.store.manifest import SourceCard
 
 _TEXT_LIMIT = 16 * 2**20  # bytes of a README or a licence
 _SIDE_LIMIT = 512 * 2**20  # bytes of a tokenizer; the largest have some 50 MB
@@ -72,8 +73,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
     notes += [*held.notes, *_side_file_notes_of_source(path, places, hashes, config, tensors or ())]
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
-    readme = _local_source_readme(places.get("README.md"))
-    license_, card = hub_card_of_readme(readme)
+    license_, card, base_model = _local_source_card(places.get("README.md"), hashes)
 
     def read(name: str) -> bytes:
         return read_named_file(places[name], _SIDE_LIMIT)
@@ -84,7 +84,7 @@ def local_folder_source(path: Path, hashes: HashCache, *, allow_pickle: bool, gg
         model=ModelId("local", safe_file_name(path.name), digest), kind="huggingface", title=str(path), files=files,
         license=license_, local=Artifact(digest, files, path, whole_folder=False, places=places),
         dtypes=source_dtypes(tensors or ()), tensors=tensors, config=config, card=card, quantization=held.quantization,
-        base_model=hub_base_model_of_readme(readme) if held.quantization else "",
+        base_model=base_model if held.quantization else "",
         notes=(*notes, *use.notes, *(base_model_notes(chats, config) if use.purpose == "generate" else ())),
         has_chat_template=chats, use=use,
     )
@@ -97,12 +97,33 @@ def _side_file_notes_of_source(
     """The notes of `check_local_files`. To parse a tokenizer takes a tenth of a build with nothing to do, so the notes
     of files that passed are kept.
     """
-    # The code of the checks, so that a new one runs at once.
-    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    rules = f"side files by {sha256(code).hexdigest()}"
+    rules = _rules_by_code("side files", sorted(Path(__file__).parent.glob("*.py")))
     check = partial(check_local_files, str(path), places, config, tensors)
     notes: list[str] = json.loads(hashes.text(rules, places, lambda: json.dumps(check())))
     return notes
+
+
+def _local_source_card(readme: Path | None, hashes: HashCache) -> tuple[str | None, SourceCard, str]:
+    """The licence, the card and the base model that a README names. To load a YAML parser takes a twentieth of a build
+    with nothing to do, so they are kept.
+    """
+    if readme is None:
+        return None, SourceCard(), ""
+    code = Path(model_card.__file__)
+    rules = _rules_by_code("card", [code, code.parents[1] / "formats/strict_yaml.py"])
+
+    def read() -> str:
+        text = read_named_file(readme, _TEXT_LIMIT).decode(errors="replace")
+        license_, card = model_card.hub_card_of_readme(text)
+        return json.dumps([license_, card.model_dump(mode="json"), model_card.hub_base_model_of_readme(text)])
+
+    license_, card, base_model = json.loads(hashes.text(rules, {readme.name: readme}, read))
+    return license_, SourceCard.model_validate(card), base_model
+
+
+def _rules_by_code(name: str, files: Sequence[Path]) -> str:
+    """Names the rules of a kept result by their code, so that a new rule runs at once."""
+    return f"{name} by {sha256(b''.join(file.read_bytes() for file in files)).hexdigest()}"
 
 
 def _source_named_by_hub_cache(source: Source, path: Path, cached: CachedRepo | None) -> Source:
@@ -145,10 +166,6 @@ def source_file_limit(name: str) -> int | None:
     return _TEXT_LIMIT if any(fnmatchcase(name, pattern) for pattern in LEGAL_FILES) else _SIDE_LIMIT
 
 
-def _local_source_readme(place: Path | None) -> str:
-    return read_named_file(place, _TEXT_LIMIT).decode(errors="replace") if place else ""
-
-
 def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     """The source of a GGUF, given by its first part.
 
@@ -162,7 +179,7 @@ def local_gguf_source(path: Path, hashes: HashCache) -> Source:
     files = hashed_source_files(places, hashes)
     digest = files_digest(files)
     name = re.sub(r"(?i)[-.](?:[a-z]*q\d\w*|bf16|f16|f32|fp16)(?:-\d+-of-\d+)?$", "", path.stem)
-    license_, card = hub_card_of_gguf(gguf.metadata, path)
+    license_, card = model_card.hub_card_of_gguf(gguf.metadata, path)
     local = Artifact(digest, files, path.parent, whole_folder=False, places=places)
     return Source(
         model=ModelId("local", safe_file_name(name), digest),

@@ -10,10 +10,10 @@ from quantyard.errors import BadSource, NeedsPermission
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formats.names import shown_name
 from quantyard.formats.quantized_weights import WeightQuantization
-from quantyard.hub.client import HubAccess, parse_hub_repo_id
+from quantyard.hub.access import HubAccess
+from quantyard.hub.files import parse_hub_repo_id
 from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import Quant
-from quantyard.sources.hub_source import hub_source
 from quantyard.sources.local_source import local_folder_source, local_gguf_source
 from quantyard.sources.presets import Preset, find_preset, refuse_unsupported_preset, split_preset_name
 from quantyard.sources.source import Source
@@ -49,6 +49,8 @@ def find_source(
     if is_source_path(model) and not (model.startswith("..") and model.count("/") == 1):
         hint = "Give a path that exists, or a Hub id: MODEL=org/name"
         raise BadSource(f"There is no file or folder {shown_name(model, 300)}.", hint)
+    from quantyard.sources.hub_source import hub_source  # imported late: a folder needs no client of the Hub
+
     repo, preset = _hub_repo_of_source(model)
     wanted = gguf_file or (preset.gguf_file if preset else None)
     return replace(hub_source(repo, access, allow_pickle=allow_pickle, gguf_file=wanted), preset=preset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from quantyard.formats.gguf import GgufHeader
@@ -17,12 +18,14 @@ from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import QUANTS, UNQUANTIZED, Quant, find_quant
 from quantyard.quants.exact_sizes import gguf_quant_bytes, gguf_type_counts
 from quantyard.quants.file_size import (
+    SizedModel,
     TensorShape,
     quant_gguf_bytes,
     quant_main_type,
     quant_outtype_for,
     quant_rough_bytes,
     quant_type_counts,
+    sized_model,
 )
 from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
 from quantyard.sources.presets import Preset
@@ -137,15 +140,15 @@ class Source:
         """Expected size of a GGUF of this quant."""
         if self.gguf is not None:
             return gguf_quant_bytes(self.gguf, quant)
-        if self.text_tensors is not None:
-            return quant_gguf_bytes(self.text_tensors, self.config, quant)
+        if self._sized is not None:
+            return quant_gguf_bytes(self._sized, quant)
         return quant_rough_bytes(self.n_params, quant)
 
     def main_type(self, quant: Quant) -> str:
         """The tensor type that most of its weights have in a GGUF of this quant; "" where their shapes are unknown."""
         if self.gguf is not None:
             return gguf_type_counts(self.gguf, quant).most_common(1)[0][0]
-        return quant_main_type(self.text_tensors, self.config, quant) if self.text_tensors else ""
+        return quant_main_type(self._sized, quant) if self._sized and self.text_tensors else ""
 
     def type_counts(self, quant: Quant) -> Mapping[str, int]:
         """Tensor type → how many weights of a GGUF of this quant have it; empty where the shapes are unknown."""
@@ -156,7 +159,12 @@ class Source:
     def _count_types(self, quant: Quant) -> Mapping[str, int]:
         if self.gguf is not None:
             return gguf_type_counts(self.gguf, quant)
-        return quant_type_counts(self.text_tensors, self.config, quant) if self.text_tensors else {}
+        return quant_type_counts(self._sized, quant) if self._sized and self.text_tensors else {}
+
+    @cached_property
+    def _sized(self) -> SizedModel | None:
+        """What decides the sizes of its files; None where the tensors are not known."""
+        return None if self.text_tensors is None else sized_model(self.text_tensors, self.config)
 
     @property
     def trained_tokens(self) -> int | None:

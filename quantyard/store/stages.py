@@ -15,12 +15,13 @@ that folder: its files are moved there after they are checked (`take_outputs.py`
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from quantyard.errors import QuantyardError
 from quantyard.files.atomic import sync_file, write_file_atomically
@@ -40,7 +41,7 @@ from quantyard.store.file_stamps import (
 )
 from quantyard.store.take_outputs import FILES, store_stage_outputs, tame_unfinished_outputs, unfinished_output_bytes
 
-_WAIT_STEP_S = 0.5
+_WAIT_STEP_S = 0.05
 
 
 class ModelStore:
@@ -56,20 +57,15 @@ class ModelStore:
     def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
         """Hold the model's lock. If another process holds it, call `on_wait` once with its name, and wait."""
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock, told = FileLock(self._lock_path), False
-        while True:
-            try:
-                lock.acquire(timeout=_WAIT_STEP_S if told else 0)
-                break
-            except Timeout:
+        told = False
+        with self._lock_path.open("ab") as lock:  # closing it unlocks it, also when the process is killed
+            while not _is_locked_now(lock):
                 if not told:
                     on_wait(self._lock_holder())
                 told = True
-        try:
+                time.sleep(_WAIT_STEP_S)
             self._lock_path.with_name(".lock-holder").write_text(str(os.getpid()))
             yield
-        finally:
-            lock.release()
 
     def _lock_holder(self) -> str:
         try:
@@ -209,6 +205,15 @@ class ModelStore:
 def stored_stage_folder(model_folder: Path, label: str, key: str) -> Path:
     """The folder of a finished stage."""
     return model_folder / "stages" / f"{_stage_folder_slug(label)}-{key[:12]}"
+
+
+def _is_locked_now(file: IO[bytes]) -> bool:
+    """Take the lock on a file; False if another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _stored_stage_record(record: StageRequest | StageResult) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import OutOfResources, ResultRefused
 from quantyard.files.safe_files import (
@@ -29,6 +28,9 @@ from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.facts import check_result_facts
 from quantyard.protocol.runner import open_file_sha256
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 FILES: Final = "files"
 
@@ -71,6 +73,8 @@ def _output_names_problem(outputs: tuple[FileEntry, ...]) -> str:
 
 
 def _take_all_outputs(out: Path, kept: Path, outputs: tuple[FileEntry, ...], leaves: Leaves) -> tuple[FileEntry, ...]:
+    from concurrent.futures import ThreadPoolExecutor  # imported late: a build with nothing to do takes no outputs
+
     with ExitStack() as stack:
         theirs = stack.enter_context(SafeFolder.opened(out))
         files = stack.enter_context(theirs.folder(FILES))

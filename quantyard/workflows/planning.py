@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,8 @@ from quantyard.execution.measured_before import with_files_measured_before
 from quantyard.execution.runner import PlanRunner
 from quantyard.files.own_files import typed_file_path
 from quantyard.forecast.cost import Cost, forecast_cost
-from quantyard.forecast.from_manifests import known_forecast_times
-from quantyard.forecast.time import forecast_conditions, forecast_times
-from quantyard.hub.client import HubAccess
+from quantyard.forecast.expected_times import Forecast
+from quantyard.hub.access import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
 from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
@@ -226,8 +225,17 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
     store = ModelStore(request.artifacts, plan.source.model)
     runner = PlanRunner(plan, engine, store, REPO_DIR)
     finished = set(runner.find_finished())
-    time = forecast_times(plan, finished, known_forecast_times(request.artifacts), forecast_conditions(runner))
+    is_finished = all(step.label in finished for step in plan.steps)
+    time = Forecast() if is_finished else _workflow_times(request, runner, finished)
     return runner, finished, forecast_cost(plan, finished, runner.partial_bytes(), request.artifacts, time)
+
+
+def _workflow_times(request: BuildRequest, runner: PlanRunner, finished: Collection[str]) -> Forecast:
+    """What the steps that are left are expected to take."""
+    from quantyard.forecast.from_manifests import known_forecast_times  # imported late: what is finished needs none
+    from quantyard.forecast.time import forecast_conditions, forecast_times
+
+    return forecast_times(runner.plan, finished, known_forecast_times(request.artifacts), forecast_conditions(runner))
 
 
 def workflow_with_measured(request: BuildRequest, plan: BuildPlan, engine: Engine) -> BuildPlan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
-from quantyard.forecast.time import forecast_conditions, record_forecast_times
 from quantyard.requests import BuildRequest
 from quantyard.workflows.reporter import WorkflowReporter
 
@@ -18,9 +17,12 @@ def run_timed_plan(
     Raises:
         StageFailed, EngineError: see `PlanRunner.run`.
     """
-    where = forecast_conditions(runner)
     try:
         with reporter.steps() as steps:
             return runner.run(steps)
     finally:
-        record_forecast_times(request.artifacts, runner.plan, cost.time, runner.taken, where)
+        if runner.taken:
+            from quantyard.forecast.time import forecast_conditions, record_forecast_times  # imported late, as it works
+
+            where = forecast_conditions(runner)
+            record_forecast_times(request.artifacts, runner.plan, cost.time, runner.taken, where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_bytes
 from quantyard.memory.from_config import kv_cache_bytes, serve_memory_bytes
 from quantyard.quants.catalog import QUANTS, Quant, find_quant
-from quantyard.quants.file_size import TensorShape, quant_gguf_bytes, quant_outtype_for, quant_rough_bytes
+from quantyard.quants.file_size import TensorShape, quant_gguf_bytes, quant_outtype_for, quant_rough_bytes, sized_model
 
 GIB, MIB = 2**30, 2**20
 
@@ -18,6 +20,11 @@ Config = dict[str, object]
 
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def file_bytes(tensors: Sequence[TensorShape], like: Config, quant: Quant, *, imatrix: bool | None = None) -> int:
+    """The expected size of a file of this quant."""
+    return quant_gguf_bytes(sized_model(tensors, like), quant, imatrix=imatrix)
 
 
 def config(model_type: str, *sizes: int, **more: object) -> Config:
@@ -82,12 +89,12 @@ DRY_RUN_MIB = [
 
 @pytest.mark.parametrize(("quant", "observed"), DEMO_BYTES.items())
 def test_the_demo_models_sizes_come_out_within_a_fifth_of_a_percent(quant: str, observed: int) -> None:
-    assert quant_gguf_bytes(DEMO_TENSORS, DEMO, find_quant(quant)) == pytest.approx(observed, rel=0.002)
+    assert file_bytes(DEMO_TENSORS, DEMO, find_quant(quant)) == pytest.approx(observed, rel=0.002)
 
 
 @pytest.mark.parametrize(("quant", "observed"), LLAMA_8B_GIB.items())
 def test_llama_8b_comes_out_within_half_a_percent_of_the_published_sizes(quant: str, observed: float) -> None:
-    assert quant_gguf_bytes(LLAMA_8B_TENSORS, LLAMA_8B, find_quant(quant)) / GIB == pytest.approx(observed, rel=0.005)
+    assert file_bytes(LLAMA_8B_TENSORS, LLAMA_8B, find_quant(quant)) / GIB == pytest.approx(observed, rel=0.005)
 
 
 @pytest.mark.parametrize(("like", "ffn", "experts", "observed"), DRY_RUN_MIB)
@@ -96,14 +103,14 @@ def test_experts_and_70b_get_the_bits_that_a_dry_run_gives_them(
 ) -> None:
     tensors = llama(like, ffn, experts)
     for quant, mib in observed.items():
-        assert quant_gguf_bytes(tensors, like, find_quant(quant)) / MIB == pytest.approx(mib, rel=0.002), quant
+        assert file_bytes(tensors, like, find_quant(quant)) / MIB == pytest.approx(mib, rel=0.002), quant
 
 
 @pytest.mark.parametrize("quant", [q for q in QUANTS if q.name not in ("COPY", "MXFP4_MOE")], ids=lambda q: q.name)
 def test_the_tables_bits_per_weight_are_those_of_llama_8b(quant: Quant) -> None:
     row = find_quant(quant.name)
     weights = sum(t.shape[0] * (t.shape[1] if len(t.shape) > 1 else 1) for t in LLAMA_8B_TENSORS)
-    bits = 8 * quant_gguf_bytes(LLAMA_8B_TENSORS, LLAMA_8B, row) / weights
+    bits = 8 * file_bytes(LLAMA_8B_TENSORS, LLAMA_8B, row) / weights
     assert row.bits_per_weight == pytest.approx(bits, rel=0.005)
     assert quant_rough_bytes(weights, row) == pytest.approx(row.bits_per_weight * weights / 8)
 
@@ -118,27 +125,27 @@ def test_experts_fused_into_one_tensor_are_as_large_as_separate_ones() -> None:
             TensorShape(experts + "down_proj", (8, 4096, 14336), "BF16"),
         ]
     for name in ("Q4_K_M", "Q2_K", "MXFP4_MOE", "BF16"):
-        size = quant_gguf_bytes(separate, MIXTRAL, find_quant(name))
-        assert quant_gguf_bytes(fused, MIXTRAL, find_quant(name)) == pytest.approx(size, rel=1e-4)
+        size = file_bytes(separate, MIXTRAL, find_quant(name))
+        assert file_bytes(fused, MIXTRAL, find_quant(name)) == pytest.approx(size, rel=1e-4)
 
 
 def test_a_tied_output_that_is_stored_all_the_same_is_not_counted() -> None:
     twice = [*DEMO_TENSORS, TensorShape("lm_head.weight", (49152, 576), "BF16")]
-    size = quant_gguf_bytes(DEMO_TENSORS, DEMO, find_quant("Q8_0"))
-    assert quant_gguf_bytes(twice, DEMO, find_quant("Q8_0")) == pytest.approx(size, rel=1e-5)
+    size = file_bytes(DEMO_TENSORS, DEMO, find_quant("Q8_0"))
+    assert file_bytes(twice, DEMO, find_quant("Q8_0")) == pytest.approx(size, rel=1e-5)
 
 
 def test_the_vision_tower_of_a_multimodal_model_is_not_counted() -> None:
     wrapped: Config = {"model_type": "some_vl", "text_config": DEMO}
     tensors = [*DEMO_TENSORS, TensorShape("vision_tower.blocks.0.attn.q_proj.weight", (4096, 4096), "BF16")]
-    size = quant_gguf_bytes(DEMO_TENSORS, DEMO, find_quant("Q4_K_M"))
-    assert quant_gguf_bytes(tensors, wrapped, find_quant("Q4_K_M")) == pytest.approx(size, rel=1e-5)
+    size = file_bytes(DEMO_TENSORS, DEMO, find_quant("Q4_K_M"))
+    assert file_bytes(tensors, wrapped, find_quant("Q4_K_M")) == pytest.approx(size, rel=1e-5)
 
 
 def test_an_imatrix_changes_the_size_only_where_llama_cpp_spends_differently_with_one() -> None:
     def grows(name: str) -> int:
         without, given_one = (
-            quant_gguf_bytes(LLAMA_8B_TENSORS, LLAMA_8B, find_quant(name), imatrix=i) for i in (False, True)
+            file_bytes(LLAMA_8B_TENSORS, LLAMA_8B, find_quant(name), imatrix=i) for i in (False, True)
         )
         return given_one - without
 
@@ -149,14 +156,14 @@ def test_an_imatrix_changes_the_size_only_where_llama_cpp_spends_differently_wit
 
 def test_a_quant_that_llama_quantize_would_refuse_is_refused_before_the_download() -> None:
     with pytest.raises(BadRequest, match="Q1_0 needs rows"):
-        quant_gguf_bytes(DEMO_TENSORS, DEMO, find_quant("Q1_0"))
+        file_bytes(DEMO_TENSORS, DEMO, find_quant("Q1_0"))
 
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.text(max_size=40), st.lists(st.integers(0, 9000), max_size=3)), max_size=20))
 def test_names_and_shapes_never_seen_before_still_give_a_size(raw: list[tuple[str, list[int]]]) -> None:
     tensors = [TensorShape(name, tuple(shape), "BF16") for name, shape in raw]
-    assert quant_gguf_bytes(tensors, {}, find_quant("Q4_K_M")) >= 0
+    assert file_bytes(tensors, {}, find_quant("Q4_K_M")) >= 0
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from tests.unit.fake_engine import FakeEngine
 # What other commands and other builds need. The Docker SDK alone (with requests and urllib3) takes 0.1 s.
 UNNEEDED = {
     "docker", "requests", "urllib3", "huggingface_hub", "httpx2", "jinja2", "yaml", "numpy", "argcomplete", "asyncio",
+    "filelock", "concurrent.futures",
     "rich.progress", "rich.table", "quantyard.engines.docker", "quantyard.engines.local",
+    "quantyard.hub.client", "quantyard.forecast.time", "quantyard.forecast.from_manifests",
     "quantyard.execution.live_progress", "quantyard.plan.calibration_inputs", "quantyard.plan.suites",
 }  # fmt: skip
 UNNEEDED_ROOMS = ("api", "publish", "card", "report_page", "gate", "choose", "tune")
@@ -48,6 +50,7 @@ def _model(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
     (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     write_safetensors(folder / "model.safetensors", {"model.norm.weight": (64,)})
     return folder
 

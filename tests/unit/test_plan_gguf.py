@@ -12,7 +12,7 @@ import pytest
 from quantyard.forecast.cost import SERVE_CONTEXT_TOKENS
 from quantyard.hub.client import HubAccess
 from quantyard.quants.catalog import find_quant
-from quantyard.quants.file_size import TensorShape, quant_gguf_bytes
+from quantyard.quants.file_size import TensorShape, quant_gguf_bytes, sized_model
 from quantyard.sources import hub_source as hub_source_module
 from quantyard.sources.resolve import Source, find_source
 from quantyard.store.hash_cache import HashCache
@@ -72,7 +72,7 @@ def remote(hub: HubServer, tmp_path: Path, files: dict[str, bytes]) -> Source:
 @pytest.mark.parametrize("quant", QUANTS)
 def test_the_sizes_are_those_of_its_own_tensors(quant: str, tmp_path: Path) -> None:
     source, asked = local(tmp_path, content()), find_quant(quant)
-    of_config = quant_gguf_bytes(hf_tensors(), CONFIG, asked)
+    of_config = quant_gguf_bytes(sized_model(hf_tensors(), CONFIG), asked)
     assert abs(source.quant_size_bytes(asked) / of_config - 1) < 0.02
     assert source.type_counts(asked).keys() >= {source.main_type(asked), "F32"}
 

@@ -13,7 +13,7 @@ import pytest
 from quantyard.execution.runner import PlanRunner
 from quantyard.plan.notes import plan_notes
 from quantyard.quants.catalog import QUANTS, find_quant
-from quantyard.quants.file_size import TensorShape, quant_type_counts
+from quantyard.quants.file_size import TensorShape, quant_type_counts, sized_model
 from quantyard.quants.narrow_rows import find_narrow_rows, narrow_rows_of_counts, type_counts_bits
 from quantyard.sources.resolve import Source
 from tests.unit.conftest import MakeRunner, Notes
@@ -112,7 +112,7 @@ def test_what_to_take_instead_is_a_quant_that_is_what_it_says_on_this_model(
     config = {"num_hidden_layers": 1, "num_attention_heads": 1, "tie_word_embeddings": True}
 
     def types_of(other: Any) -> Mapping[str, int]:
-        return quant_type_counts(shapes(hidden, wide, vocab), config, other)
+        return quant_type_counts(sized_model(shapes(hidden, wide, vocab), config), other)
 
     found = find_narrow_rows(find_quant(quant), types_of)
     assert (found.instead if found else None) == instead

@@ -20,7 +20,7 @@ from quantyard.protocol.builder import QuantizeRequest, VerifyRequest
 from quantyard.publish.rebuild import release_rebuild_request
 from quantyard.publish.verify import CheckedRelease
 from quantyard.quants.catalog import find_quant
-from quantyard.quants.file_size import TensorShape, quant_gguf_bytes
+from quantyard.quants.file_size import TensorShape, quant_gguf_bytes, sized_model
 from quantyard.quants.recipe import Recipe
 from quantyard.quants.recipe_files import read_quant_recipe, shipped_recipes
 from quantyard.quants.selection import parse_quants, quant_of_recipe
@@ -294,8 +294,8 @@ def test_the_expected_size_follows_the_recipe() -> None:
     names = [f"model.layers.{i}.self_attn.{kind}_proj.weight" for i in range(2) for kind in "qkvo"]
     tensors = [TensorShape(name, (512, 512), "BF16") for name in names]
     tensors.append(TensorShape("model.embed_tokens.weight", (100, 512), "BF16"))
-    plain = quant_gguf_bytes(tensors, config, find_quant("Q4_0"))
+    plain = quant_gguf_bytes(sized_model(tensors, config), find_quant("Q4_0"))
     recipe = Recipe(name="Mine", base="Q4_0", description="x", tensors={"blk.0.attn_q": "Q8_0"}, token_embedding="Q4_0")
-    mixed = quant_gguf_bytes(tensors, config, quant_of_recipe(recipe))
+    mixed = quant_gguf_bytes(sized_model(tensors, config), quant_of_recipe(recipe))
     embeddings = 100 * 512 * (18 / 32 - 210 / 256)
     assert mixed - plain == 512 * 512 * (34 - 18) // 32 + embeddings

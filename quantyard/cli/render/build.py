@@ -21,8 +21,8 @@ from quantyard.formatting.printable import printable_line
 if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.cli.render.tables import FittedTable
     from quantyard.forecast.cost import Cost
+    from quantyard.forecast.expected_times import Forecast, StepTime
     from quantyard.forecast.samples import TimingSample
-    from quantyard.forecast.time import Forecast, StepTime
     from quantyard.plan.steps import BuildPlan, Measuring, Step
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
