@@ -8,7 +8,7 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 # … and this those that another target does not take.
 CHECK = QUANTYARD_CALLED_BY_MAKE=1 $(PYTHON) scripts/check_variables.py
 .DEFAULT_GOAL := help
-COMMANDS = build eval matrix compare serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor demo images
+COMMANDS = build eval matrix compare bump serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor demo images
 OTHERS = help chat base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
 .PHONY: $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help)
 export PYTHON
@@ -43,6 +43,9 @@ matrix: .ready ## make, measure and compare many quants in one run: MODEL=… [Q
 
 compare: .ready ## files of others beside ours: MODEL=… REPOS=them/name-GGUF,folder,ollama:name [FILES=Q4_K_M,*IQ4*|all] [SUITE=…]
 	@$(RUN) compare
+
+bump: .ready ## what a new llama.cpp would change, file by file: MODEL=… [LLAMA_CPP=tag|image|venv] [QUANT=…] [SUITE=…]
+	@$(RUN) bump
 
 serve: .ready ## serve on 127.0.0.1:8080: what is in artifacts/served, or from now on MODEL=… [QUANT=…]; ENGINE=local: no Docker
 	@$(RUN) serve

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantyard.api import (
         build,
+        bump,
         choose,
         compare,
         contract,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from quantyard.version import __version__
 
 __all__ = (
-    "Manifest", "QuantyardError", "__version__", "build", "choose", "compare", "contract", "demo", "doctor", "evaluate",
-    "gate", "lora", "matrix", "plan", "publish", "read_manifest", "release", "report", "tune", "verify",
+    "Manifest", "QuantyardError", "__version__", "build", "bump", "choose", "compare", "contract", "demo", "doctor",
+    "evaluate", "gate", "lora", "matrix", "plan", "publish", "read_manifest", "release", "report", "tune", "verify",
 )  # fmt: skip
 # Where each name is that is not of `quantyard.api`.
 _ELSEWHERE = {

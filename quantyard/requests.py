@@ -25,6 +25,7 @@ class RunEnvironment:
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
     memory_bytes: int | None = None  # None: all of the machine but a reserve
     local_venv: Path | None = None  # of ENGINE=local; None: .venv-local in repo_dir
+    brought_venv: bool = False  # `local_venv` is the user's own: it is used as it is
     set_up: Mapping[str, str] = field(default_factory=dict)  # LLAMA_WHEEL …, for the scripts that fill it
 
     def set_up_argv(self, script: str, *arguments: str) -> list[str]:
@@ -203,6 +204,7 @@ class BuildRequest:
     parts: Parts = "all"
     tune: TuneRequest | None = None
     foreign: ForeignRequest | None = None
+    llama_cpp: str = ""  # of `bump`: a tag, an image, or with ENGINE=local a virtual environment
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text
     calibration: tuple[Path, ...] = ()  # texts to make the matrix of; (): Quantyard's text

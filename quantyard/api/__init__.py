@@ -17,6 +17,7 @@ from typing import Unpack
 from quantyard.api.call import Progress, api_reporter, api_request, document_api_call, translate_api_errors
 from quantyard.api.settings import (
     BuildSettings,
+    BumpSettings,
     ChooseSettings,
     CompareSettings,
     EvaluateSettings,
@@ -35,6 +36,7 @@ from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.gate import GateReport
 from quantyard.requests import BuildRequest
 from quantyard.workflows import build as building
+from quantyard.workflows import bump as bumping
 from quantyard.workflows import choose as choosing
 from quantyard.workflows import compare as comparing
 from quantyard.workflows import matrix as matrices
@@ -42,6 +44,7 @@ from quantyard.workflows import planning
 from quantyard.workflows import release as releasing
 from quantyard.workflows import tune as tuning
 from quantyard.workflows import verify as verifying
+from quantyard.workflows.bump import Bumped
 from quantyard.workflows.choose import Chosen
 from quantyard.workflows.compare import ComparedFiles
 from quantyard.workflows.demo import Demo
@@ -165,6 +168,25 @@ def compare(
     request = api_request("compare", settings, MODEL=model, REPOS=repos)
     with translate_api_errors():
         return comparing.compare(request, api_reporter(progress))
+
+
+@document_api_call("bump", BumpSettings)
+def bump(model: Model, *, progress: Progress = None, **settings: Unpack[BumpSettings]) -> Bumped:
+    """Build and measure with another llama.cpp (`llama_cpp`) beside the recorded one; nothing recorded is replaced.
+
+    What got worse is a finding, not an error: see `Bumped.is_worse`.
+
+    Args:
+        model: as of `build`.
+        progress: called with each line of progress.
+
+    Raises:
+        BadRequest: nothing was built yet.
+        QuantyardError: as `build`.
+    """
+    request = api_request("bump", settings, MODEL=model)
+    with translate_api_errors():
+        return bumping.bump(request, api_reporter(progress))
 
 
 @document_api_call("tune", TuneSettings)

@@ -87,6 +87,12 @@ class MatrixSettings(MachineSettings, _Making, _Measuring, total=False):
     quants: Names
 
 
+class BumpSettings(EvaluateSettings, total=False):
+    """The other llama.cpp, and how the files are measured."""
+
+    llama_cpp: str
+
+
 class CompareSettings(EvaluateSettings, total=False):
     """Which files of others are compared, and how they are measured."""
 

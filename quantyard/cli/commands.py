@@ -32,6 +32,7 @@ ALLOWING = ("ALLOW_PICKLE", "ALLOW_REQUANTIZE", "ALLOW_MISMATCH")
 CHECKING = ("REPO", "FILE", "REBUILD")
 COMPARING = ("QUANTS",)
 FOREIGN = ("REPOS", "FILES")
+WATCHING = ("LLAMA_CPP",)
 TUNING = ("TARGET_SIZE", "TARGET_KLD", "DEPTH_PARTS", "TYPES")
 LOOKING = ("FIND",)
 REPORTING = ("ONLY",)
@@ -39,7 +40,7 @@ CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL", "CACHE_TYPE")
 
 _NOT_BUILDING = {
     *MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING, *LOOKING,
-    *REPORTING, *FOREIGN,
+    *REPORTING, *FOREIGN, *WATCHING,
 }  # fmt: skip
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
@@ -112,6 +113,12 @@ COMMANDS: Final = (
         "compare", "compare.compare_command",
         "Measure GGUF files that others made of MODEL beside ours, against our baseline, after checking them.",
         (*_EVALUATING, *FOREIGN), ("MODEL", "REPOS", "FILES", "QUANT", "SUITE", "ENGINE", "ARTIFACTS", "JSON"),
+        "measure",
+    ),
+    Command(
+        "bump", "bump.bump_command",
+        "Build and measure with another llama.cpp beside the recorded one; say what changed, and replace nothing.",
+        (*_EVALUATING, *WATCHING), ("MODEL", "LLAMA_CPP", "QUANT", "SUITE", "ENGINE", "ARTIFACTS", "JSON"),
         "measure",
     ),
     Command(

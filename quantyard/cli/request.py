@@ -138,6 +138,7 @@ def _typed_build_request(
         if hasattr(args, "MIN_TPS") else None,
         tune=_typed_tune_request(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
+        llama_cpp=values["LLAMA_CPP"],
         foreign=_typed_foreign_request(values, environment) if hasattr(args, "REPOS") else None,
         adapter=values["ADAPTER"], base=values["BASE"],
         imatrix=_typed_imatrix(values), chunks=_typed_imatrix_chunks(values, 0),

@@ -271,6 +271,11 @@ SETTINGS: Final = (
         "PEM file with the CA of a TLS-inspecting proxy; SSL_CERT_FILE and the like count too",
         "path", trusted=True,
     ),
+    Setting(
+        "LLAMA_CPP", "", "base images",
+        "the llama.cpp to compare with the recorded one: a tag, an image, or with ENGINE=local a virtual environment; "
+        "default: the configured one", trusted=True, placeholder="TAG|IMAGE|PATH",
+    ),
     Setting("LLAMA_CPP_IMAGE", "", "base images", "base of the builder image; default in versions.env", trusted=True),
     Setting("LLAMA_CPP_TAG", "", "base images", "its tag; default in versions.env", trusted=True),
     Setting(

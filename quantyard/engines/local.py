@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
@@ -56,14 +57,26 @@ class LocalEngine:
     def identity(self, image: str) -> str | None:
         """Digest of the packages in `.venv-local`; None until it is set up."""
         del image  # all stages of this engine have the same tools
+        if self._environment.brought_venv:
+            return self._brought_identity
         ready = self._venv / ".ready"
         if not ready.exists():
             return None
         return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
 
+    @cached_property
+    def _brought_identity(self) -> str:
+        """Digest of the packages and the converter of an environment that the user made."""
+        found = hashlib.sha256(self.describe("")["packages"].encode())
+        for path in sorted(self._converters.rglob("*.py")):
+            found.update(path.relative_to(self._converters).as_posix().encode() + path.read_bytes())
+        return "brought+" + found.hexdigest()
+
     def prepare(self, image: str, on_note: OnNote) -> None:
         """Set up the virtual environment if it is missing or out of date; the script returns at once otherwise."""
         del image
+        if self._environment.brought_venv:
+            return
         if not (self._venv / ".ready").exists():
             on_note(f"setting up {self._venv} (a few minutes; 5 to 15 more where llama-cpp-python must be compiled)")
         tail: deque[str] = deque(maxlen=_TAIL_LINES)

@@ -179,6 +179,14 @@ def _vector_suite(suite: Suite) -> Suite:
     })  # fmt: skip
 
 
+def report_step_inputs(steps: Sequence[Step], labels: Collection[str]) -> dict[str, Origin]:
+    """The inputs of a report on these files: what the plan's steps measure of them."""
+    return {
+        _report_step_input(step.row.name, step.quant): StepOutput(step.label)
+        for step in steps if step.row.name in _MEASURING and step.quant in labels
+    }  # fmt: skip
+
+
 def _report_step_input(stage: str, label: str) -> str:
     """The name of the report's input with the measurement of one stage and file; see eval/report.py."""
     return f"{stage}-{label}"

@@ -29,6 +29,7 @@ class Answer(IntEnum):
     API_TEST_FAILED = 43
     VERIFY_FAILED = 44
     DOCTOR_FAILED = 45
+    BUMP_WORSE = 46
     OUTPUT_CLOSED = 141
 
 
@@ -92,6 +93,10 @@ EXIT_CODES: Final = (
     ExitCodeRow(
         Answer.DOCTOR_FAILED, "Something that builds need is missing on this machine.",
         "Follow the remedy of each finding.",
+    ),
+    ExitCodeRow(
+        Answer.BUMP_WORSE, "With another llama.cpp a file is worse, or cannot be made.",
+        "See which one, and stay with the recorded llama.cpp.",
     ),
     ExitCodeRow(
         ExitCode.BUG, "A bug of Quantyard; a traceback is shown.", "Report it with the traceback.",

@@ -369,6 +369,7 @@ _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,
     "contract": api_settings.BuildSettings, "plan": api_settings.PlanSettings,
     "matrix": api_settings.MatrixSettings, "compare": api_settings.CompareSettings,
+    "bump": api_settings.BumpSettings,
     "publish": api_settings.PublishSettings,
     "gate": api_settings.GateSettings, "report": api_settings.ReportSettings,
     "release": api_settings.ReleaseSettings, "verify": api_settings.VerifySettings,

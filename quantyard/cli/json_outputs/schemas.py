@@ -17,7 +17,7 @@ from quantyard.cli.json_outputs.building import (
     RatesOutput,
 )
 from quantyard.cli.json_outputs.choosing import ChooseOutput, TuneOutput
-from quantyard.cli.json_outputs.comparing import CompareOutput
+from quantyard.cli.json_outputs.comparing import BumpOutput, CompareOutput
 from quantyard.cli.json_outputs.looking import ConfigOutput, DoctorOutput, InitOutput, ModelsOutput, QuantsOutput
 from quantyard.cli.json_outputs.publishing import PublicationOutput, ReportOutput, VerifyOutput
 
@@ -28,7 +28,7 @@ OUTPUTS: Final[Mapping[str, type[JsonOutput]]] = {
     "build": BuildOutput, "eval": MeasuredOutput, "demo": MeasuredOutput, "matrix": MatrixOutput, "plan": PlanOutput,
     "contract": ContractOutput, "image": ImageOutput, "lora": LoraOutput,
     "publish": PublicationOutput, "release": PublicationOutput, "gate": PublicationOutput, "report": ReportOutput,
-    "verify": VerifyOutput, "choose": ChooseOutput, "tune": TuneOutput, "compare": CompareOutput,
+    "verify": VerifyOutput, "choose": ChooseOutput, "tune": TuneOutput, "compare": CompareOutput, "bump": BumpOutput,
     "quants": QuantsOutput, "models": ModelsOutput, "config": ConfigOutput, "doctor": DoctorOutput,
     "rates": RatesOutput, "init": InitOutput,
 }  # fmt: skip
