@@ -24,6 +24,7 @@ import numpy as np
 
 from eval.analysis.paired import PairedDifference, paired_differences
 from eval.analysis.statistics import Numbers
+from quantyard.metrics.holm import holm_adjusted
 from quantyard.metrics.intervals import Z, normal_quantile, normal_share_below
 from quantyard.protocol.measurements import CONFIDENCE, Comparison, Evaluation, Verdict
 
@@ -45,15 +46,6 @@ def compare_evaluations(
     tested = [difference for of_file in found for difference in of_file if difference.has_signal]
     adjusted = dict(zip(map(id, tested), holm_adjusted([d.p for d in tested]), strict=True))
     return [tuple(_judged_comparison(d, adjusted.get(id(d)), len(tested)) for d in of_file) for of_file in found]
-
-
-def holm_adjusted(p_values: Sequence[float]) -> list[float]:
-    """Values of p such that all below a level may be rejected together: the chance of any false one is that level."""
-    order, adjusted, largest = sorted(range(len(p_values)), key=p_values.__getitem__), [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
-        adjusted[at] = largest
-    return adjusted
 
 
 def _judged_comparison(found: PairedDifference, adjusted: float | None, n_tested: int) -> Comparison:

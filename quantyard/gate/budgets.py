@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import BeforeValidator, ByteSize, Discriminator, Field, Tag, ValidationError
 
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_strict_yaml
@@ -27,6 +27,7 @@ from quantyard.protocol.base import Frozen
 from quantyard.quants.catalog import FAMILIES, QUANTS, find_quant, nearest_quant_name, quant_family
 
 DEFAULT: Final = Path(__file__).parent / "default.yaml"
+TEXT: Final = "text"  # the key of the limit on the suite's text, which a plain number is, beside those of domains
 _SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
 _HELP: Final = "docs/how-to/gate.md shows a file that works."
 
@@ -48,6 +49,11 @@ def _budget_per_task(value: Any) -> Any:
 
 
 _AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_NUMBER, _BY_DOMAIN = "a number", "by domain"  # tags, which pydantic adds to the place of an error
+_KldLimits = Annotated[
+    Annotated[_AtLeast0, Tag(_NUMBER)] | Annotated[dict[str, _AtLeast0], Tag(_BY_DOMAIN)],
+    Discriminator(lambda value: _BY_DOMAIN if isinstance(value, dict) else _NUMBER),
+]
 _Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -56,11 +62,13 @@ class GateBudget(Frozen):
     """The budgets of one file; `None` means no limit. To add one: add a field here and a row to `_JUDGES` in judge.py.
 
     `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific entry applies.
+    `max_mean_kld` maps the name of a domain, or a pattern, to nats; "worst" is whichever domain is worst.
     """
 
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is compared with a budget
     max_ppl_change: _AtLeast0 | None = None  # per cent
-    max_mean_kld: _AtLeast0 | None = None  # nats per token
+    # Nats per token: of the suite's text, or the limit of each domain, of the "worst" and of the "text".
+    max_mean_kld: _KldLimits | None = None
     max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_budget_per_task)] = None
     # Divergence from f16 of each type of the KV cache, nats per token: `{q8_0: 0.01}`; a number is for every type.
     max_cache_kld: Annotated[dict[str, _AtLeast0] | None, BeforeValidator(_budget_per_task)] = None
@@ -173,7 +181,7 @@ def _check_budget_keys(data: dict[str, Any], allowed: Iterable[str], where: str)
 
 def _bad_budget_value(error: ValidationError, where: str) -> BadBudgets:
     first = error.errors()[0]
-    place = ": ".join(str(part) for part in first["loc"])
+    place = ": ".join(str(part) for part in first["loc"] if part not in (_NUMBER, _BY_DOMAIN))
     message = f"{where}: {place} is {repr(first['input'])[:80]}: {first['msg'].removeprefix('Value error, ')}."
     return BadBudgets(message, _HELP)
 

@@ -97,6 +97,11 @@ def gate_tokens_needed(needed: int | None, n: int, text: str = "divergence.text"
     return _samples_that_would_decide(needed, "tokens of text", n, f"the suite's {text} may be longer")
 
 
+def gate_domain_tokens_needed(needed: int | None, n: int) -> str:
+    """The length of a domain's text that would decide."""
+    return _samples_that_would_decide(needed, "tokens of it", n, "the suite's domains.tokens may be larger")
+
+
 def gate_questions_needed(needed: int | None, n: int, suite: str) -> str:
     """The number of questions of the task that would decide."""
     short = suite.partition("+")[0] in ("smoke", "quick")

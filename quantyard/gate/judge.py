@@ -16,12 +16,14 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
 from quantyard.gate.budgets import (
+    TEXT,
     GateBudget,
     GateBudgets,
     is_gate_budget_pattern,
     load_gate_budgets,
     most_specific_gate_budget,
 )
+from quantyard.gate.domain_limits import JudgedDomain, judged_domains
 from quantyard.gate.sample_size import (
     gate_accuracy_loss,
     gate_answer_sample_size,
@@ -139,17 +141,39 @@ def _judge_ppl_change(file: _File, name: str, limit: float) -> Iterator[BudgetRe
     yield _judge_interval(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
 
 
-def _judge_mean_kld(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
+def _judge_mean_kld(file: _File, name: str, budget: float | Mapping[str, float]) -> Iterator[BudgetResult]:
+    """Judges the suite's text, and the domains that the budget names; "not measured" for a name that has no result."""
+    limits = budget if isinstance(budget, Mapping) else {TEXT: budget}
+    if TEXT in limits:
+        yield _mean_kld_of_text(file, name, limits[TEXT])
+    domains, judged = file.found.domains if file.found else None, set[str]()
+    for found in judged_domains(domains, limits, file.budget.confidence) if domains else ():
+        yield _mean_kld_of_domain(file, name, found)
+        judged |= {key for key in limits if key == found.key or most_specific_gate_budget(found.key, [key])}
+    for key in limits:
+        if key not in judged and key != TEXT:
+            yield _judge_unmeasured_loss(file, name, limits[key], key)
+
+
+def _mean_kld_of_domain(file: _File, name: str, found: JudgedDomain) -> BudgetResult:
+    half, distance = found.interval.high - found.interval.value, abs(found.limit - found.interval.value)
+    needed = words.gate_domain_tokens_needed(gate_sample_size(found.n_tokens, half, distance), found.n_tokens)
+    finding = words.gate_judged(name, found.what, found.interval, found.limit, found.outcome, needed)
+    return file.result(
+        name, found.limit, found.outcome, finding, task=found.key, value=found.interval.value, interval=found.interval
+    )
+
+
+def _mean_kld_of_text(file: _File, name: str, limit: float) -> BudgetResult:
     divergence = file.found.divergence if file.found else None
     kld = divergence.mean_kld if divergence else None
     if divergence is None or kld is None:
-        yield _judge_unmeasured_loss(file, name, limit)
-        return
+        return _judge_unmeasured_loss(file, name, limit)
     interval = estimate_interval(kld, file.budget.confidence)
     tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, abs(limit - kld.value))
     needed = words.gate_tokens_needed(tokens, divergence.n_tokens)
     judged = _judge_interval(file, name, limit, interval, needed)
-    yield judged.model_copy(update={"finding": judged.finding + words.gate_divergence_parts(divergence)})
+    return judged.model_copy(update={"finding": judged.finding + words.gate_divergence_parts(divergence)})
 
 
 def _judge_cache_kld(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from eval.analysis.paired import PairedDifference, paired_differences
-from eval.analysis.verdicts import compare_evaluations, holm_adjusted, questions_needed
+from eval.analysis.verdicts import compare_evaluations, questions_needed
+from quantyard.metrics.holm import holm_adjusted
 from quantyard.protocol.measurements import Evaluation
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
