@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from eval.rendering.markdown_table import markdown_table
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
-from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_name, domain_rows, worst_domain_sentence
+from quantyard.metrics.domain_figures import (
+    compared_by_domain,
+    domain_left_out_sentences,
+    domain_name,
+    domain_rows,
+    worst_domain_sentence,
+)
 from quantyard.metrics.intervals import estimate_interval
 from quantyard.protocol.measurements import DomainDivergence, EvalReport, Measurement
 
@@ -20,14 +26,14 @@ average."""
 
 def render_report_domains(report: EvalReport) -> str:
     """Empty where no domain was measured of a file beside the baseline."""
-    rows = domain_rows(report)
+    rows = domain_rows(report.measurements)
     if not rows:
         return ""
-    labels = [m.file.label for m in report.measurements if m.domains and m is not report.measurements[0]]
+    labels = [m.file.label for m in compared_by_domain(report.measurements)]
     table = markdown_table(("domain", "tokens", *labels), rows, 1)
     sentences = [f"- **{m.file.label}** {said}." for m in report.measurements if (said := worst_domain_sentence(m))]
     parts = [_HOW_READ, table, "\n".join(sentences), *_file_sections(report)]
-    missing = "\n".join(f"- {said}" for said in domain_left_out_sentences(report))
+    missing = "\n".join(f"- {said}" for said in domain_left_out_sentences(report.measurements))
     parts += [f"Not measured, or not as meant:\n\n{missing}"] if missing else []
     return "## Divergence by domain\n\n" + "\n\n".join(part for part in parts if part)
 

@@ -13,6 +13,7 @@ from quantyard.card.behaviour_table import card_behaviours_table
 from quantyard.card.blocks import Block, CardTable, card_table
 from quantyard.card.cache_table import card_cache_table
 from quantyard.card.cells import NOTHING
+from quantyard.card.domain_tables import card_domain_tables
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_which_table
@@ -36,6 +37,7 @@ def card_tables(subject: CardSubject) -> Iterator[Block]:
     found = (card_which_table(subject), _card_limits_table(subject), _card_divergence_parts_table(subject))
     yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells_now)
+    yield from card_domain_tables(subject)
     yield from filter(None, (card_behaviours_table(subject), card_cache_table(subject)))
 
 

@@ -21,7 +21,7 @@ from quantyard.forecast.samples import (
     read_forecast_book,
     write_forecast_book,
 )
-from quantyard.forecast.work import forecast_threads, forecast_work
+from quantyard.forecast.work import SHARED_STAGES, forecast_threads, forecast_work
 from quantyard.protocol.facts import EvaluateFacts, Facts
 
 _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
@@ -70,7 +70,7 @@ def _n_params_of_timed_model(manifest: Record) -> int:
 
 
 def _timed_runs(records: Mapping[str, Record]) -> list[list[Record]]:
-    """The records, grouped by run: the divergences of a shared run all have the same share of its time."""
+    """The records, grouped by run: the steps of a shared run all have the same share of its time."""
     def run_of(record: Record) -> tuple[str, float]:
         return str(record["request"]["stage"]), float(record["duration_s"])
 
@@ -79,7 +79,7 @@ def _timed_runs(records: Mapping[str, Record]) -> list[list[Record]]:
 
 def _is_timing_overlapped(record: Record, records: Mapping[str, Record]) -> bool:
     """Whether another stage ran during a tenth of its time or more."""
-    if record["request"]["stage"] == "divergence":
+    if record["request"]["stage"] in SHARED_STAGES:
         return False
     began, ended = _timed_interval(record)
     others = [_timed_interval(other) for other in records.values() if other is not record]
@@ -93,7 +93,7 @@ def _timed_interval(record: Record) -> tuple[float, float]:
 
 def _timing_samples_of_record(record: Record, members: Sequence[Record], n_params: int) -> Iterator[TimingSample]:
     request, engine = record["request"], str(record["ran_by"]["engine"])
-    together = len(members) if request["stage"] == "divergence" else 1
+    together = len(members) if request["stage"] in SHARED_STAGES else 1
     alone = all(member["request"].get("baseline_file") for member in members)
     n_questions = EvaluateFacts.read(record["facts"]).n_questions if request["stage"] == "evaluate" else 0
     work = forecast_work(request, n_params, together, with_baseline=alone, n_questions=n_questions)

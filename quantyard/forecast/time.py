@@ -21,6 +21,7 @@ from quantyard.forecast.expected_times import Forecast, StepTime
 from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
     FIXED_S,
+    SHARED_STAGES,
     Request,
     StageWork,
     forecast_least_squares,
@@ -81,16 +82,16 @@ def forecast_times(
 def forecast_works(
     plan: BuildPlan, steps: Sequence[Step], book: ForecastBook, asked: Mapping[str, int] | None = None
 ) -> dict[str, StageWork | None]:
-    """The work of these steps; the divergences of a shared run share the work on the baseline.
+    """The work of these steps; those of a shared run share the work on the baseline.
 
     Args:
         book: knows the number of questions.
         asked: the number of questions that were asked, by label, after a run.
     """
-    joined = [step for step in steps if step.row.name == "divergence"]
-    alone = all(getattr(step.request, "baseline_file", None) for step in joined)
     works = {}
     for step in steps:
+        joined = [one for one in steps if one.row.name == step.row.name in SHARED_STAGES]
+        alone = all(getattr(one.request, "baseline_file", None) for one in joined)
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.label) or _forecast_n_questions(request, book)
         work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)

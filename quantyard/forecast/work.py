@@ -18,6 +18,8 @@ Limits = tuple[int | None, ...]  # questions of each task of an evaluation; None
 _OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanation/calibration.md
 _AGAIN: Final = 2  # chunks that are read again with float32 copies, unless a suite says otherwise
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
+_OWN_DOMAINS: Final = 14  # texts by domain, but for long documents
+SHARED_STAGES: Final = ("divergence", "domains")  # several steps are one run, which decodes the baseline once
 # An evaluation begins with a self-check of about 1,350 tokens (self_check.py). A question of `smoke` decodes 14, since
 # common prefixes are decoded once. With longer questions this constant is too large, but then it matters less.
 _SELF_CHECK: Final = 95  # questions
@@ -51,7 +53,7 @@ def forecast_work(
     Args:
         request: as JSON.
         n_params: weights of the model.
-        n_together: how many divergences are one run, in which the baseline is decoded once for all.
+        n_together: how many steps are one run, in which the baseline is decoded once for all.
         with_baseline: whether the baseline is decoded in that run and no member itself.
         n_questions: how many an evaluation asks, which its request does not tell; 0: not known.
     """
@@ -60,6 +62,8 @@ def forecast_work(
         return _evaluate_work(request, n_params, n_questions)
     if kind == "divergence":
         return _divergence_work(request, n_params, n_together, with_baseline)
+    if kind == "domains":
+        return _domains_work(request, n_params, n_together, with_baseline)
     rule = _RULES.get(kind)
     return rule(request, n_params) if rule else None
 
@@ -75,6 +79,17 @@ def _divergence_work(request: Request, n_params: int, n_together: int, with_base
     again = min(settings.get("weights_chunks", _AGAIN), settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
     amount = n_params * (tokens * passes + again * (request["baseline_file"] is not None) * (1 + 1 / n_together))
     return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
+
+
+def _domains_work(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
+    """Decoded tokens, as of a divergence; the texts of a user are taken to be as long as the settings ask."""
+    settings = request["settings"]
+    if n_together == 1:
+        with_baseline = request["baseline_file"] is not None
+    tokens = settings["tokens"] * (len(settings["names"]) or _OWN_DOMAINS)
+    tokens += settings["long_documents"] * settings["positions"][-1]
+    amount = n_params * tokens * (1 + with_baseline / n_together)
+    return StageWork("domains", amount, settings["texts"] or "", request["label"], n_together=n_together)
 
 
 def _evaluate_work(request: Request, n_params: int, n_questions: int) -> StageWork:
@@ -169,7 +184,7 @@ def forecast_threads(request: Request) -> int:
 FIXED_S: Final[Mapping[str, float]] = {
     "fetch": 1.0, "twin": 15.0, "convert": 4.0, "projector": 8.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0,
     "evaluate": 6.0,
-    "divergence": 2.0, "speed": 2.0, "cache": 2.0, "report": 4.0, "contract": 5.0,
+    "divergence": 2.0, "domains": 3.0, "speed": 2.0, "cache": 2.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
 _FAR_APART: Final = 3  # times as much work; with less, the start is lost in noise
 _MOST_START: Final = 0.95  # of the seconds of the most work: some part always grows with it

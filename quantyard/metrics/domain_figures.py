@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantyard.formatting.numbers import DASH, format_count, format_kld, format_kld_interval
+from quantyard.formatting.numbers import DASH, format_count, format_kld, format_kld_interval, format_percent
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import CONFIDENCE, DomainDivergence, Domains, EvalReport, Interval, Measurement
+from quantyard.protocol.measurements import CONFIDENCE, DomainDivergence, Domains, Interval, Measurement
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,16 @@ def domain_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def domain_rows(report: EvalReport) -> list[tuple[str, ...]]:
-    """One row per domain: its name, the scored tokens, and the mean KLD of each file beside the baseline; the last row
-    is the worst. Empty where none was compared.
+def compared_by_domain(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements of files that were compared with the baseline on a domain."""
+    return [m for m in measurements if worst_domain(m.domains)]
+
+
+def domain_rows(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
+    """One row per domain: its name, the scored tokens, and the mean KLD of each file of `compared_by_domain`; the last
+    row is the worst. Empty where none was compared.
     """
-    files = [m for m in report.measurements[1:] if m.domains]
+    files = compared_by_domain(measurements)
     by_file = [{one.domain: one for one in m.domains.domains} for m in files if m.domains]
     names = dict.fromkeys(name for domains in by_file for name in domains)
     rows = []
@@ -63,10 +69,19 @@ def domain_rows(report: EvalReport) -> list[tuple[str, ...]]:
         klds = (format_kld(one.mean_kld.value) if one and one.mean_kld else DASH for one in found)
         rows.append((domain_name(name), format_count(n_tokens), *klds))
     worst = [worst_domain(m.domains) for m in files]
-    if rows and any(worst):
+    if rows:
         told = (f"{domain_name(one.domain)} {format_kld_interval(one.mean_kld)}" if one else DASH for one in worst)
         rows.append(("worst", "", *told))
     return rows
+
+
+def domain_cells(worst: WorstDomain) -> tuple[str, str, str]:
+    """Of the worst domain: mean KLD with its interval, p99 KLD, share of same top tokens."""
+    p99, top = worst.found.kld_p99, worst.found.top1_agreement
+    return (
+        str(format_kld_interval(worst.mean_kld)), DASH if p99 is None else format_kld(p99),
+        format_percent(top.value) if top else DASH,
+    )  # fmt: skip
 
 
 def worst_domain_sentence(m: Measurement) -> str:
@@ -78,11 +93,11 @@ def worst_domain_sentence(m: Measurement) -> str:
     return f"diverges most on {domain_name(worst.domain)}, mean KLD {kld}, the worst of {worst.n_domains} domains"
 
 
-def domain_left_out_sentences(report: EvalReport) -> list[str]:
+def domain_left_out_sentences(measurements: Sequence[Measurement]) -> list[str]:
     """What was not measured or not as meant, each with the files it holds for unless it holds for all."""
     files: dict[str, list[str]] = {}
-    for m in report.measurements:
+    for m in measurements:
         for one in m.domains.left_out if m.domains else ():
             files.setdefault(f"{domain_name(one.domain)}: {one.reason}", []).append(m.file.label)
-    n_all = sum(m.domains is not None for m in report.measurements)
+    n_all = sum(m.domains is not None for m in measurements)
     return [said if len(labels) == n_all else f"{said} ({', '.join(labels)})" for said, labels in files.items()]

@@ -29,6 +29,7 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
+from quantyard.report_page.domains_table import page_domains_sentence, page_domains_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.tables import (
     PageFile,
@@ -113,6 +114,7 @@ def _page_content(
         "tasks_table": tasks_table,
         "cache_sentence": page_cache_sentence(files),
         "behaviours_table": page_behaviours_table(report, files),
+        "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
         "seeds": behaviour_variance_sentence(report.measurements),
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),

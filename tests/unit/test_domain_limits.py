@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantyard.card.render import render_card
 from quantyard.gate.budgets import BadBudgets, load_gate_budgets
 from quantyard.gate.domain_limits import judged_domains, two_sided_p
 from quantyard.gate.judge import judge_gate_budgets
@@ -14,7 +15,9 @@ from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_r
 from quantyard.metrics.intervals import estimate_interval, t_quantile
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import DomainDivergence, DomainLeftOut, Domains, Estimate
+from quantyard.report_page.render import render_report_page
 from quantyard.store.manifest import Manifest
+from tests.cards import CONTEXT
 from tests.manifests import manifest_of
 
 QUANT = "Q4_K_M"
@@ -148,16 +151,27 @@ def test_a_wrong_limit_of_a_domain_is_named(tmp_path: Path, text: str, words: st
 
 def test_rows_have_every_domain_and_the_worst_at_the_end() -> None:
     report = manifest(domains(code=0.05, language_de=0.03)).evaluations["standard"]
-    rows = domain_rows(report)
+    rows = domain_rows(report.measurements)
     assert [row[:3] for row in rows] == [
         ("code", "4,000", "0.0500"), ("language de", "4,000", "0.0300"), ("worst", "", rows[-1][2]),
     ]  # fmt: skip
     assert rows[-1][2].startswith("code 0.0500 (")
-    assert domain_rows(manifest(None).evaluations["standard"]) == []
+    assert domain_rows(manifest(None).evaluations["standard"].measurements) == []
 
 
 def test_what_is_left_out_is_said_once_for_all_files() -> None:
     left_out = (DomainLeftOut(domain="long", reason="positions from 8,192 on"),)
     found = domains(code=0.05).model_copy(update={"left_out": left_out})
     report = manifest(found).evaluations["standard"]
-    assert domain_left_out_sentences(report) == ["long: positions from 8,192 on"]
+    assert domain_left_out_sentences(report.measurements) == ["long: positions from 8,192 on"]
+
+
+def test_card_and_page_show_the_worst_domain_and_every_other() -> None:
+    found = domains(code=0.05, language_de=0.03)
+    card = render_card(manifest(found), CONTEXT).replace("\N{NO-BREAK SPACE}", " ")
+    page = render_report_page(manifest(found), "standard")
+    for text in (card, page):
+        assert "Divergence by domain" in text and "language de" in text
+        assert "0.0500" in text and "0.0300" in text and "90.0 %" in text
+    without = manifest(None)
+    assert "Divergence by domain" not in render_card(without, CONTEXT) + render_report_page(without, "standard")

@@ -12,7 +12,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, behaviour_rows
 from quantyard.metrics.divergence_parts import divergence_parts_sentence
-from quantyard.metrics.domain_figures import domain_rows
+from quantyard.metrics.domain_figures import compared_by_domain, domain_rows
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
@@ -97,10 +97,10 @@ def terminal_measured_tasks(report: EvalReport) -> FittedTable | None:
 
 def terminal_measured_domains(report: EvalReport) -> FittedTable | None:
     """One row per domain with the mean KLD of each file, the worst at the end; None where none was compared."""
-    rows = domain_rows(report)
+    rows = domain_rows(report.measurements)
     if not rows:
         return None
-    labels = [m.file.label for m in report.measurements[1:] if m.domains]
+    labels = [m.file.label for m in compared_by_domain(report.measurements)]
     table = FittedTable(("mean KLD on", "tokens", *map(escape_rich_markup, labels)))
     for name, *cells in rows:
         table.add_row(escape_rich_markup(name), *map(escape_rich_markup, cells), style="bold" if not cells[0] else "")
