@@ -6,7 +6,6 @@ import argparse
 
 from quantyard.cli.output import print_json, print_line, stderr_console, stdout_console
 from quantyard.cli.render import build as summary
-from quantyard.cli.render.cache_table import terminal_cache_types
 from quantyard.cli.request import command_request
 from quantyard.cli.terminal_reporter import TerminalReporter
 from quantyard.execution.manifest_writer import Measured
@@ -55,6 +54,7 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
 
 def _print_measured(measured: Measured) -> None:
     from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
+    from quantyard.cli.render.cache_table import terminal_cache_types
 
     stderr_console().print_lines(eval_summary.terminal_report_paths(measured))
     out = stdout_console()

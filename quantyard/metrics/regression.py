@@ -1,7 +1,5 @@
 """How a file that was made with another llama.cpp compares with the recorded one."""
 
-from __future__ import annotations
-
 from quantyard.metrics.intervals import interval_difference
 from quantyard.metrics.pareto import pareto_metric, pareto_quality
 from quantyard.protocol.base import Frozen, Sha256
