@@ -9,7 +9,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,13 @@ from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
 from quantyard.memory.kv_cache import ContextUse, context_bytes, context_cache_bytes
 from quantyard.memory.layers import ModelLayers, read_cache_layers
+from quantyard.metrics.choice import worse_behaviours
+from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.cache_types import CACHE_REFUSALS, DEFAULT_CACHE
-from quantyard.protocol.measurements import CacheTypeResult, Estimate, EvalReport, Measurement, Speed
+from quantyard.protocol.measurements import CacheTypeResult, Estimate, EvalReport, Interval, Measurement, Speed
+from quantyard.protocol.removals import Removal, RemovalName
 from quantyard.store.manifest import Manifest, QuantRecord
 
 DEFAULT_CONTEXT: Final = 8192
@@ -49,6 +52,8 @@ class ChoiceCandidate:
     speed: Speed
     layers: ModelLayers | None
     cache_type: str = DEFAULT_CACHE
+    worst_domain: Interval | None = None  # its mean KLD, as the suite that read most domains found it
+    worse_behaviours: int | None = None  # in how many it is measurably worse than the baseline; None: not measured
     cache_results: tuple[CacheTypeResult, ...] = ()  # every type of the KV cache that was measured on this file
 
     @property
@@ -69,7 +74,9 @@ class ChoiceCandidate:
 
 @dataclass(frozen=True)
 class ChoiceSet:
-    """The files to choose from; `others` maps each other quant to the reason why it cannot be chosen."""
+    """The files to choose from; `others` maps each other quant to the reason why it cannot be chosen, and `left_out`
+    to the same with a name for programs.
+    """
 
     name: str
     report: EvalReport
@@ -80,6 +87,7 @@ class ChoiceSet:
     candidates: tuple[ChoiceCandidate, ...]
     others: Mapping[str, str]
     cache_type: str = DEFAULT_CACHE
+    left_out: Mapping[str, Removal] = field(default_factory=dict)
 
 
 def find_choice_set(
@@ -99,10 +107,12 @@ def find_choice_set(
     """
     report = _report_to_choose_from(manifest, paths, suite)
     metric = pareto_metric(report)
-    reasons = {quant: _why_not_candidate(manifest, report, metric, quant, path) for quant, path in paths.items()}
-    reasons = {
-        quant: reason or why_not_with_cache(manifest, quant, cache_type) for quant, reason in reasons.items()
-    }
+    left_out = {
+        quant: removal for quant, path in paths.items()
+        if (removal := _why_not_candidate(manifest, report, metric, quant, path)
+            or _why_not_with_this_cache(manifest, quant, cache_type))
+    }  # fmt: skip
+    reasons = {quant: left_out[quant].text if quant in left_out else "" for quant in paths}
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
         why = "; ".join(f"{quant} {reason}" for quant, reason in reasons.items())
@@ -113,7 +123,10 @@ def find_choice_set(
         _choice_candidate(manifest, report, metric, quant, headers[quant], use, cache_type) for quant in headers
     )
     others = {quant: reason for quant, reason in reasons.items() if reason}
-    return ChoiceSet(name, report, metric, first.architecture, first.context_length, use, found, others, cache_type)
+    return ChoiceSet(
+        name, report, metric, first.architecture, first.context_length, use, found, others, cache_type,
+        left_out,
+    )  # fmt: skip
 
 
 def no_candidates_error(why: str, quants: Sequence[str], suite: str = "") -> BadRequest:
@@ -156,20 +169,30 @@ def _report_to_choose_from(manifest: Manifest, paths: Mapping[str, Path], suite:
     return max(reports.values(), key=rank)
 
 
-def _why_not_candidate(manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path) -> str:
-    """Why this file cannot be chosen; empty if it can."""
+def _why_not_candidate(
+    manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path
+) -> Removal | None:
+    """Why this file cannot be chosen; None if it can."""
     record, found = manifest.quants[quant], _candidate_measurement(report, quant)
     if not path.is_file():
-        return f"is missing: {path}"
+        return Removal(name="MISSING", text=f"is missing: {path}")
     if not record.parts and path.stat().st_size != record.size_bytes:
-        return f"was changed after it was verified: {path}"
+        return Removal(name="CHANGED", text=f"was changed after it was verified: {path}")
     if found is None:
-        return f"was not measured with the suite {report.suite.name}"
+        return Removal(name="NOT_MEASURED", text=f"was not measured with the suite {report.suite.name}")
     if found.file.sha256 != record.sha256:
-        return f"was built again since it was measured with the suite {report.suite.name}"
+        text = f"was built again since it was measured with the suite {report.suite.name}"
+        return Removal(name="NOT_MEASURED", text=text)
     if found.speed is None or pareto_quality(report, found, metric) is None:
-        return f"has no {'speed' if found.speed is None else metric} in the suite {report.suite.name}"
-    return ""
+        text = f"has no {'speed' if found.speed is None else metric} in the suite {report.suite.name}"
+        return Removal(name="NOT_MEASURED", text=text)
+    return None
+
+
+def _why_not_with_this_cache(manifest: Manifest, quant: str, cache_type: str) -> Removal | None:
+    text = why_not_with_cache(manifest, quant, cache_type)
+    name: RemovalName = "CACHE_NOT_MEASURED" if CACHE_NOT_MEASURED in text else "CACHE_REFUSED"
+    return Removal(name=name, text=text) if text else None
 
 
 def why_not_with_cache(manifest: Manifest, quant: str, cache_type: str) -> str:
@@ -198,6 +221,24 @@ def measured_caches(manifest: Manifest, quant: str) -> tuple[CacheTypeResult, ..
             if result.type not in best or best[result.type][0] < found.cache.n_tokens:
                 best[result.type] = found.cache.n_tokens, result
     return tuple(result for _, result in best.values())
+
+
+def _measured_worst_domain(manifest: Manifest, quant: str) -> Interval | None:
+    """Of the suite that read most domains with the current bytes of this file."""
+    found = [worst for m in _candidate_measurements(manifest, quant) if (worst := worst_domain(m.domains))]
+    return max(found, key=lambda worst: worst.n_domains).mean_kld if found else None
+
+
+def _measured_worse_behaviours(manifest: Manifest, quant: str) -> int | None:
+    """Of the suite that asked most behaviours."""
+    asked = [m for m in _candidate_measurements(manifest, quant) if m.behaviours]
+    return worse_behaviours(max(asked, key=lambda m: len(m.behaviours))) if asked else None
+
+
+def _candidate_measurements(manifest: Manifest, quant: str) -> list[Measurement]:
+    """What any suite measured of the current bytes of this file."""
+    found = (_candidate_measurement(report, quant) for report in manifest.evaluations.values())
+    return [m for m in found if m and m.file.sha256 == manifest.quants[quant].sha256]
 
 
 def _candidate_measurement(report: EvalReport, quant: str) -> Measurement | None:
@@ -233,6 +274,8 @@ def _choice_candidate(
         layers=layers,
         cache_type=cache_type,
         cache_results=measured_caches(manifest, quant),
+        worst_domain=_measured_worst_domain(manifest, quant),
+        worse_behaviours=_measured_worse_behaviours(manifest, quant),
     )
 
 

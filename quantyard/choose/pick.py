@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantyard.choose.candidates import ChoiceCandidate
-from quantyard.metrics.choice import best_file
+from quantyard.metrics.choice import DecidedBy, best_file
 from quantyard.metrics.intervals import estimate_quantile
 
 
@@ -39,12 +39,13 @@ class MissedLimit:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen file; `equal` are larger files whose quality is better by less than the interval."""
+    """The chosen file; `equal` are files closer to the baseline that are equal in quality."""
 
     best: ChoiceCandidate
     equal: tuple[ChoiceCandidate, ...]
     runner_up: ChoiceCandidate | None
     fitting: tuple[ChoiceCandidate, ...]
+    decided_by: DecidedBy = "quality"
 
 
 def missed_choice_limits(found: ChoiceCandidate, budget: ChoiceBudget) -> tuple[MissedLimit, ...]:
@@ -60,11 +61,13 @@ def missed_choice_limits(found: ChoiceCandidate, budget: ChoiceBudget) -> tuple[
     return tuple(missed)
 
 
-def choose_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> Choice | None:
-    """The choice; None where no file meets the limits."""
+def choose_candidate(
+    candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget, silent_zone: float = 0.0
+) -> Choice | None:
+    """The choice; None where no file meets the limits. For `silent_zone` see `best_file`."""
     fitting = tuple(c for c in candidates if not missed_choice_limits(c, budget))
-    found = best_file(fitting)
-    return Choice(found.best, found.equal, found.runner_up, fitting) if found else None
+    found = best_file(fitting, silent_zone)
+    return Choice(found.best, found.equal, found.runner_up, fitting, found.decided_by) if found else None
 
 
 def nearest_candidate(candidates: Sequence[ChoiceCandidate], budget: ChoiceBudget) -> ChoiceCandidate:

@@ -19,6 +19,7 @@ from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_div
 from quantyard.choose.suggestions import choice_remedies
 from quantyard.errors import BadRequest
 from quantyard.hardware.machine import machine_memory_bytes
+from quantyard.metrics.choice import silent_zone_of
 from quantyard.requests import BuildRequest, ChooseRequest
 from quantyard.store.manifest import Manifest, read_manifest
 from quantyard.store.stages import ModelStore
@@ -93,7 +94,7 @@ def choose_from_manifest(
         raise candidate_memory_unknown(choices)
     if budget.max_kld is not None and choices.metric not in ("mean KLD", "KLD of the file"):
         raise choice_needs_divergence(choices)
-    return Chosen(choices, budget, pick_file(choices.candidates, budget))
+    return Chosen(choices, budget, pick_file(choices.candidates, budget, silent_zone_of(choices.metric)))
 
 
 def choice_budget(asked: ChooseRequest) -> ChoiceBudget:

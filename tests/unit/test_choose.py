@@ -29,6 +29,7 @@ from quantyard.choose.candidates import (
 )
 from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, nearest_candidate
 from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_divergence, no_candidate_fits
+from quantyard.choose.removals import choice_removals
 from quantyard.choose.suggestions import choice_remedies, largest_candidate_context
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.render import choice as say
@@ -36,7 +37,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse
-from quantyard.metrics.choice import is_quality_tie
+from quantyard.metrics.choice import SILENT_ZONE_NATS, is_quality_tie
 from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.requests import ChooseRequest
@@ -200,6 +201,25 @@ def test_where_all_tie_the_larger_is_the_runner_up(keep: Keep) -> None:
     choice = choose_candidate(choices.candidates, ChoiceBudget(8 * GIB, ""))
     assert choice is not None and choice.runner_up is not None
     assert (choice.best.quant, choice.runner_up.quant) == ("Q5_K_M", "Q6_K")
+
+
+def test_every_file_but_the_choice_has_a_reason_with_a_name(keep: Keep) -> None:
+    choices = keep([("BF16", 16, 0), ("Q8_0", 8.5, 0.002), ("Q6_K", 6.57, 0.004), ("Q5_K_M", 5.69, 0.02)])
+    budget = ChoiceBudget(64 * GIB, "as asked")
+    choice = choose_candidate(choices.candidates, budget, SILENT_ZONE_NATS)
+    assert choice is not None and (choice.best.quant, choice.decided_by) == ("Q6_K", "size")
+    found = choice_removals(choices, budget, choice)
+    assert found.keys() == {c.quant for c in choices.candidates} - {"Q6_K"}
+    assert [(one.name, one.other) for one in found["Q8_0"]][:1] == [("SILENT_ZONE_OF", "Q6_K")]
+    assert [(one.name, one.other) for one in found["Q5_K_M"]][:1] == [("FURTHER_THAN", "Q6_K")]
+    assert "divergence says nothing about benchmarks" in say.choice_reason(choices, choice)
+
+
+def test_a_missed_limit_is_the_reason_of_a_file(keep: Keep) -> None:
+    choices = keep()
+    budget = ChoiceBudget(1, "as asked", min_tokens_per_s=1e9, max_kld=0.0)
+    names = {tuple(one.name for one in reasons)[:2] for reasons in choice_removals(choices, budget, None).values()}
+    assert names == {("TOO_LARGE", "FAILS_BUDGET")}
 
 
 def test_the_runner_up_is_no_file_that_is_beaten(keep: Keep) -> None:

@@ -6,9 +6,12 @@ from typing import Literal
 
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet
 from quantyard.choose.pick import Choice, ChoiceBudget, missed_choice_limits
+from quantyard.choose.removals import choice_removals
 from quantyard.cli.json_outputs.base import Finite, JsonOutput, JsonRow
+from quantyard.metrics.choice import DecidedBy, silent_zone_of
 from quantyard.metrics.pareto import Metric, pareto_beaten_by
 from quantyard.protocol.measurements import Interval
+from quantyard.protocol.removals import Removal
 from quantyard.quants.recipe import Recipe
 from quantyard.workflows.tune import Tuned
 
@@ -53,6 +56,9 @@ class ChooseOutput(JsonOutput):
     suite: str
     metric: Metric  # of `quality`
     left_out: dict[str, str]  # each other quant → why it cannot be chosen
+    decided_by: DecidedBy  # what decided between files of equal quality; "quality" where there is one best
+    silent_zone: float  # the `quality` up to which files count as equal; 0: of this metric none is known
+    removals: dict[str, list[Removal]]  # each quant but the choice → the reasons against it
     files: list[CandidateRow]
 
 
@@ -69,6 +75,8 @@ def choose_output(choices: ChoiceSet, budget: ChoiceBudget, choice: Choice, reas
             cache_type=choices.cache_type,
         ),
         suite=choices.report.suite.name, metric=choices.metric, left_out=dict(choices.others),
+        decided_by=choice.decided_by, silent_zone=silent_zone_of(choices.metric),
+        removals={quant: list(found) for quant, found in choice_removals(choices, budget, choice).items()},
         files=[_candidate_json(c, budget, beaten[c.quant]) for c in choices.candidates],
     )
 

@@ -8,6 +8,7 @@ from typing import Final
 from quantyard.choose.cache_choice import cache_cost_sentence
 from quantyard.choose.candidates import ChoiceCandidate, ChoiceSet, choice_eval_command
 from quantyard.choose.pick import Choice, ChoiceBudget, candidate_half_width, missed_choice_limits
+from quantyard.choose.removals import choice_removals
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.cli.render.tables import FittedTable
 from quantyard.formatting.columns import format_columns
@@ -23,7 +24,7 @@ from quantyard.formatting.numbers import (
     format_rough_percent,
     format_speed,
 )
-from quantyard.metrics.choice import is_quality_tie
+from quantyard.metrics.choice import SILENT_ZONE_NATS, is_quality_tie
 from quantyard.metrics.intervals import estimate_interval, interval_difference, mapped_interval
 from quantyard.metrics.pareto import pareto_beaten_by
 from quantyard.protocol.measurements import Interval
@@ -79,6 +80,10 @@ def terminal_choice_notes(
 ) -> list[tuple[str, str]]:
     """Notes on the choice, and the files that were left out."""
     said = [("Note", escape_rich_markup(text)) for text in _render_choice_limits(choices, budget, choice)]
+    for quant, reasons in (choice_removals(choices, budget, choice) if choice else {}).items():
+        if quant not in choices.others:
+            told = "; ".join(f"{one.name}{f' {one.other}' if one.other else ''}: {one.text}" for one in reasons)
+            said.append(("Not taken", escape_rich_markup(f"{quant}: {told}")))
     for quant, why in choices.others.items():
         said.append(("Left out", escape_rich_markup(f"{quant} {why}")))
     if choices.others:
@@ -138,8 +143,15 @@ def choice_reason(choices: ChoiceSet, choice: Choice) -> str:
         return f"the best of {n} files that meet the limits; {choices.metric} {quality}"
     better = " and ".join(c.quant for c in choice.equal)
     verb = "are" if len(choice.equal) > 1 else "is"
-    gap = _render_quality_gap(choices, choice.equal[0], best)
-    return f"{better} {verb} better by less than the interval: {gap}; take the smaller"
+    taken = {"behaviours": "the one that behaves better", "worst domain": "the one with the better worst domain"}.get(
+        choice.decided_by, "the smaller"
+    )
+    if all(is_quality_tie(c, best) for c in choice.equal):
+        gap = _render_quality_gap(choices, choice.equal[0], best)
+        return f"{better} {verb} better by less than the interval: {gap}; take {taken}"
+    zone = f"up to {format_as_written(SILENT_ZONE_NATS)} divergence says nothing about benchmarks"
+    values = ", ".join(f"{c.quant} {_render_candidate_quality(choices, c)}" for c in (*choice.equal, best))
+    return f"{zone} ({choices.metric}: {values}); take {taken}"
 
 
 def _render_quality_gap(choices: ChoiceSet, one: ChoiceCandidate, other: ChoiceCandidate) -> str:
