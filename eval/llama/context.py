@@ -23,6 +23,9 @@ MAX_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 PAD: Final = 256  # llama.cpp rounds a context up to this many cells
 BATCH_TOKENS: Final = 512  # llama.cpp's default physical batch; larger ones are no faster on a CPU
 _ALL: Final = -1
+_MOST_STATES: Final = 64  # more sequences at once are no faster on a CPU
+_STATES_BYTES: Final = 1 << 30  # of memory for all states; a state of a large hybrid model takes some 75 MB
+_STATE_ALONE: Final = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: without the KV cells of a hybrid
 
 Rows = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -46,6 +49,24 @@ class ContextSettings:
     batch_tokens: int = BATCH_TOKENS  # of one batch; llama.cpp reserves the logits of so many tokens
 
 
+def ids_of_each_sequence(model: GgufModel) -> int:
+    """How many of llama.cpp's sequences stand for one.
+
+    With a sliding window llama.cpp writes over a cell that the only sequence it belongs to does not see any more, which
+    another sequence may yet branch off from. What belongs to two sequences it keeps.
+    """
+    return 2 if model.has_window and not model.has_states else 1
+
+
+def most_sequences(model: GgufModel) -> int:
+    """Sequences that a context of this model can have at once; of a model with states, what memory allows."""
+    if not model.has_states:
+        return MAX_SEQUENCES // ids_of_each_sequence(model)
+    with Context(model, ContextSettings(PAD)) as context:
+        context.decode_one(np.array([0], np.int32))
+        return int(min(_MOST_STATES, max(2, _STATES_BYTES // max(1, context.state_bytes()))))
+
+
 class Context:
     """Decodes tokens of one model. Close it, or use it in a `with`."""
 
@@ -53,6 +74,7 @@ class Context:
         self.model = model
         self.n_ctx = -(-max(settings.n_ctx, settings.n_encoded) // PAD) * PAD
         self.n_seq_max = settings.n_seq_max
+        self._ids_each = ids_of_each_sequence(model)
         self.threads = settings.threads or physical_cores()
         self.n_tokens_decoded = 0
         self._has_encoded = False
@@ -95,7 +117,8 @@ class Context:
         """
         if self.model.has_encoder and not self._has_encoded:
             raise ValueError("an encoder-decoder must encode a text before it decodes the answer")
-        batch = self._batch.fill(tokens, positions, wanted, first_seq, n_seqs)
+        n = np.int32(self._ids_each)
+        batch = self._batch.fill(tokens, positions, wanted, first_seq * n, n_seqs * n)
         code = llama_cpp.llama_decode(self._handle, batch)
         if code:
             what = f"llama.cpp cannot decode {len(tokens)} tokens (code {code}, {self.n_ctx} cells in the KV cache)."
@@ -122,12 +145,22 @@ class Context:
         llama_cpp.llama_memory_clear(self._memory, False)
 
     def copy(self, source: int, target: int, end: int) -> None:
-        """Let `target` share the first `end` tokens of `source`; takes no extra cells in a unified cache."""
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        """Let `target` share the first `end` tokens of `source`, -1 for all; takes no extra cells in a unified cache.
+
+        Of a model with states it must be all.
+        """
+        n = self._ids_each
+        for seq in range(target * n, target * n + n):
+            llama_cpp.llama_memory_seq_cp(self._memory, source * n, seq, 0, end)
 
     def remove(self, seq: int, start: int = 0) -> None:
         """Forget a sequence from position `start` on."""
-        llama_cpp.llama_memory_seq_rm(self._memory, seq, start, _ALL)
+        for one in range(seq * self._ids_each, (seq + 1) * self._ids_each):
+            llama_cpp.llama_memory_seq_rm(self._memory, one, start, _ALL)
+
+    def state_bytes(self) -> int:
+        """Memory for the state of sequence 0, which has been decoded."""
+        return int(llama_cpp.llama_state_seq_get_size_ext(self._handle, 0, _STATE_ALONE))
 
     def close(self) -> None:
         """Free the memory."""
@@ -145,7 +178,7 @@ class Context:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = max(settings.batch_tokens, settings.n_encoded)
-        params.n_seq_max = settings.n_seq_max
+        params.n_seq_max = settings.n_seq_max * self._ids_each
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = True  # so that a token may belong to several sequences, and copies take no cells
         params.swa_full = True  # keep the whole sliding-window cache, so that a sequence may be longer than the window

@@ -3,7 +3,8 @@
 Every step decodes one batch: the next token of each running sequence, then as many tokens of new prompts as fit.
 Prompts are admitted in sorted order, so that neighbours share the longest prefixes. Sequence 0 of the context keeps
 the tokens of the prompt admitted last, as in `scorer.py`. The prefix that the next prompt shares with it is copied
-(free in a unified KV cache) instead of decoded again. Models whose memory cannot be shared run one prompt at a time.
+(free in a unified KV cache) instead of decoded again. A model with a state, which cannot be cut back, copies that after
+the beginning that all prompts have in common.
 
 What is drawn depends on the prompt and its settings alone. Slots and neighbours change only batch sizes, and so the
 last bits of the logits: a text can differ only where two tokens almost tie. The same prompts give the same bits in any
@@ -17,13 +18,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
+from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, most_sequences
 from eval.llama.model import GgufModel
 from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
 from eval.llama.thoughts import ThoughtMarks, Transcript
@@ -92,13 +94,12 @@ class Generator:
 
         Args:
             threads: 0: one per physical core.
-            n_slots: sequences at once, at most 255.
+            n_slots: sequences at once; fewer where llama.cpp or the memory for states allows no more.
             n_cells: tokens in the KV cache; a single request that needs more gets more.
         """
         self._model = model
         self._threads = threads
-        self._share = model.shares_memory and not model.has_encoder
-        self._n_slots = min(n_slots, MAX_SEQUENCES - 1) if self._share else 1
+        self._n_slots = 1 if model.has_encoder else n_slots
         self._n_cells = n_cells
         self.n_tokens_decoded = 0  # over all calls
 
@@ -112,7 +113,7 @@ class Generator:
             ValueError: a prompt without tokens, or a negative `max_tokens`.
         """
         _check_prompts(prompts)
-        jobs = _generation_jobs(prompts, share=self._share)
+        jobs = _generation_jobs(prompts, self._model)
         if not jobs:
             return [Generated("")] * len(prompts)
         with Context(self._model, self._context_settings(jobs)) as context:
@@ -122,10 +123,14 @@ class Generator:
 
     def _context_settings(self, jobs: Sequence[_Job]) -> ContextSettings:
         sizes = sorted((job.cells for job in jobs), reverse=True)
-        n_slots = min(self._n_slots, len(jobs))
+        n_slots = min(self._n_slots, len(jobs), self._most_slots)
         cells = max(sizes[0], min(self._n_cells, sum(sizes[:n_slots])))
         n_encoded = max(len(job.prompt.encoded) for job in jobs)
-        return ContextSettings(cells, n_slots + 1 if self._share else 1, self._threads, n_encoded)
+        return ContextSettings(cells, 1 if self._model.has_encoder else n_slots + 1, self._threads, n_encoded)
+
+    @cached_property
+    def _most_slots(self) -> int:
+        return most_sequences(self._model) - 1
 
 
 def _check_prompts(prompts: Sequence[Prompt]) -> None:
@@ -152,7 +157,7 @@ class _Job:
         return len(self.tokens) + self.prompt.room - 1
 
 
-def _generation_jobs(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
+def _generation_jobs(prompts: Sequence[Prompt], model: GgufModel) -> list[_Job]:
     """A job for each prompt with something to generate, sorted by tokens and seeds.
 
     A prompt that is asked several times with one seed draws other numbers each time.
@@ -164,10 +169,13 @@ def _generation_jobs(prompts: Sequence[Prompt], *, share: bool) -> list[_Job]:
     jobs: list[_Job] = []
     for number in numbers:
         tokens = np.frombuffer(keys[number], ">u4").astype(np.int32)
-        common = _common_prompt_length(jobs[-1].tokens, tokens[:-1]) if share and jobs else 0
+        common = _common_prompt_length(jobs[-1].tokens, tokens[:-1]) if jobs and not model.has_encoder else 0
         times = asked[keys[number], seeds[number]]
         asked[keys[number], seeds[number]] += 1
         jobs.append(_Job(number, prompts[number], tokens, _random_stream(keys[number], times), common))
+    if model.has_states and jobs:  # sorted, so the first and the last differ first
+        head = _common_prompt_length(jobs[0].tokens[:-1], jobs[-1].tokens[:-1]) if len(jobs) > 1 else 0
+        jobs = [replace(job, common=head if head >= _WORTH_WAITING else 0) for job in jobs]
     return jobs
 
 
@@ -187,8 +195,9 @@ class _Run:
     def __init__(self, context: Context, jobs: list[_Job], n_prompts: int, on_progress: OnProgress) -> None:
         self._context, self._on_progress = context, on_progress
         self._waiting = jobs[::-1]  # the next one last
-        self._share = context.n_seq_max > 1
-        self._free = list(range(context.n_seq_max - 1, 0, -1)) if self._share else [0]
+        self._has_states = context.model.has_states
+        self._share = context.n_seq_max > 1 and not self._has_states  # up to any token
+        self._free = list(range(context.n_seq_max - 1, 0, -1)) or [_KEPT]
         self._running: list[_Slot] = []  # in the order of admission: only the last may still be reading its prompt
         self._n_kept = 0  # tokens in sequence 0; all belong to the job admitted last
         self._link_to_kept = 0  # how many of them are shared with the last running slot
@@ -198,6 +207,9 @@ class _Run:
 
     def run(self) -> list[Generated]:
         """Step until every job is finished."""
+        if self._has_states and self._waiting[-1].common:
+            self._n_kept = self._waiting[-1].common
+            self._context.decode_one(self._waiting[-1].tokens[: self._n_kept], n_rows=0)
         while self._waiting or self._running:
             self._step()
             self._on_progress(len(self._texts) - self._n_left, len(self._texts))
@@ -231,9 +243,10 @@ class _Run:
             return None
         job = self._waiting[-1]
         shared = min(self._n_kept, job.common)
-        link = min(shared, self._link_to_kept)
+        link = shared if self._has_states else min(shared, self._link_to_kept)
         # Reserve the worst case (every job generates max_tokens, shared cells count once), so decoding never runs out.
         used = sum(slot.job.cells - slot.link for slot in self._running) + job.cells - link
+        used += self._n_kept if self._has_states else 0
         if used > self._context.n_ctx or job.common - shared >= _WORTH_WAITING:
             return None
         self._waiting.pop()
@@ -246,6 +259,10 @@ class _Run:
 
     def _share_path(self, slot: _Slot, shared: int) -> None:
         """Copy the shared prefix to the new slot, and cut sequence 0 down to it."""
+        if self._has_states:
+            if shared:
+                self._context.copy(_KEPT, slot.seq, -1)
+            return
         self._link_to_kept = self._n_kept = shared
         if self._share:
             self._context.remove(_KEPT, shared)
@@ -272,15 +289,14 @@ class _Run:
         """Free a slot. Its two neighbours then share only the prefix that both shared with it."""
         at = self._running.index(slot)
         del self._running[at]
-        if at < len(self._running):
+        if self._has_states:
+            pass  # all share the beginning with sequence 0 alone
+        elif at < len(self._running):
             self._running[at].link = min(self._running[at].link, slot.link)
         else:
             self._link_to_kept = min(self._link_to_kept, slot.link)
         self._free.append(slot.seq)
-        if self._share:
-            self._context.remove(slot.seq)
-        else:
-            self._context.clear()
+        self._context.remove(slot.seq)
 
 
 @dataclass(eq=False)

@@ -111,14 +111,17 @@ class GgufModel:
         self.close()
 
     @property
-    def shares_memory(self) -> bool:
-        """Whether sequences may share the KV cells of a common prefix.
-
-        A recurrent state belongs to one sequence, and a sliding window drops its beginning, so models with either are
-        decoded one sequence at a time.
+    def has_states(self) -> bool:
+        """Whether sequences have a state (recurrent and hybrid models): it can be copied at its end alone, where KV
+        cells of a common prefix can be shared up to any token.
         """
         recurrent = llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle)
-        return not recurrent and int(llama_cpp.llama_model_n_swa(self.handle)) == 0
+        return bool(recurrent)
+
+    @property
+    def has_window(self) -> bool:
+        """Whether some layers see the last tokens alone."""
+        return int(llama_cpp.llama_model_n_swa(self.handle)) > 0
 
     @property
     def has_encoder(self) -> bool:

@@ -41,7 +41,6 @@ class Limits:
     batch_tokens: int
     cells: int  # of the KV cache: for the path kept from the group before and the tokens that the group adds
     sequences: int  # without the kept path
-    share: bool  # False: every sequence is decoded from its first token, alone
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def plan_prefix_tree(requests: Sequence[Request], limits: Limits) -> PrefixPlan:
     order = sorted(set(keys))
     place = {key: number for number, key in enumerate(order)}
     sequences = [np.frombuffer(key, ">u4").astype(np.int32) for key in order]
-    common = _common_prefix_lengths(sequences) if limits.share else np.zeros(len(sequences), np.int32)
+    common = _common_prefix_lengths(sequences)
     targets = _prefix_targets(requests, [place[key] for key in keys], sequences, common)
     return PrefixPlan(sequences, common, targets, list(_prefix_groups(sequences, common, limits)))
 
@@ -148,7 +147,7 @@ def _prefix_groups(sequences: Sequence[Ints], common: Ints, limits: Limits) -> I
         while last < len(sequences):
             more = len(sequences[last]) - int(common[last])
             fits = added + more <= limits.batch_tokens and kept + added + more <= limits.cells
-            if last > first and not (fits and limits.share and last - first < limits.sequences):
+            if last > first and not (fits and last - first < limits.sequences):
                 break
             added, last = added + more, last + 1
         yield PrefixGroup(first, last, kept)

@@ -1,8 +1,8 @@
 """Scores requests with one model: the log-probability of every target token, and whether it was the most likely one.
 
-Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path kept between groups; 1 to 255 are the
+Decodes the plan of `prefix_tree.py`. Sequence 0 of the context is the path kept between groups; the others are the
 sequences of a group. In a unified KV cache a shared token is one cell that belongs to many sequences, so sharing costs
-neither memory nor time.
+neither memory nor time. Models with a state walk the same tree branch by branch (`branches.py`).
 
 An encoder-decoder reads the context of its requests with the encoder, once for all requests that have the same; their
 continuations are then the plan of the decoder.
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from eval.llama.context import BATCH_TOKENS, MAX_SEQUENCES, Context, ContextSettings
+from eval.llama.branches import BranchTokens, BranchWalk
+from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, most_sequences
 from eval.llama.logprobs import LogSoftmax
 from eval.llama.model import GgufModel
 from eval.llama.prefix_tree import Limits, PrefixGroup, PrefixPlan, Request, Targets, plan_prefix_tree
 from quantyard.hardware.machine import physical_cores
 
 _KEPT: Final = 0  # the sequence that keeps the last path of the group before
+_CELLS_OF_BRANCHES: Final = 4096  # of a hybrid's KV cache, for branches that are decoded side by side
 OnProgress = Callable[[int, int], None]  # requests scored, of how many
 
 
@@ -62,14 +64,13 @@ class Scorer:
             StageFailure: llama.cpp cannot decode, or the logits are not finite.
             ValueError: a request has nothing to score.
         """
-        share = self._model.shares_memory
-        settings = self._context_settings(requests, share)
+        settings = self._context_settings(requests)
         self.n_tokens_requested += sum(len(request.tokens) + len(request.encoded) for request in requests)
         parts, n_done = _requests_by_encoder_text(requests), 0
         found: list[Scores] = []
         with Context(self._model, settings) as context:
             for encoded, numbers in parts.items():
-                limits = Limits(BATCH_TOKENS, settings.n_ctx, MAX_SEQUENCES - 1, share)
+                limits = Limits(BATCH_TOKENS, settings.n_ctx, settings.n_seq_max - 1)
                 plan = plan_prefix_tree([requests[number] for number in numbers], limits)
                 if encoded:
                     context.encode(encoded, min(settings.n_seq_max, len(plan.sequences) + 1))
@@ -79,11 +80,15 @@ class Scorer:
             self.n_tokens_decoded += context.n_tokens_decoded
         return found[0] if len(found) == 1 else _joined_scores(requests, list(parts.values()), found)
 
-    def _context_settings(self, requests: Sequence[Request], share: bool) -> ContextSettings:
+    @cached_property
+    def _n_sequences(self) -> int:
+        return most_sequences(self._model)
+
+    def _context_settings(self, requests: Sequence[Request]) -> ContextSettings:
         longest = max((len(request.tokens) for request in requests), default=0)
-        cells = longest + BATCH_TOKENS if share else longest
+        cells = longest + (_CELLS_OF_BRANCHES if self._model.has_states else BATCH_TOKENS)
         n_encoded = max((len(request.encoded) for request in requests), default=0)
-        return ContextSettings(cells, MAX_SEQUENCES if share else 1, self.n_threads, n_encoded)
+        return ContextSettings(cells, self._n_sequences, self.n_threads, n_encoded)
 
 
 def _requests_by_encoder_text(requests: Sequence[Request]) -> dict[tuple[int, ...], list[int]]:
@@ -124,13 +129,13 @@ class _Run:
         self._n_scored = 0
 
     def run(self) -> Scores:
-        """Decode every group in order."""
-        for group in self._plan.groups:
-            if self._context.n_seq_max == 1:
-                self._alone(group)
-            else:
+        """Decode every group in order; of a model with states every branch."""
+        if self._context.model.has_states:
+            BranchWalk(self._context, self._plan, self._decode_branches).run()
+        else:
+            for group in self._plan.groups:
                 self._together(group)
-            self._report()
+                self._report()
         assert self._n_scored == len(self._logprobs)
         return Scores(self._logprobs, self._greedy, self._plan.targets.offsets)
 
@@ -142,12 +147,10 @@ class _Run:
             self._decode(nodes, slice(start, start + BATCH_TOKENS))
         self._keep_path(group)
 
-    def _alone(self, group: PrefixGroup) -> None:
-        self._context.clear()
-        nodes = _prefix_nodes_of_group(self._plan, group)
-        alone = _Nodes(nodes.tokens, nodes.depth, nodes.sequence, np.zeros_like(nodes.first), nodes.count)
-        for start in range(0, len(nodes.tokens), BATCH_TOKENS):
-            self._decode(alone, slice(start, start + BATCH_TOKENS))
+    def _decode_branches(self, part: BranchTokens) -> None:
+        nodes = _Nodes(part.tokens, part.depth, part.owner, part.slot, np.ones_like(part.slot))
+        self._decode(nodes, slice(0, len(part.tokens)))
+        self._report()
 
     def _share_path(self, group: PrefixGroup) -> None:
         if not group.kept:

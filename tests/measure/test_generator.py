@@ -135,17 +135,6 @@ def test_equal_prompts_decode_one_token_each(model: GgufModel) -> None:
     assert generator.n_tokens_decoded == len(prompts[0].tokens) + 5
 
 
-def test_a_model_whose_memory_cannot_be_shared_runs_alone(
-    model: GgufModel, chosen: Chosen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(GgufModel, "shares_memory", property(lambda _self: False))
-    prompts = few_shot(model, 3, max_tokens=3)
-    generator = Generator(model, ONE_THREAD)
-    generator.generate(prompts)
-    assert worst_choice_nats(model, chosen) < NOISE_NATS
-    assert generator.n_tokens_decoded >= sum(len(item.tokens) for item in prompts)
-
-
 def test_text_ends_before_a_stop_string_that_spans_tokens(model: GgufModel) -> None:
     free = generate(model, [prompt(model, EXAMPLES + "Question:", 20)])[0]
     stop = free[7:15]  # cuts through tokens at both ends

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eval.llama.prefix_tree import Limits, PrefixPlan, Request, plan_prefix_tree
 
-ROOMY = Limits(batch_tokens=512, cells=4096, sequences=255, share=True)
+ROOMY = Limits(batch_tokens=512, cells=4096, sequences=255)
 
 
 @st.composite
@@ -24,7 +24,6 @@ def requests(draw: st.DrawFn) -> list[Request]:
 
 limits = st.builds(
     Limits, batch_tokens=st.integers(1, 40), cells=st.integers(12, 60), sequences=st.integers(1, 6),
-    share=st.booleans(),
 )
 
 
@@ -48,10 +47,7 @@ def test_every_node_of_the_tree_is_decoded_once(asked: list[Request], allowed: L
     plan = plan_prefix_tree(asked, allowed)
     nodes = [tuple(plan.sequences[number][: depth + 1]) for number, depth in decoded(plan)]
     assert len(nodes) == plan.n_tokens
-    if allowed.share:
-        assert len(set(nodes)) == len(nodes) == tree_size(asked)
-    else:
-        assert len(nodes) == sum(len(sequence) for sequence in {tuple(request.tokens) for request in asked})
+    assert len(set(nodes)) == len(nodes) == tree_size(asked)
 
 
 @given(requests(), limits)
@@ -76,10 +72,10 @@ def test_a_group_breaks_no_limit_and_only_a_long_sequence_is_alone(asked: list[R
     for group in plan.groups:
         members = range(group.first, group.last)
         added = sum(len(plan.sequences[j]) - int(plan.common[j]) for j in members)
-        assert group.kept == (plan.common[group.first] if allowed.share else 0)
+        assert group.kept == plan.common[group.first]
         if len(members) > 1:
             assert added <= allowed.batch_tokens and group.kept + added <= allowed.cells
-            assert len(members) <= allowed.sequences and allowed.share
+            assert len(members) <= allowed.sequences
 
 
 @given(requests(), limits)
