@@ -22,7 +22,8 @@ def add_foreign_files(plan: BuildPlan, files: Sequence[ForeignFile], request: Bu
         origin = _foreign_origin(file, request, steps)
         models[file.label] = ModelFile(origin, file.source.gguf_file or "")
         steps.append(_verify_foreign_step(plan, file, models[file.label], request.threads))
-    wide = add_measured_files(plan, models, tuple(models))
+    assert plan.measuring is not None, "there is a report"
+    wide = add_measured_files(plan, models, (*plan.measuring.labels, *models))
     at = next(i for i, step in enumerate(wide.steps) if step.row.image == "eval" and step.row.name != "datasets")
     whole = (*wide.steps[:at], *steps, *wide.steps[at:])
     return replace(wide, steps=whole, foreign=(*plan.foreign, *models))

@@ -16,12 +16,18 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formats.names import safe_file_name
 from quantyard.metrics.regression import FileChange, file_change
-from quantyard.plan.evaluation import read_planned_report
-from quantyard.plan.regression import add_recorded_files, pair_report_label, recorded_label
+from quantyard.plan.evaluation import plan_measure_options, read_planned_report
+from quantyard.plan.regression import (
+    NEW_CONVERSION,
+    add_recorded_files,
+    pair_report_label,
+    plan_beside_recorded,
+    recorded_label,
+)
 from quantyard.plan.steps import BuildPlan
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.base import FileEntry, files_digest
-from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact
@@ -50,6 +56,7 @@ class Bumped:
         llama_cpp: as it was named; "" for the configured one.
         recorded_tools, tools: what the engine says of the recorded tools and of these.
         same_conversion: whether the converted model has the same bytes; None for a GGUF, which is not converted.
+        conversion_kld: the mean divergence of the new conversion from the recorded one, in nats; None: not measured.
         changes: of each file, in the recorded order.
         failures: the errors of steps that failed, by label.
         store: the folder of the new files; nothing of it is in artifacts.
@@ -63,6 +70,7 @@ class Bumped:
     same_conversion: bool | None
     changes: tuple[FileChange, ...]
     store: Path
+    conversion_kld: Estimate | None = None
     failures: Mapping[str, StageFailed] = field(default_factory=dict)
     report: EvalReport | None = None
 
@@ -92,7 +100,9 @@ def bump(request: BuildRequest, reporter: WorkflowReporter) -> Bumped:
     changed = [q.name for q in new.quants if q.name in made and made[q.name] != manifest.quants[q.name].sha256]
     report, pairs = None, dict[str, EvalReport]()
     if changed:
-        measured = _measure_changed(new, source, _recorded_artifacts(recorded, manifest, changed), reporter)
+        files = _recorded_artifacts(recorded, manifest, changed)
+        base = None if _is_same_conversion(manifest, built) else _recorded_conversion(recorded, manifest)
+        measured = _measure_changed(new, source, files, base, reporter)
         failures |= measured.failures
         report, pairs = measured.measured.report if measured.measured else None, _pair_reports(measured, changed)
     changes = tuple(
@@ -102,8 +112,14 @@ def bump(request: BuildRequest, reporter: WorkflowReporter) -> Bumped:
     )  # fmt: skip
     return Bumped(
         source.title, request.llama_cpp, _tools_of_stage(manifest), _tools_of_stage(read_manifest(_path(store))),
-        _is_same_conversion(manifest, built), changes, store.folder, failures, report,
+        _is_same_conversion(manifest, built), changes, store.folder, _new_conversion_kld(report), failures, report,
     )
+
+
+def _new_conversion_kld(report: EvalReport | None) -> Estimate | None:
+    measured = report.measurements if report else ()
+    found = next((m.divergence for m in measured if m.file.label == NEW_CONVERSION), None)
+    return found.mean_kld if found else None
 
 
 def _path(store: ModelStore) -> Path:
@@ -220,11 +236,24 @@ def _recorded_artifacts(store: ModelStore, manifest: Manifest, quants: list[str]
     return found
 
 
+def _recorded_conversion(store: ModelStore, manifest: Manifest) -> Artifact | None:
+    """What the recorded files were made from; None for a GGUF, or if it is gone."""
+    made = manifest.stages.get(_CONVERT)
+    found = store.finished(_CONVERT, made.key) if made else None
+    return found.artifact if found else None
+
+
 def _measure_changed(
-    request: BuildRequest, source: Source, recorded: Mapping[str, Artifact], reporter: WorkflowReporter
+    request: BuildRequest, source: Source, recorded: Mapping[str, Artifact], base: Artifact | None,
+    reporter: WorkflowReporter,
 ) -> PlanRunner:
+    """Measure new and recorded files against the recorded conversion: a converter that loses something would look good
+    beside its own result.
+    """
     quants = tuple(quant for quant in request.quants if quant.name in recorded)
-    plan = workflow_plan(replace(request, quants=quants), source)
+    assert request.measure is not None, "a bump measures"
+    plan = workflow_plan(replace(request, quants=quants, measure=None), source)
+    plan = plan_beside_recorded(plan, base, plan_measure_options(request, request.measure))
     return _run_bump(request, add_recorded_files(plan, recorded), reporter)[0]
 
 

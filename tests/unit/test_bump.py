@@ -12,11 +12,13 @@ import quantyard
 from quantyard.cli import main
 from quantyard.errors import BadRequest
 from quantyard.metrics.regression import file_change
-from quantyard.protocol.base import ExitCode
+from quantyard.plan.steps import StageSpec
+from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.exit_codes import Answer
 from quantyard.protocol.measurements import Comparison, Estimate, EvalReport
 from quantyard.sources.resolve import Source
+from quantyard.store.artifact import Workspace
 from quantyard.workflows import bump as workflow
 from quantyard.workflows import planning
 from quantyard.workflows.bump import Bumped
@@ -78,6 +80,26 @@ def test_a_file_with_other_bytes_is_measured_beside_the_recorded_one(engines: di
     assert {m.file.label for m in found.report.measurements} == {"BF16", "Q8_0", "Q8_0@recorded"}
     assert by_quant["Q8_0"].quality is not None and by_quant["Q8_0"].quality.value == 0
     assert {"report", "report Q8_0", "evaluate Q8_0@recorded"} <= set(engines["new"].ran)
+
+
+def test_files_of_another_conversion_are_measured_against_the_recorded_one(
+    engines: dict[str, FakeEngine], tmp_path: Path
+) -> None:
+    def converts_otherwise(spec: StageSpec, space: Workspace) -> StageResult:
+        return writes("model.gguf", "reference.json")(
+            StageSpec("convert anew", spec.row, spec.request, spec.inputs, spec.key), space
+        )
+
+    engines["new"].behaviours["convert"] = converts_otherwise
+    other_bytes(engines["new"], "quantize Q8_0")
+    found = bumped(quant="Q8_0")
+    assert found.same_conversion is False and found.report is not None and found.conversion_kld is not None
+    labels = [m.file.label for m in found.report.measurements]
+    assert labels[0] == "BF16" and "conversion@new" in labels
+    (recorded,) = (tmp_path / "artifacts" / "local").glob("*/*/stages/convert-*/result.json")
+    sha256 = json.loads(recorded.read_text())["outputs"][0]["sha256"]
+    (baseline,) = engines["new"].told["evaluate BF16"]["model"][:1]
+    assert baseline["sha256"] == sha256
 
 
 def test_a_quant_that_cannot_be_made_any_more_is_worse_and_the_others_go_on(engines: dict[str, FakeEngine]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantyard.cli.json_outputs.base import ErrorFacts, JsonOutput
 from quantyard.metrics.regression import FileChange
-from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.measurements import Estimate, EvalReport
 from quantyard.store.comparison import ComparedFile, NotCompared
 from quantyard.workflows.bump import Bumped
 from quantyard.workflows.compare import ComparedFiles
@@ -44,6 +44,7 @@ class BumpOutput(JsonOutput):
     recorded_tools: dict[str, str]
     tools: dict[str, str]
     same_conversion: bool | None  # null: the source is a GGUF
+    conversion_kld: Estimate | None  # of the new conversion from the recorded one, nats; null: not measured
     files: list[FileChange]
     failed: dict[str, ErrorFacts]  # by the step's label
     store: str  # the folder of the new files
@@ -60,6 +61,7 @@ def bump_output(found: Bumped) -> BumpOutput:
     }
     return BumpOutput(
         model=found.model, llama_cpp=found.llama_cpp, worse=found.is_worse, recorded_tools=dict(found.recorded_tools),
-        tools=dict(found.tools), same_conversion=found.same_conversion, files=list(found.changes), failed=failed,
+        tools=dict(found.tools), same_conversion=found.same_conversion, conversion_kld=found.conversion_kld,
+        files=list(found.changes), failed=failed,
         store=str(found.store), report=found.report,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
-from quantyard.formatting.numbers import format_bytes, format_percent, format_signed
+from quantyard.formatting.numbers import format_bytes, format_kld, format_percent, format_signed
 from quantyard.metrics.regression import FileChange
 from quantyard.workflows.bump import Bumped
 
@@ -33,6 +33,8 @@ def _tool_facts(found: Bumped) -> Iterator[tuple[str, str]]:
 def _conversion_facts(found: Bumped) -> Iterator[tuple[str, str]]:
     if found.same_conversion is not None:
         yield "Conversion", "the same bytes" if found.same_conversion else "other bytes"
+    if found.conversion_kld is not None and not found.same_conversion:
+        yield "Conversion", f"mean KLD {format_kld(found.conversion_kld.value)} from the recorded one"
 
 
 def _change_texts(change: FileChange) -> Iterator[str]:
