@@ -58,6 +58,7 @@ class _Asker:
     prompts: ScenarioPrompts
     total: int
     done: int = 0
+    _told: int = -1
 
     def outcome(self, entry: BehaviourEntry) -> BehaviourOutcome:
         """The answers to the questions of one kind."""
@@ -93,7 +94,7 @@ class _Asker:
         seeds = [sampled_answer_seed(self.request.seed, entry.suite, number) for number in range(entry.n_answers)]
         answers = answer_questions(
             self.model, prompts, seeds=seeds, max_tokens=ANSWER_TOKENS[entry.suite],
-            max_thought_tokens=self.request.settings.thought_tokens, sampling=_behaviour_sampling(entry, self.model),
+            max_thought_tokens=self.request.thought_tokens, sampling=_behaviour_sampling(entry, self.model),
             threads=self.request.runtime.threads, on_progress=lambda done, _: self._report(entry, done // len(seeds)),
         )  # fmt: skip
         for answer in answers:
@@ -115,7 +116,9 @@ class _Asker:
         return CheckedAnswer(answer.text, raw, prompt[-_PROMPT_END:])
 
     def _report(self, entry: BehaviourEntry, done: int) -> None:
-        self.stage.progress(self.done + done, self.total, "questions", entry.suite)
+        if self.done + done != self._told:  # a block takes many steps, of which few end an answer
+            self._told = self.done + done
+            self.stage.progress(self._told, self.total, "questions", entry.suite)
 
 
 def _behaviour_sampling(entry: BehaviourEntry, model: GgufModel) -> Sampling:

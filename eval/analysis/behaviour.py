@@ -49,7 +49,8 @@ def behaviour_scores(
         baseline: None of the baseline itself.
         compared: the file's comparisons, behaviours among them.
     """
-    by_name = {found.task.removeprefix(_PREFIX): found for found in compared if found.task.startswith(_PREFIX)}
+    ours = ((found.task.removeprefix(_PREFIX), found) for found in compared if found.task.startswith(_PREFIX))
+    by_name = {name: found.model_copy(update={"task": name}) for name, found in ours}
     others = {outcome.suite: outcome for outcome in (baseline.outcomes if baseline else ())}
     return tuple(
         _behaviour_score(outcome, others.get(outcome.suite), by_name.get(outcome.suite))

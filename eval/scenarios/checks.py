@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eval.scenarios.scenario import Scenario
+from eval.scenarios.text_checks import has_facts, keeps_text_rule
 from eval.scenarios.tool_checks import makes_expected_calls
+from eval.scenarios.value_checks import is_right_choice, is_right_json, is_right_number
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ Check = Callable[[CheckedAnswer, Mapping[str, Any]], bool]
 # To add a kind of check: add a row.
 CHECKS: Final[Mapping[str, Check]] = {
     "tool_calls": lambda answer, check: makes_expected_calls(answer.marked, check, answer.prompt_end),
+    "text": lambda answer, check: keeps_text_rule(answer.text, check),
+    "facts": lambda answer, check: has_facts(answer.text, check),
+    "json": lambda answer, check: is_right_json(answer.text, check),
+    "number": lambda answer, check: is_right_number(answer.text, check),
+    "choice": lambda answer, check: is_right_choice(answer.text, check),
 }
 
 

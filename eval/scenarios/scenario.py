@@ -26,10 +26,10 @@ from quantyard.protocol.behaviour import BehaviourEntry, BehaviourName
 SCENARIOS: Final = Path(__file__).parents[1] / "suites" / "behaviour"
 # The longest answer of each kind, in tokens; a right one is several times shorter.
 ANSWER_TOKENS: Final[Mapping[BehaviourName, int]] = {
-    "tool_calls": 128, "instructions": 256, "structured_output": 192, "grounded_answers": 128, "reasoning": 256,
+    "tool_calls": 128, "instructions": 160, "structured_output": 192, "grounded_answers": 96, "reasoning": 256,
 }  # fmt: skip
-_FIRST_BLOCK: Final = 8  # questions; `smoke` asks no more
-_BLOCK: Final = 16
+# Where blocks end; `smoke` asks the first alone. Large ones share more of what their questions have in common.
+_BLOCK_ENDS: Final = (8, 32, 96, 160, 224)
 
 
 class Scenario(Frozen):
@@ -71,7 +71,6 @@ def drawn_scenario_blocks(entry: BehaviourEntry, seed: int) -> list[list[Scenari
     """The blocks that are computed, in the order of the draw; each category has its share of any limit."""
     scenarios = load_scenarios(entry.suite)
     order = [scenarios[at] for at in draw_questions([each.model_dump() for each in scenarios], seed).order]
-    starts = [0, *range(_FIRST_BLOCK, len(order), _BLOCK)]
-    limit = entry.limit or len(order)
-    ends = [*starts[1:], len(order)]
+    starts = [0, *(end for end in _BLOCK_ENDS if end < len(order))]
+    limit, ends = entry.limit or len(order), [*starts[1:], len(order)]
     return [order[start:end] for start, end in zip(starts, ends, strict=True) if start < limit]

@@ -19,11 +19,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ByteSize, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Discriminator, Field, Tag, ValidationError
 
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_strict_yaml
 from quantyard.protocol.base import Frozen
+from quantyard.protocol.behaviour import BEHAVIOUR_NAMES
 from quantyard.quants.catalog import FAMILIES, QUANTS, find_quant, nearest_quant_name, quant_family
 
 DEFAULT: Final = Path(__file__).parent / "default.yaml"
@@ -58,11 +59,24 @@ _Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Points = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
+def _known_behaviours(value: dict[str, float] | None) -> dict[str, float] | None:
+    for pattern in value or ():
+        if not any(fnmatchcase(name, pattern) for name in BEHAVIOUR_NAMES):
+            raise ValueError(f"{pattern[:80]!r} is not a behaviour: {', '.join(BEHAVIOUR_NAMES)}")
+    return value
+
+
+_BehaviourPoints = Annotated[
+    dict[str, _Points] | None, BeforeValidator(_budget_per_task), AfterValidator(_known_behaviours)
+]
+
+
 class GateBudget(Frozen):
     """The budgets of one file; `None` means no limit. To add one: add a field here and a row to `_JUDGES` in judge.py.
 
-    `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific entry applies.
-    `max_mean_kld` maps the name of a domain, or a pattern, to nats; "worst" is whichever domain is worst.
+    `max_accuracy_loss` maps the name of a task, or a pattern of names, to points; the most specific entry applies. The
+    four of behaviours do so with the names of behaviours. `max_mean_kld` maps the name of a domain, or a pattern, to
+    nats; "worst" is whichever domain is worst.
     """
 
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every interval that is compared with a budget
@@ -72,6 +86,12 @@ class GateBudget(Frozen):
     max_accuracy_loss: Annotated[dict[str, _Points] | None, BeforeValidator(_budget_per_task)] = None
     # Divergence from f16 of each type of the KV cache, nats per token: `{q8_0: 0.01}`; a number is for every type.
     max_cache_kld: Annotated[dict[str, _AtLeast0] | None, BeforeValidator(_budget_per_task)] = None
+    max_behaviour_loss: _BehaviourPoints = None
+    max_length_increase: Annotated[
+        dict[str, _AtLeast0] | None, BeforeValidator(_budget_per_task), AfterValidator(_known_behaviours)
+    ] = None  # per cent of the baseline's mean answer
+    max_unfinished_increase: _BehaviourPoints = None
+    max_loops_increase: _BehaviourPoints = None
     min_generated_tokens_per_s: _Above0 | None = None
     min_prompt_tokens_per_s: _Above0 | None = None
     max_size: Annotated[ByteSize, BeforeValidator(_budget_size), Field(gt=0)] | None = None  # bytes, or "5GB", "4GiB"

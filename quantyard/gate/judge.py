@@ -15,6 +15,7 @@ from typing import Final
 
 from quantyard.errors import BadRequest
 from quantyard.gate import findings as words
+from quantyard.gate.behaviours import GATE_BEHAVIOURS
 from quantyard.gate.budgets import (
     TEXT,
     GateBudget,
@@ -233,6 +234,27 @@ def _accuracy_of(file: _File, name: str, limit: float, found: Comparison) -> Bud
     )
 
 
+def _judge_behaviour(file: _File, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
+    """Judges every behaviour that the budget names and the suite asks; "not measured" for what it does not ask."""
+    judged: set[str] = set()
+    for score in file.found.behaviours if file.found else ():
+        pattern, found = most_specific_gate_budget(score.suite, limits), GATE_BEHAVIOURS[name](score, file.z)
+        if pattern is None or found is None:
+            continue
+        if name == "max_behaviour_loss" and score.comparison and score.comparison.verdict == "no signal":
+            assert file.report is not None
+            finding = words.gate_no_signal(score.comparison, file.report.baseline)
+            yield file.result(name, limits[pattern], "not judged", finding, task=score.suite)
+            continue
+        judged |= {p for p in limits if most_specific_gate_budget(score.suite, [p])}
+        needed = gate_sample_size(score.n, found.high - found.value, abs(limits[pattern] - found.value))
+        needs = words.gate_questions_needed(needed, score.n, file.suite)
+        yield _judge_interval(file, name, limits[pattern], found, needs, score.suite)
+    for pattern in limits:
+        if pattern not in judged:
+            yield _judge_unmeasured_loss(file, name, limits[pattern], "" if pattern == "*" else pattern)
+
+
 def _judge_schema_rate(file: _File, name: str, limit: float) -> Iterator[BudgetResult]:
     contract = file.manifest.contracts.get(file.quant)
     rate = contract.schemas if contract else None
@@ -276,13 +298,14 @@ _JUDGES: Final[Mapping[str, _Judge]] = {
     "max_mean_kld": _judge_mean_kld,
     "max_cache_kld": _judge_cache_kld,
     "max_accuracy_loss": _judge_accuracy,
+    **dict.fromkeys(GATE_BEHAVIOURS, _judge_behaviour),
     "min_generated_tokens_per_s": _judge_speed,
     "min_prompt_tokens_per_s": _judge_speed,
     "max_size": _judge_file_size,
     "min_schema_conformance": _judge_schema_rate,
     "min_same_tokens": _judge_same_tokens,
 }
-_RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss"})
+_RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss", *GATE_BEHAVIOURS})
 
 
 # ---- which tasks -------------------------------------------------------------------------------------

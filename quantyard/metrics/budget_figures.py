@@ -12,7 +12,11 @@ from quantyard.protocol.gate import BudgetResult, Outcome
 from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
-_UNITS: Final = {"max_ppl_change": " %", "max_accuracy_loss": " points", "max_mean_kld": "", "max_cache_kld": ""}
+_POINTS: Final = ("max_accuracy_loss", "max_behaviour_loss", "max_unfinished_increase", "max_loops_increase")
+_UNITS: Final = {
+    "max_ppl_change": " %", "max_length_increase": " %", "max_mean_kld": "", "max_cache_kld": "",
+    **dict.fromkeys(_POINTS, " points"),
+}  # fmt: skip
 
 # What each budget limits, for people. To add a budget: add a row.
 BUDGET_NAMES: Final = {
@@ -20,6 +24,10 @@ BUDGET_NAMES: Final = {
     "max_mean_kld": "mean KLD",
     "max_accuracy_loss": "loss of accuracy",
     "max_cache_kld": "KLD from an f16 KV cache",
+    "max_behaviour_loss": "loss of right answers",
+    "max_length_increase": "increase of the answers' length",
+    "max_unfinished_increase": "increase of unfinished answers",
+    "max_loops_increase": "increase of answers in a loop",
     "min_generated_tokens_per_s": "speed of generation",
     "min_prompt_tokens_per_s": "speed of reading a prompt",
     "max_size": "size",
@@ -40,9 +48,9 @@ def metric_budget_name(budget: str) -> str:
 
 def metric_budget_value(budget: str, x: float) -> str:
     """A value in the budget's own unit: per cent, points, nats, bytes, a share, tokens per second."""
-    if budget == "max_ppl_change":
+    if budget in ("max_ppl_change", "max_length_increase"):
         return numbers.format_change(x / 100)
-    if budget == "max_accuracy_loss":
+    if budget in _POINTS:
         return f"{numbers.format_signed(x, 1)} points"
     if budget == "max_size":
         return f"{numbers.format_bytes(int(x))} ({numbers.format_exact_bytes(int(x))})"
@@ -55,7 +63,7 @@ def metric_budget_value(budget: str, x: float) -> str:
 
 def metric_budget_interval(budget: str, found: Interval) -> Written:
     """A value with its interval."""
-    if budget == "max_ppl_change":
+    if budget in ("max_ppl_change", "max_length_increase"):
         share = Interval(value=found.value / 100, low=found.low / 100, high=found.high / 100)
         return numbers.format_change_interval(share)
     low, high = (metric_budget_value(budget, x).partition(" ")[0] for x in (found.low, found.high))

@@ -356,10 +356,11 @@ def _step_inputs_beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[
 
 
 def _behaviour_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
-    settings, seed = options.suite.behaviour, options.suite.seed
+    suite, settings = options.suite, options.suite.behaviour
     assert settings is not None
     request = BehaviourRequest(
-        label=label, model_file=file.path, settings=settings, seed=seed, runtime=options.runtime
+        label=label, model_file=file.path, settings=settings, thought_tokens=suite.thought_tokens, seed=suite.seed,
+        runtime=options.runtime,
     )
     return Step(f"behaviour {label}", STAGES["behaviour"], request, {"model": file.origin}, 0, label)
 

@@ -27,7 +27,8 @@ class BehaviourEntry(Frozen):
 
 
 class BehaviourSettings(Frozen):
-    """Which behaviours are measured. A model that thinks has `thought_tokens` before each answer."""
+    """Which behaviours are measured; by default all. Reasoning is sampled, as models that think are run."""
 
-    suites: tuple[BehaviourEntry, ...] = tuple(BehaviourEntry(suite=name) for name in BEHAVIOUR_NAMES)
-    thought_tokens: Annotated[int, Field(ge=0)] = 2048
+    suites: tuple[BehaviourEntry, ...] = tuple(
+        BehaviourEntry(suite=name, seeds=2 if name == "reasoning" else 1) for name in BEHAVIOUR_NAMES
+    )

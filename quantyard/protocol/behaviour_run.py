@@ -6,7 +6,7 @@ from pydantic import Field
 
 from quantyard.protocol.base import Frozen, RelativePath, StageRequest
 from quantyard.protocol.behaviour import BehaviourName, BehaviourSettings
-from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime
+from quantyard.protocol.evaluation import DEFAULT_SEED, THOUGHT_TOKENS, Runtime
 from quantyard.protocol.measurements import FileFacts
 
 _Count = Annotated[int, Field(ge=0)]
@@ -19,6 +19,7 @@ class BehaviourRequest(StageRequest):
     label: str
     model_file: RelativePath = "model.gguf"
     settings: BehaviourSettings = BehaviourSettings()
+    thought_tokens: Annotated[int, Field(ge=0)] = THOUGHT_TOKENS  # before an answer, of a model that thinks
     seed: int = DEFAULT_SEED
     runtime: Runtime = Runtime()
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})

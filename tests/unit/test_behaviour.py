@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,14 @@ from eval.analysis.verdicts import compare_evaluations
 from eval.report import Inputs, build_eval_report
 from eval.scenarios.checks import CheckedAnswer, is_right_answer, scenario_chance
 from eval.scenarios.scenario import Scenario, drawn_scenario_blocks, load_scenarios
+from eval.scenarios.text_checks import TEXT_RULES, count_phrase, count_sentences, count_words
+from eval.scenarios.value_checks import (
+    SCHEMA_KEYWORDS,
+    does_conform,
+    is_right_choice,
+    is_right_json,
+    is_right_number,
+)
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_TITLES, behaviour_rows, behaviour_variance_sentence
 from quantyard.metrics.verdicts import n_corrected_comparisons
 from quantyard.protocol.behaviour import BEHAVIOUR_NAMES, BehaviourEntry, BehaviourName, BehaviourSettings
@@ -175,3 +184,80 @@ def _question(scenario: Scenario) -> str:
 
 def test_every_kind_has_a_title() -> None:
     assert set(BEHAVIOUR_TITLES) == set(BEHAVIOUR_NAMES)
+
+
+# ---- JSON by a schema --------------------------------------------------------------------------------
+
+
+def test_our_check_of_a_schema_agrees_with_jsonschema_on_every_answer() -> None:
+    import jsonschema
+
+    for scenario in load_scenarios("structured_output"):
+        schema: Any = scenario.checks[0]["schema"]
+        assert _keywords(schema) <= SCHEMA_KEYWORDS, scenario.id
+        validator = jsonschema.Draft202012Validator(schema)
+        for text in (scenario.reference, *scenario.wrong):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                continue
+            assert does_conform(value, schema) is validator.is_valid(value), (scenario.id, text)
+
+
+def _keywords(schema: Any) -> set[str]:
+    below = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    return set(schema).union(*(_keywords(each) for each in below))
+
+
+def test_json_may_stand_in_a_fence_and_not_among_words() -> None:
+    check = {"schema": {"type": "object"}, "value": {"a": 1}}
+    assert is_right_json('```json\n{"a": 1}\n```\n', check)
+    assert not is_right_json('Here: ```json\n{"a": 1}\n```', check)
+    assert not is_right_json("[" * 100_000, check)
+
+
+# ---- numbers and choices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "value", "is_right"), [
+    ("Answer: 42", 42, True), ("**Answer:** 42", 42, True), ("The answer is 42.", 42, True), ("6 × 7 = 42", 42, True),
+    ("Answer: 1,250.50 euros", 1250.5, True), ("Answer: \N{MINUS SIGN}4", -4, True),
+    ("Answer: 41\nI mean 42", 42, False), ("My first answer: 7. Answer: 42", 42, True), ("", 42, False),
+    ("forty-two", 42, False),
+])  # fmt: skip
+def test_a_number_is_read_after_the_last_answer(text: str, value: float, is_right: bool) -> None:
+    assert is_right_number(text, {"value": value}) is is_right
+
+
+@pytest.mark.parametrize(("text", "is_right"), [
+    ("Answer: B", True), ("B", True), ("B) red", True), ("**Answer: (B)**", True), ("The answer is B.", True),
+    ("Answer: A", False), ("Because", False), ("", False), ("A or B. Answer: B", True),
+])  # fmt: skip
+def test_a_choice_is_read_after_the_last_answer(text: str, is_right: bool) -> None:
+    assert is_right_choice(text, {"value": "B"}) is is_right
+
+
+# ---- rules of texts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "n"), [
+    ("One. Two! Three?", 3), ("Wait... what?", 2), ("No end", 1), ("It costs 2.50 euros.", 1),
+    ("春天来了。花都开了。", 2), ('He said "No." and left.', 2), ("", 0),
+])  # fmt: skip
+def test_sentences_are_counted_by_their_ends(text: str, n: int) -> None:
+    assert count_sentences(text) == n
+
+
+@pytest.mark.parametrize(("text", "n"), [("It's a well-known fact.", 4), ("Ça va ?", 2), ("", 0), ("1,050 g", 3)])
+def test_words_are_runs_of_letters_and_digits(text: str, n: int) -> None:
+    assert count_words(text) == n
+
+
+def test_a_phrase_is_not_found_within_a_longer_word() -> None:
+    assert count_phrase("The garden, a gardener's garden.", "garden") == 2
+    assert count_phrase("最多可以借六本书", "六本") == 1
+
+
+def test_every_rule_of_a_text_is_asked_somewhere() -> None:
+    asked = {str(c["rule"]) for name in BEHAVIOUR_NAMES for s in load_scenarios(name) for c in s.checks if "rule" in c}
+    assert asked == set(TEXT_RULES)

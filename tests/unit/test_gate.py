@@ -313,6 +313,7 @@ def test_a_twin_that_differs_fails_the_default_budgets() -> None:
 # ---- what was not measured ---------------------------------------------------------------------------
 
 EVERYTHING = """defaults: {max_ppl_change: 5, max_mean_kld: 1, max_accuracy_loss: 5, max_cache_kld: 1,
+  max_behaviour_loss: 5, max_length_increase: 5, max_unfinished_increase: 5, max_loops_increase: 5,
   min_prompt_tokens_per_s: 1, min_generated_tokens_per_s: 1}"""
 
 
