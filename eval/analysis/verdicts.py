@@ -26,9 +26,9 @@ from eval.analysis.paired import PairedDifference, paired_differences
 from eval.analysis.statistics import Numbers
 from quantyard.metrics.holm import holm_adjusted
 from quantyard.metrics.intervals import Z, normal_quantile, normal_share_below
+from quantyard.metrics.power import POWER
 from quantyard.protocol.measurements import CONFIDENCE, Comparison, Evaluation, Verdict
 
-POWER: Final = 0.8  # the chance with which `questions_needed` settle a verdict
 _ALPHA: Final = 1 - CONFIDENCE
 _MOST_QUESTIONS: Final = 1 << 40
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)

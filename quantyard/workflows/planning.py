@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
@@ -34,6 +35,9 @@ from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
 from quantyard.workflows.kept_matrices import kept_matrices, plan_with_kept_matrices
 from quantyard.workflows.results import Planned
+
+if TYPE_CHECKING:
+    from quantyard.plan.power import PlannedPower
 
 EVAL_SUITE = "quick"  # the default of `eval`
 _MATRIX_QUANTS = "Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
@@ -64,7 +68,19 @@ def planned_workflow(
 ) -> Planned:
     """A plan with its cost and engine, as one object."""
     setting = "QUANTS" if request.matrix_quants else "QUANT"
-    return Planned(plan, frozenset(finished), cost, engine[0].name, engine[1], request.artifacts, setting)
+    return Planned(
+        plan, frozenset(finished), cost, engine[0].name, engine[1], request.artifacts, setting,
+        _powers_of_plan(request, plan),
+    )  # fmt: skip
+
+
+def _powers_of_plan(request: BuildRequest, plan: BuildPlan) -> tuple[PlannedPower, ...]:
+    if plan.measuring is None or plan.measuring.suite.similarity is not None:
+        return ()
+    from quantyard.plan.power import planned_powers  # imported late: a build needs none
+
+    folder = ModelStore(request.artifacts, plan.source.model).folder
+    return planned_powers(plan.measuring, read_manifest(folder / "manifest.json"))
 
 
 def workflow_engine(request: BuildRequest) -> tuple[Engine, str]:

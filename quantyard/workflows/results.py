@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantyard.errors import StageFailed
 from quantyard.execution.manifest_writer import BuiltFile, Measured
@@ -16,6 +17,9 @@ from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import Manifest, read_manifest
 
+if TYPE_CHECKING:  # a build plans no evaluation
+    from quantyard.plan.power import PlannedPower
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -26,6 +30,7 @@ class Planned:
         cost: download, disk, memory and time of the other steps.
         engine: `docker` or `local`; `engine_reason` is the reason for it.
         quants_setting: the setting that names the files, for messages.
+        powers: of an evaluation, the smallest difference that each task can show on each file.
     """
 
     plan: BuildPlan
@@ -35,6 +40,7 @@ class Planned:
     engine_reason: str
     artifacts: Path
     quants_setting: str = "QUANT"
+    powers: tuple[PlannedPower, ...] = ()
 
     @property
     def to_run(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quantyard.cli.json_outputs.base import JsonOutput, JsonRow
+from quantyard.cli.json_outputs.base import Finite, JsonOutput, JsonRow
 from quantyard.execution.manifest_writer import Measured
 from quantyard.forecast.samples import TimingSample
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
@@ -53,6 +53,18 @@ class PlannedProjector(JsonRow):
     left_out: str  # why none is made: asked, unsupported; "" if one is
 
 
+class PlannedPowerRow(JsonRow):
+    """The smallest true difference of accuracy that a task can show on a file, with 80 % power after Holm."""
+
+    task: str
+    quant: str
+    n_questions: int | None  # null: not known before it is measured
+    difference: Finite | None  # 0 to 1; null: not known, or not even the loss of every answer
+    flip_share: Finite  # of answers that flip, as assumed
+    flip_reason: str
+    n_comparisons: int  # that the verdicts are corrected for together
+
+
 class PlanOutput(JsonOutput):
     """The answer of `plan`."""
 
@@ -73,6 +85,7 @@ class PlanOutput(JsonOutput):
     files: list[PlannedFile]
     suite: str | None
     baseline: str | None
+    power: list[PlannedPowerRow]  # one for each task and file; empty without a suite
     preset: Preset | None  # of the list of models, if MODEL is one of its names
 
 
@@ -95,7 +108,7 @@ def plan_output(planned: Planned) -> PlanOutput:
         disk_free_bytes=cost.disk_free_bytes, fitting=None if cost.fits else list(cost.fitting),
         files=[PlannedFile(**file.__dict__) for file in cost.files],
         suite=measuring.suite.name if measuring else None, baseline=measuring.baseline if measuring else None,
-        preset=plan.source.preset,
+        power=[PlannedPowerRow(**power.__dict__) for power in planned.powers], preset=plan.source.preset,
     )
 
 

@@ -14,6 +14,8 @@ from quantyard.formatting.numbers import (
     format_count,
     format_duration,
     format_memory,
+    format_percent,
+    format_signed,
     format_weight_count,
 )
 from quantyard.formatting.printable import printable_line
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.forecast.cost import Cost
     from quantyard.forecast.expected_times import Forecast, StepTime
     from quantyard.forecast.samples import TimingSample
+    from quantyard.plan.power import PlannedPower
     from quantyard.plan.steps import BuildPlan, Measuring, Step
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
@@ -48,6 +51,7 @@ def terminal_plan(planned: Planned) -> str:
         facts.append(("Parts", _render_plan_parts(plan)))
     if plan.measuring is not None:
         facts.append(("Measures", _render_measuring(plan.measuring)))
+    facts += _render_powers(planned.powers)
     facts += [("Stages", _render_step(step, step.label in finished, cost)) for step in plan.steps]
     facts += _render_time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
     if cost.trial_s >= 1:
@@ -80,6 +84,28 @@ def _render_measuring(measuring: Measuring) -> str:
     others = ", ".join(measuring.labels[1:])
     beside = f"{others} beside {measuring.baseline}" if others else f"{measuring.baseline} alone"
     return escape_rich_markup(f"{beside}, suite {measuring.suite.name}")
+
+
+def _render_powers(powers: Sequence[PlannedPower]) -> list[tuple[str, str]]:
+    """One line a task: the smallest true difference that it shows of each file, and what is assumed."""
+    if not powers:
+        return []
+    lines, tasks = [], dict.fromkeys(power.task for power in powers)
+    for task in tasks:
+        of_task = [power for power in powers if power.task == task]
+        n = of_task[0].n_questions
+        seen = "; ".join(_render_power(power) for power in of_task)
+        lines.append(f"{task}, {format_count(n)} questions: {seen}" if n else f"{task}: known once it is measured")
+    corrected = format_count(powers[0].n_comparisons)
+    lines.append(f"(the smallest true difference found with 80 % power, after Holm's correction for {corrected})")
+    return [("Can see" if not i else "", escape_rich_markup(line)) for i, line in enumerate(lines)]
+
+
+def _render_power(power: PlannedPower) -> str:
+    assumed = f"if {format_percent(power.flip_share)} flip: {power.flip_reason}"
+    if power.difference is None:
+        return f"{power.quant} none ({assumed})"
+    return f"{power.quant} {format_signed(100 * power.difference, 1).lstrip('+')} points ({assumed})"
 
 
 def _render_plan_parts(plan: BuildPlan) -> str:
