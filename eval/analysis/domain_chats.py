@@ -96,7 +96,9 @@ def _templated_chat(
     """The whole conversation. What the assistant writes begins where the text differs from that of the messages before
     with the generation prompt, and ends where the text of the messages up to it does.
     """
-    whole, spans = template.render(messages, add_generation_prompt=False, tools=tools), []
+    whole, spans = template.render(messages, add_generation_prompt=False, tools=tools), list[WrittenSpan]()
+    if not all(str(tool.get("function", tool).get("name")) in whole for tool in tools):
+        raise ChatNotShown("the chat template does not show the tools")
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -106,7 +108,7 @@ def _templated_chat(
         written = whole[start:end].rstrip()
         if all(words in written for words in _words_of(message)):
             spans.append(WrittenSpan(start, start + len(written), _written_kind(message)))
-        elif at == len(messages) - 1:  # a template may rewrite what is past, such as thoughts, but not the last answer
+        elif message.get("tool_calls") or at == len(messages) - 1:  # other templates rewrite past answers, by thoughts
             raise ChatNotShown("the chat template does not show what the assistant writes")
     if not spans:
         raise ChatNotShown("the chat template does not show what the assistant writes")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from eval.analysis.domain_chats import ShownChat
 from eval.analysis.domain_texts import LEAST_PIECE
-from eval.llama.model import NO_TOKEN, GgufModel
+
+if TYPE_CHECKING:  # it loads llama.cpp
+    from eval.llama.model import GgufModel
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
@@ -89,7 +91,8 @@ def chat_passage(
 
 def _beginning(model: GgufModel, tokens: Sequence[int]) -> list[int]:
     """BOS, if the model begins texts with it and this one does not."""
-    return [model.bos] if model.adds_bos and model.bos != NO_TOKEN and list(tokens[:1]) != [model.bos] else []
+    has_bos = model.adds_bos and bool(model.special_text(model.bos))
+    return [model.bos] if has_bos and list(tokens[:1]) != [model.bos] else []
 
 
 def _answer_passage(
