@@ -63,8 +63,8 @@ def show_chats(documents: Sequence[DomainDocument], template: ChatTemplate | Non
     forms: list[tuple[DomainForm, Callable[[DomainDocument], ShownChat]]] = []
     if template is not None:
         forms = [
-            ("chat template", lambda document: _in_template(template, document.messages, document.tools)),
-            ("chat template", lambda document: _in_template(template, _arguments_as_text(document), document.tools)),
+            ("chat template", lambda document: _in_template(template, _calls_with(document, dict), document.tools)),
+            ("chat template", lambda document: _in_template(template, _calls_with(document, str), document.tools)),
             ("chat template, tools as text", lambda document: _in_template(template, _tools_as_text(document), ())),
         ]
     why_not: list[str] = []
@@ -151,18 +151,22 @@ def _tools_as_text(document: DomainDocument) -> list[Message]:
     return [*first, *(_joined_messages(role, [*group]) for role, group in groups)]
 
 
-def _arguments_as_text(document: DomainDocument) -> list[Message]:
-    """With the arguments of calls as JSON text, as OpenAI has them and some templates want them."""
+def _calls_with(document: DomainDocument, kind: type[dict[str, Any] | str]) -> list[Message]:
+    """With the arguments of calls as an object (as in Transformers) or as JSON text (as in OpenAI): a template
+    wants one of the two.
+    """
     messages = []
     for message in document.messages:
-        calls = [_call_with_text(call) for call in message.get("tool_calls") or ()]
-        messages.append({**message, "tool_calls": calls} if calls else message)
+        calls = message.get("tool_calls") or ()
+        changed = [{**call, "function": _function_with(call["function"], kind)} for call in calls]
+        messages.append({**message, "tool_calls": changed} if calls else message)
     return messages
 
 
-def _call_with_text(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+def _function_with(function: Mapping[str, Any], kind: type[dict[str, Any] | str]) -> dict[str, Any]:
+    given = function["arguments"]
+    arguments = json.loads(given) if isinstance(given, str) else given
+    return {**function, "arguments": arguments if kind is dict else json.dumps(arguments, ensure_ascii=False)}
 
 
 def _plain_message(message: Message) -> Message:
@@ -170,7 +174,8 @@ def _plain_message(message: Message) -> Message:
     if message["role"] == "tool":
         return {"role": "user", "content": f"Tool result:\n{content}"}
     calls = message.get("tool_calls") or ()
-    lines = [content] * bool(content) + [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+    functions = (_function_with(call["function"], dict) for call in calls)
+    lines = [content] * bool(content) + [json.dumps(function, ensure_ascii=False) for function in functions]
     plain = {"role": message["role"], "content": "\n".join(lines)}
     return plain | ({_IS_CALL: True} if calls else {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -76,12 +77,22 @@ def test_an_answer_that_the_template_rewrites_later_is_not_scored_but_the_last_i
     assert written(found.chats[0])[-1] == (ANSWERS, "<think></think>Green, then.<|end|>")
 
 
+def with_text_arguments(document: DomainDocument) -> DomainDocument:
+    """As OpenAI has the arguments of a call."""
+    asked, called, *rest = document.messages
+    function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    return replace(document, messages=(asked, {**called, "tool_calls": [{"id": "1", "function": function}]}, *rest))
+
+
+@pytest.mark.parametrize("document", [TOOLS, with_text_arguments(TOOLS)], ids=["object", "text"])
 @pytest.mark.parametrize("template", [WITH_TOOLS, ARGUMENTS_AS_TEXT])
-def test_calls_are_apart_from_answers_and_arguments_come_as_the_template_wants_them(show: Show, template: str) -> None:
-    found = show(template, TOOLS)
+def test_calls_are_apart_from_answers_and_arguments_come_as_the_template_wants_them(
+    show: Show, template: str, document: DomainDocument
+) -> None:
+    found = show(template, document)
     assert found.form == "chat template"
     (call, answer), text = written(found.chats[0]), found.chats[0].text
-    assert call[0] == CALLS and call[1].startswith("<call>weather") and '"Oslo"' in call[1]
+    assert call[0] == CALLS and call[1].startswith("<call>weather") and '{"city": "Oslo"}' in call[1]
     assert answer == (ANSWERS, "Four degrees.<|im_end|>")
     assert "<tools>" in text and '{"celsius": 4}' in text
 
