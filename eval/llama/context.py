@@ -78,6 +78,7 @@ class Context:
         self.threads = settings.threads or physical_cores()
         self.n_tokens_decoded = 0
         self._has_encoded = False
+        self._batch_tokens = settings.batch_tokens
         self._handle = self._open(settings)
         self._memory = llama_cpp.llama_get_memory(self._handle)
         if not self._memory:
@@ -132,8 +133,8 @@ class Context:
     def decode_one(self, tokens: Ints, start: int = 0, n_rows: int = 1, seq: int = 0) -> list[Rows]:
         """Run one sequence from position `start`; returns copies of its last `n_rows` rows, one array per batch."""
         rows = []
-        for at in range(0, len(tokens), BATCH_TOKENS):
-            part = tokens[at : at + BATCH_TOKENS]
+        for at in range(0, len(tokens), self._batch_tokens):
+            part = tokens[at : at + self._batch_tokens]
             index = np.arange(at, at + len(part), dtype=np.int32)
             ones = np.ones(len(part), np.int32)
             view = self.decode(part, index + np.int32(start), index >= len(tokens) - n_rows, ones * np.int32(seq), ones)

@@ -13,6 +13,7 @@ from eval.rendering.cache_table import markdown_cache_section
 from eval.rendering.domains import render_report_domains
 from eval.rendering.markdown_table import markdown_table
 from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
+from eval.rendering.speed_table import markdown_speed_section
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.behaviour_figures import (
@@ -60,6 +61,7 @@ def render_report_markdown(report: EvalReport) -> str:
         _markdown_files_table(report),
         render_report_domains(report),
         markdown_cache_section(report),
+        markdown_speed_section(report),
         *_markdown_task_sections(report),
         _markdown_behaviours(report),
         _markdown_self_check(report),

@@ -146,7 +146,7 @@ def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: S
     baseline, at = plan.measuring.baseline, next(i for i, step in enumerate(plan.steps) if step.label == REPORT)
     report = plan.steps[at]
     assert isinstance(report.request, ReportRequest), "by its label"
-    templates = [step for step in plan.steps if step.row.name in _MEASURING and step.quant == baseline]
+    templates = _measured_step_templates(plan, baseline)
     added = [_step_measured_like_baseline(step, label, file) for step in templates for label, file in files.items()]
     places = {label: place for place, label in enumerate((baseline, *order))}
     every = (*plan.measuring.labels, *files)
@@ -159,11 +159,24 @@ def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: S
     return replace(plan, steps=steps, measuring=replace(plan.measuring, labels=labels))
 
 
+def _measured_step_templates(plan: BuildPlan, baseline: str) -> list[Step]:
+    """One step of each measuring stage: the baseline's, or that of the first file where it has none."""
+    found: dict[str, Step] = {}
+    for step in plan.steps:
+        if step.row.name in _MEASURING and (step.row.name not in found or step.quant == baseline):
+            found[step.row.name] = step
+    return [*found.values()]
+
+
 def _step_measured_like_baseline(template: Step, label: str, file: ModelFile) -> Step:
     """The baseline's step for another file, which some stages compare with the baseline."""
     request, inputs = template.request, {**template.inputs, "model": file.origin}
     changes: dict[str, str] = {"label": label, "model_file": file.path}
-    if isinstance(request, SharedBaselineRequest | CacheRequest | SimilarityRequest):
+    by_turns = not isinstance(request, SpeedRequest) or request.settings.beside_baseline
+    if (
+        isinstance(request, SharedBaselineRequest | CacheRequest | SimilarityRequest | SpeedRequest)
+        and by_turns and "baseline" not in template.inputs
+    ):  # fmt: skip
         changes["baseline_file"] = request.model_file
         inputs["baseline"] = template.inputs["model"]
     return Step(
@@ -278,7 +291,7 @@ def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str,
     if options.suite.behaviour is not None:
         steps += [_behaviour_step(options, label, file) for label, file in files.items()]
     if options.suite.speed is not None:
-        steps += [_speed_step(options, label, file) for label, file in files.items()]
+        steps += [_speed_step(options, label, file, files[baseline]) for label, file in files.items()]
     if options.suite.cache is not None:
         measured = {label: file for label, file in files.items() if label != baseline} or files
         steps += [_cache_step(options, label, file, files[baseline]) for label, file in measured.items()]
@@ -365,11 +378,17 @@ def _behaviour_step(options: MeasureOptions, label: str, file: ModelFile) -> Ste
     return Step(f"behaviour {label}", STAGES["behaviour"], request, {"model": file.origin}, 0, label)
 
 
-def _speed_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
+def _speed_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
+    """The speed of one file, by turns with the baseline's if the suite says so."""
     settings = options.suite.speed
     assert settings is not None
-    request = SpeedRequest(label=label, model_file=file.path, settings=settings, runtime=options.runtime)
-    return Step(f"speed {label}", STAGES["speed"], request, {"model": file.origin}, 0, label)
+    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
+    if not settings.beside_baseline:
+        inputs, baseline_file = {"model": file.origin}, None
+    request = SpeedRequest(
+        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
+    )
+    return Step(f"speed {label}", STAGES["speed"], request, inputs, 0, label)
 
 
 def step_without_files(step: Step, lost: Collection[str]) -> Step | None:

@@ -37,7 +37,7 @@ from quantyard.store.artifact import Artifact
 
 SUITES_DIR = REPO_DIR / "eval" / "suites"
 # eval/suites/<name>.yaml: the smallest first, then those of one part.
-BUILTIN = ("smoke", "quick", "standard", "full", "domains", "cache", "behaviour")
+BUILTIN = ("smoke", "quick", "standard", "full", "domains", "cache", "speed", "behaviour")
 _PARTS: Mapping[str, type[BaseModel]] = {
     "divergence": DivergenceSettings, "domains": DomainSettings, "behaviour": BehaviourSettings,
     "speed": SpeedSettings, "cache": CacheSettings,

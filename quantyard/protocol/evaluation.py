@@ -64,11 +64,22 @@ class DomainSettings(Frozen):
 
 
 class SpeedSettings(Frozen):
-    """How speed is measured: like llama-bench's pp512 and tg128, with fewer generated tokens."""
+    """How speed is measured: like llama-bench's pp512 and tg128, with fewer generated tokens.
+
+    Each depth (llama-bench's `-d`) and batch (`-ub`) is a test of its own; the first of either gives the speeds that
+    files are compared by. With `beside_baseline` file and baseline are timed by turns in one run, too.
+    """
 
     prompt_tokens: Annotated[int, Field(ge=1)] = 512
     generated_tokens: Annotated[int, Field(ge=1)] = 64
     repeats: Annotated[int, Field(ge=1)] = 5
+    depths: Annotated[  # of context, beside none
+        tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=20, exclude_if=lambda value: not value)
+    ] = ()
+    batches: Annotated[  # of tokens computed at once, beside 512
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=20, exclude_if=lambda value: not value)
+    ] = ()
+    beside_baseline: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
 
 class SimilaritySettings(Frozen):
@@ -196,11 +207,14 @@ class DomainsRequest(SharedBaselineRequest):
 
 
 class SpeedRequest(StageRequest):
-    """Time `/in/model` on this machine. Leaves `speed.json` (a `Speed`)."""
+    """Time `/in/model` on this machine, by turns with `/in/baseline` if there is one. Leaves `speed.json` (a
+    `Speed`).
+    """
 
     stage: Literal["speed"] = "speed"
     label: str
     model_file: RelativePath = "model.gguf"
+    baseline_file: Annotated[RelativePath | None, Field(exclude_if=lambda value: value is None)] = None
     settings: SpeedSettings = SpeedSettings()
     runtime: Runtime = Runtime()
     machine: str = ""  # CPU and cores of the engine's machine, so that each machine has its own measurement

@@ -22,7 +22,7 @@ from quantyard.metrics.behaviour_figures import behaviour_variance_sentence
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
-from quantyard.metrics.plots.panels import MAX_PANELS, plot_divergence, plot_forest, plot_speed
+from quantyard.metrics.plots.panels import MAX_PANELS, plot_divergence, plot_forest, plot_overview, plot_speed
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
 from quantyard.metrics.verdicts import verdict_legend
 from quantyard.protocol.measurements import EvalReport
@@ -31,6 +31,7 @@ from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
 from quantyard.report_page.domains_table import page_domains_sentence, page_domains_table
 from quantyard.report_page.sentences import page_facts, page_notes
+from quantyard.report_page.speed_table import page_energy_sentence, page_speed_table
 from quantyard.report_page.tables import (
     PageFile,
     PageTable,
@@ -112,12 +113,14 @@ def _page_content(
         "files_table": page_files_table(files), "cache_table": page_cache_table(files), "compared": compared,
         "limits": limits_sentence(manifest.gate.results) if manifest.gate else "",
         "tasks_table": tasks_table,
+        "speeds_table": page_speed_table(files), "energy": page_energy_sentence(files),
         "cache_sentence": page_cache_sentence(files),
         "behaviours_table": page_behaviours_table(report, files),
         "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
         "seeds": behaviour_variance_sentence(report.measurements),
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
+        "overview": plot_overview(files),
         "divergence": plot_divergence(files),
         "n_not_drawn": max(0, len(first) - MAX_PANELS), "margin": format_margin(report.suite.margin),
         "legend": verdict_legend(report),

@@ -16,14 +16,17 @@ pytest.importorskip("llama_cpp")
 
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
-from eval.speed import Times, measure_speed
+from eval.speed import Times, _deeper_speed_tests, measure_speed, time_by_turns
+from quantyard.hardware.energy import EnergyCounter, EnergyMeter
 from quantyard.hardware.machine import physical_cores
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
-from quantyard.protocol.evaluation import SpeedSettings
+from quantyard.protocol.evaluation import Runtime, SpeedSettings
 from quantyard.protocol.measurements import Speed
+from quantyard.protocol.runner import Stage
 from tests.tiny_gguf import write_tiny
 
+QUIET = Stage("speed", Path("/nowhere"), Path("/nowhere"), {})
 Demo = Callable[[str], Path]
 Run = Callable[..., tuple[StageResult, Speed | None, list[dict[str, Any]]]]
 
@@ -86,6 +89,38 @@ def test_every_repeat_decodes_prompt_and_generation_after_one_warm_up(tiny: Path
         times = measure_speed(context, settings, done.append)
         assert context.n_tokens_decoded == 600 + 4 + 3 * 606
     assert len(times.prompt_s) == len(times.generation_s) == 3 and done == [1, 2, 3]
+
+
+def test_depths_and_batches_are_tests_of_their_own_and_the_baseline_is_timed_by_turns(tiny: Path) -> None:
+    settings = SpeedSettings(prompt_tokens=64, generated_tokens=4, repeats=2, depths=(300,), batches=(32,))
+    with GgufModel.load(tiny) as model:
+        tests = [*_deeper_speed_tests(QUIET, model, Runtime(threads=1), settings, EnergyMeter())]
+        paces = time_by_turns(model, model, Runtime(threads=1), settings)
+    assert [test.name for test in tests] == [
+        "pp64 @ d300", "tg4 @ d300", "pp64, ub 32", "pp64 @ d300, ub 32",
+    ]  # fmt: skip
+    assert all(test.interval is not None and test.tokens_per_s > 0 and test.joules_per_token is None for test in tests)
+    assert all(pace is not None and pace.low < pace.high for pace in paces)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_every_repeat_finds_the_same_tokens_before_it(tmp_path: Path, architecture: str) -> None:
+    settings = SpeedSettings(prompt_tokens=16, generated_tokens=4, repeats=2)
+    path = write_tiny(None, tmp_path / "tiny.gguf", architecture)
+    with GgufModel.load(path) as model, Context(model, ContextSettings(256, threads=1)) as context:
+        measure_speed(context, settings, lambda _: None, depth=100)
+        filled = 1 if not model.has_states else 2 + 2 * 2  # before each run of prompt and generation
+        assert context.n_tokens_decoded == filled * 100 + 16 + 4 + 2 * (16 + 4)
+
+
+def test_energy_is_read_around_each_repeat(tiny: Path) -> None:
+    readings = iter(range(1000))
+    meter = EnergyMeter((EnergyCounter("fake", lambda: 8.0 * next(readings)),))
+    settings = SpeedSettings(prompt_tokens=4, generated_tokens=2, repeats=3)
+    with GgufModel.load(tiny) as model, Context(model, ContextSettings(256, threads=1)) as context:
+        prompt, generation = measure_speed(context, settings, lambda _: None, meter).tests(settings)
+    assert (prompt.joules_per_token, generation.joules_per_token) == (2.0, 4.0)
+    assert prompt.joules_interval is not None and prompt.joules_interval.low == prompt.joules_interval.high == 2.0
 
 
 def test_speeds_are_medians_and_spreads_their_range() -> None:

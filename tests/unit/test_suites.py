@@ -61,7 +61,7 @@ def test_a_suite_of_ours_is_found_by_name_and_brings_no_files(name: str) -> None
     loaded = find_suite(name.upper())
     assert loaded.suite.name == name and loaded.local is None
     suite = loaded.suite
-    assert (suite.tasks or suite.domains or suite.cache or suite.behaviour) and suite.description
+    assert (suite.tasks or suite.domains or suite.cache or suite.behaviour or suite.speed) and suite.description
 
 
 def test_every_suite_file_of_ours_has_a_name_and_the_other_way_round() -> None:
@@ -190,7 +190,7 @@ def test_a_suite_can_ask_for_the_network_that_its_python_needs(folder: Path) -> 
     ("text", "said"),
     [
         ("Standart", "Did you mean 'standard'?"),
-        ("nothing-like-it", "Built-in suites: smoke, quick, standard, full, domains, cache, behaviour"),
+        ("nothing-like-it", "Built-in suites: smoke, quick, standard, full, domains, cache, speed, behaviour"),
         ("no/such.yaml", "The file no/such.yaml does not exist."),
         (str(EXAMPLE), f"Name the file in it: {EXAMPLE / 'suite.yaml'}"),
     ],

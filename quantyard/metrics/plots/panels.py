@@ -13,10 +13,12 @@ from typing import Final, Protocol
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Kind
 from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.intervals import estimate_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.plots.axes import CHAR_PX, AxisScale, plot_axis_span, shorten_plot_name
 from quantyard.metrics.plots.marks import MARK_OF
-from quantyard.protocol.measurements import Comparison, Divergence, EvalReport, Measurement, Speed
+from quantyard.metrics.speed_tests import generation_joules
+from quantyard.protocol.measurements import Comparison, Divergence, Estimate, EvalReport, Measurement, Speed
 
 NARROW_PX: Final = 344
 ROW_PX: Final = 21
@@ -209,6 +211,39 @@ def plot_speed(files: Sequence[PlottedFile]) -> tuple[PlotPanel, ...]:
         _bars_panel("Generating", "tokens per second", "higher is better", written),
         _bars_panel("Peak memory", "resident, with the weights", "lower is better", memory),
     )
+
+
+def plot_overview(files: Sequence[PlottedFile]) -> tuple[PlotPanel, ...]:
+    """Size, quality, speed and energy of each file, in the same order: what one gives up for what.
+
+    A panel of what was not measured is left out; () unless quality and speed both were.
+    """
+    nothing = Estimate(value=0.0, stderr=0.0)
+    quality = [(s, d.mean_kld or nothing) for s in files if (d := s.divergence) and (d.mean_kld or s.is_baseline)]
+    timed = [(s, s.speed) for s in files if s.speed]
+    if not timed or all(kld.value == 0 for _, kld in quality):
+        return ()
+    size = [(s, float(s.size_bytes), 0.0, numbers.format_file_size(s.size_bytes)) for s in files if s.size_bytes]
+    lost = [(s, k.value, _relative_width(k), numbers.format_kld(k.value)) for s, k in quality]
+    rate = [(s, v.generated_tokens_per_s, v.generated_spread, numbers.format_tokens_per_s(v.generated_tokens_per_s))
+            for s, v in timed]  # fmt: skip
+    joules = [
+        (s, test.joules_per_token or 0.0, 0.0, f"{numbers.format_digits(test.joules_per_token or 0.0, 2)} J")
+        for s, v in timed if (test := generation_joules(v))
+    ]  # fmt: skip
+    panels = (
+        _bars_panel("Size", "of the file", "smaller is better", size) if size else None,
+        _bars_panel("Quality lost", "mean KLD from the original", "smaller is better", lost),
+        _bars_panel("Speed", "generated tokens per second", "larger is better", rate),
+        _bars_panel("Energy", "joules per generated token", "smaller is better", joules) if joules else None,
+    )
+    return tuple(panel for panel in panels if panel)
+
+
+def _relative_width(found: Estimate) -> float:
+    """The whole interval as a share of the value."""
+    interval = estimate_interval(found)
+    return (interval.high - interval.low) / found.value if found.value else 0.0
 
 
 def _bars_panel(name: str, unit: str, better: str, found: Sequence[tuple[PlottedFile, float, float, str]]) -> PlotPanel:
