@@ -61,8 +61,8 @@ def _print_measured(measured: Measured) -> None:
     out = stdout_console()
     out.print(eval_summary.terminal_measured_files(measured.report))
     measured_tables = (
-        terminal_speed_tests, terminal_cache_types, eval_summary.terminal_measured_domains, eval_summary.terminal_measured_tasks,
-        eval_summary.terminal_measured_behaviours,
+        terminal_speed_tests, terminal_cache_types, eval_summary.terminal_measured_domains,
+        eval_summary.terminal_measured_tasks, eval_summary.terminal_measured_behaviours,
     )  # fmt: skip
     for table in filter(None, (table_of(measured.report) for table_of in measured_tables)):
         out.print()
