@@ -124,6 +124,11 @@ def _cache_work(request: Request, n_params: int) -> StageWork:
     return StageWork("cache", n_params * chunks * (n_read + n_types * timed), settings["text"] or "", request["label"])
 
 
+def _behaviour_work(request: Request, n_params: int) -> StageWork:
+    """The same scenarios are the same variant: how long answers are, only a run shows."""
+    return StageWork("behaviour", n_params, json_digest(request["settings"])[:12], request["label"])
+
+
 def _calibrate_work(request: Request, n_params: int) -> StageWork | None:
     if request["n_chunks"]:
         return StageWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
@@ -154,6 +159,7 @@ _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "calibrate": _calibrate_work, "quantize": _quantize_work, "verify": _weights_work,
     "verify_foreign": _weights_work,
     "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
+    "behaviour": _behaviour_work,
     "cache": _cache_work,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
     "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
