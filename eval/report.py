@@ -77,7 +77,7 @@ def report(stage: Stage, request: ReportRequest) -> StageOutcome:
 def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:
     """The report of these inputs; the first are the baseline's."""
     evaluations = [i.evaluation for i in inputs if i.evaluation]
-    of_baseline, similar = inputs[0].evaluation, [i.similarity for i in inputs if i.similarity]
+    similar = [i.similarity for i in inputs if i.similarity]
     compared = _report_comparisons(inputs, request.suite.margin)
     versions = _merged_report_facts(e.versions for e in (*evaluations, *similar))
     return EvalReport(
@@ -85,9 +85,16 @@ def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalRepor
         measurements=tuple(_report_measurement(i, inputs[0], compared.get(i.label, ())) for i in inputs),
         versions={key: str(value) for key, value in versions.items()},
         hardware=_merged_report_facts(e.hardware for e in evaluations),
-        n_questions=sum(outcome.n for outcome in of_baseline.outcomes) if of_baseline else 0,
+        n_questions=_n_report_questions(inputs[0]),
         duration_s=sum(_input_duration_s(i) for i in inputs),
     )  # fmt: skip
+
+
+def _n_report_questions(baseline: Inputs) -> int:
+    """Of tasks and behaviours."""
+    tasks = baseline.evaluation.outcomes if baseline.evaluation else ()
+    behaviours = baseline.behaviour.outcomes if baseline.behaviour else ()
+    return sum(task.n for task in tasks) + sum(len(behaviour.questions) for behaviour in behaviours)
 
 
 def _input_duration_s(inputs: Inputs) -> float:

@@ -15,6 +15,7 @@ from quantyard.card.provenance import card_file_provenance, card_provenance
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_gate_line, card_settings, card_take_lines
 from quantyard.formatting.numbers import format_count, format_duration, format_fact
+from quantyard.metrics.behaviour_figures import behaviours_left_out
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
@@ -218,6 +219,8 @@ def _card_missing_items(subject: CardSubject, report: EvalReport) -> Iterator[Sa
         without = [label for label, m in subject.measured.items() if getattr(m, name) is None]
         if without:
             yield SafeMarkdown(f"{what} of {join_markdown(', ', map(markdown_code, without))}.")
+    for missing in behaviours_left_out(report):
+        yield SafeMarkdown(f"{escape_markdown(missing[0].upper() + missing[1:], 2000)}.")
     yield from _card_context_items(report)
     for label, found in subject.measured.items():
         if found.n_truncated:

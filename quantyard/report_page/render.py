@@ -18,7 +18,7 @@ from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_margin
 from quantyard.formatting.printable import replace_unprintable
 from quantyard.hub.files import HubPlace
-from quantyard.metrics.behaviour_figures import behaviour_variance_sentence
+from quantyard.metrics.behaviour_figures import behaviour_variance_sentence, behaviours_left_out
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
@@ -118,6 +118,7 @@ def _page_content(
         "behaviours_table": page_behaviours_table(report, files),
         "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
         "seeds": behaviour_variance_sentence(report.measurements),
+        "not_asked": [*behaviours_left_out(report)],
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
         "tradeoffs": plot_tradeoffs(files), "forest": plot_forest(report, files), "speed": plot_speed(files),
         "overview": plot_overview(files),
