@@ -8,6 +8,7 @@ domain is kept, so that an interrupted run repeats only the domain that it was i
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,16 +30,20 @@ from eval.analysis.domain_passages import Passage, passage_batches
 from eval.analysis.domain_reading import domain_reading
 from eval.analysis.domain_texts import LONG, DomainText, read_domain_texts
 from eval.analysis.kl_divergence import DivergenceRows
+from eval.llama.cache_context import open_cache_context
 from eval.llama.compared_models import compared_models, labelled_models, refuse_other_vocabulary
-from eval.llama.context import BATCH_TOKENS, Context, ContextSettings
+from eval.llama.context import BATCH_TOKENS, PAD, Context, ContextSettings
 from eval.llama.model import GgufModel
+from quantyard.hardware.machine import available_memory_bytes
 from quantyard.metrics.domain_figures import worst_domain
 from quantyard.protocol.base import Frozen
+from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.protocol.evaluation import DomainsRequest
 from quantyard.protocol.measurements import DomainDivergence, DomainLeftOut, Domains
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
+_CACHE_SHARE: Final = 0.5  # of the free memory, for KV caches
 _FINISHED: Final = "finished"  # folder of the domains that are measured
 
 
@@ -127,7 +132,8 @@ def _finished_domain(path: Path, name: str, request: DomainsRequest) -> DomainRe
 
 
 def _measured_domain(request: DomainsRequest, models: Sequence[GgufModel], text: DomainText) -> DomainRecord:
-    reading = domain_reading(models[0], text, request.settings)
+    fitting = fitting_positions(models, request.runtime.threads) if text.name == LONG else sys.maxsize
+    reading = domain_reading(models[0], text, request.settings, fitting)
     passages = [passage for passage in reading.passages if len(passage.targets)]
     left_out = list(reading.left_out)
     n_tokens = sum(len(passage.targets) for passage in passages)
@@ -160,6 +166,16 @@ def _tokens_of(passages: Sequence[Passage]) -> DomainTokens:
         position=np.concatenate([passage.targets for passage in passages]) - 1,
         kind=np.array([kind for passage in passages for kind in passage.kinds if kind]),
     )
+
+
+def fitting_positions(models: Sequence[GgufModel], threads: int) -> int:
+    """The positions for which the KV caches of all models fit in half of the memory that is free."""
+    per_position = 0.0
+    for model in models:
+        context, allocated = open_cache_context(model, DEFAULT_CACHE, ContextSettings(PAD, threads=threads))
+        context.close()
+        per_position += allocated.k + allocated.v
+    return int(available_memory_bytes() * _CACHE_SHARE / per_position) if per_position else sys.maxsize
 
 
 # ---- decoding ----------------------------------------------------------------------------------------

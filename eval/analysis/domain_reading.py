@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,15 +29,21 @@ class DomainReading:
     left_out: tuple[str, ...] = ()
 
 
-def domain_reading(model: GgufModel, text: DomainText, settings: DomainSettings) -> DomainReading:
-    """The passages of a domain."""
+def domain_reading(
+    model: GgufModel, text: DomainText, settings: DomainSettings, fitting: int = sys.maxsize
+) -> DomainReading:
+    """The passages of a domain.
+
+    Args:
+        fitting: the positions that memory is enough for, of long documents.
+    """
     trained = model.n_ctx_train
     if trained < _LEAST_CONTEXT:
         return DomainReading("text", (), (f"the model was trained for {trained} tokens, fewer than {_LEAST_CONTEXT}",))
     if text.is_chat:
         return _chat_reading(model, text, settings, min(settings.n_ctx, trained))
     if text.name == LONG:
-        return _long_reading(model, text, settings, min(settings.positions[-1], trained))
+        return _long_reading(model, text, settings, fitting)
     return _text_reading(model, text, settings, min(settings.n_ctx, trained))
 
 
@@ -45,19 +52,22 @@ def _text_reading(model: GgufModel, text: DomainText, settings: DomainSettings, 
     documents = [model.tokenize(d.text, add_special=False, parse_special=False) for d in text.documents]
     lengths = domain_reading_lengths([len(tokens) for tokens in documents], settings.tokens, longest - 1)  # BOS
     read = [tokens[:n] for tokens, n in zip(documents, lengths, strict=True) if n > 1]
-    n_all, asked = sum(lengths), format_count(settings.tokens)
+    n_all = sum(min(len(tokens), longest - 1) for tokens in documents)
+    asked = format_count(settings.tokens)
     short = (f"{format_count(n_all)} of {asked} tokens: the text has no more",) if n_all < settings.tokens else ()
     return DomainReading("text", tuple(document_passage(model, tokens, _TEXT) for tokens in read), short)
 
 
-def _long_reading(model: GgufModel, text: DomainText, settings: DomainSettings, longest: int) -> DomainReading:
+def _long_reading(model: GgufModel, text: DomainText, settings: DomainSettings, fitting: int) -> DomainReading:
     """The first documents, each to the last position."""
+    longest = max(_LEAST_CONTEXT, min(settings.positions[-1], model.n_ctx_train, fitting))
     chosen = text.documents[: settings.long_documents]
     documents = [model.tokenize(d.text, add_special=False, parse_special=False)[: longest - 1] for d in chosen]
     reached = max(len(tokens) for tokens in documents) + 1
     left_out = []
     if reached < model.n_ctx_train:
         what = "the documents end there" if reached < longest else "the suite reads no further"
+        what = f"memory is enough for {format_count(fitting)}" if longest == fitting else what
         trained = format_count(model.n_ctx_train)
         left_out.append(f"positions from {format_count(reached)} on: {what}, and the model was trained for {trained}")
     return DomainReading("text", tuple(document_passage(model, tokens, _TEXT) for tokens in documents), tuple(left_out))

@@ -18,11 +18,14 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from eval.analysis.domain_passages import document_passage
-from eval.domains import read_side_by_side
+from eval.analysis.domain_reading import domain_reading
+from eval.analysis.domain_texts import LONG, DomainDocument, DomainText
+from eval.domains import fitting_positions, read_side_by_side
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.evaluation import DomainSettings
 from quantyard.protocol.measurements import Domains
 from tests.tiny_gguf import write_tiny
 
@@ -186,3 +189,14 @@ def test_a_context_that_is_too_short_leaves_out_what_does_not_fit_and_says_so(
     reasons = [one.reason for one in found.left_out if one.domain == "chat"]
     assert any("no answer begins in their first 64 tokens" in reason for reason in reasons)
     assert any("not measured: 0 tokens" in reason for reason in reasons)
+
+
+def test_long_documents_are_read_as_far_as_memory_is_enough(demo_gguf: Demo, tmp_path: Path) -> None:
+    text = DomainText(LONG, (DomainDocument("a", TEXT * 20),))
+    with GgufModel.load(write_tiny(demo_gguf("BF16"), tmp_path / "tiny.gguf")) as model:
+        assert fitting_positions([model, model], 1) > 10_000
+        whole, part = (domain_reading(model, text, DomainSettings(), fitting=n) for n in (10_000, 100))
+    assert [passage.n_read for passage in part.passages] == [98] and whole.passages[0].n_read > 1000
+    assert part.left_out == (
+        "positions from 100 on: memory is enough for 100, and the model was trained for 2,048",
+    )  # fmt: skip

@@ -17,8 +17,12 @@ from builder.imatrix.matrix import check_imatrix_fits, read_imatrix
 from builder.imatrix.reader import ImatrixLeg
 from builder.llama.bindings_runtime import BindingsRuntime
 from eval.analysis.chunks import DivergenceText
+from eval.analysis.domain_chats import labelled_chat
+from eval.analysis.domain_passages import chat_passage, document_passage
+from eval.analysis.domain_texts import DomainDocument
 from eval.analysis.self_check import self_check
 from eval.divergence import divergence_chunks, divergence_rolling_windows, divergence_side_by_side
+from eval.domains import read_side_by_side
 from eval.llama.context import Context, ContextSettings
 from eval.llama.lm import LlamaLM
 from eval.llama.prefix_tree import answer_request
@@ -219,3 +223,17 @@ def test_the_server_writes_what_the_measurement_writes(ours: LlamaLM, library: s
         assert b"".join(piece for piece in pieces if piece).decode(errors="replace") == wanted
     with pytest.raises(TooLong, match="513 tokens, and the context of the encoder 512"):
         next(model.answer([5] * 513, 1, ServedSampling()))
+
+
+def test_a_domain_is_scored_in_the_decoder_after_what_the_encoder_reads(ours: LlamaLM) -> None:
+    model = ours.model
+    chat = labelled_chat(DomainDocument("a", messages=(
+        {"role": "user", "content": "How many houses?"}, {"role": "assistant", "content": "There are 34 houses now."},
+    )))  # fmt: skip
+    document = document_passage(model, model.tokenize(TEXT, add_special=False)[:60], "text")
+    answer = chat_passage(model, chat, 500, 500, parse_special=False)
+    assert len(document.encoded) == 30 + model.adds_eos and len(document.targets) == 30
+    assert answer.targets.tolist() == [*range(1, len(answer.tokens))], "the answer, after the start token"
+    rows = read_side_by_side([model, model], [document, answer], 1)
+    (same,) = rows.models()
+    assert len(same.kld) == 30 + len(answer.targets) and same.kld.max() < NOISE
