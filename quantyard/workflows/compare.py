@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantyard.engines import Engine
 from quantyard.errors import FileTooLarge, QuantyardError
 from quantyard.execution.manifest_writer import BuiltFile
 from quantyard.execution.runner import PlanRunner
@@ -105,22 +104,17 @@ def _fitting_comparison(
             failures[file.label] = _too_large_for("memory", file, memory_bytes)
     while True:
         whole = add_foreign_files(plan, kept, request)
-        free_bytes = _free_after_comparison(request, whole, engine)
+        cost = prepare_workflow(request, whole, engine)[2]
         large = max((file for file in kept if file.source.local is None), key=lambda f: f.size_bytes, default=None)
-        if free_bytes >= 0 or large is None:
+        if cost.fits or large is None:
             return ForeignFiles(tuple(kept), failures), whole
         kept.remove(large)
-        failures[large.label] = _too_large_for("disk", large, max(0, large.size_bytes + free_bytes))
-
-
-def _free_after_comparison(request: BuildRequest, plan: BuildPlan, engine: Engine) -> int:
-    """Bytes of disk that the plan leaves; less than 0 if it does not fit."""
-    cost = prepare_workflow(request, plan, engine)[2]
-    return 0 if cost.fits else cost.disk_free_bytes - cost.disk_needed_bytes - 1
+        failures[large.label] = _too_large_for("disk", large, cost.disk_free_bytes)
 
 
 def _too_large_for(what: str, file: ForeignFile, there_bytes: int) -> FileTooLarge:
-    message = f"{file.label} has {format_bytes(file.size_bytes)}, and {format_bytes(there_bytes)} of {what} are there."
+    there = f"{format_bytes(there_bytes)} of {what} are there for all"
+    message = f"{file.label} has {format_bytes(file.size_bytes)}, and {there}."
     hint = "Compare it on a larger machine, or leave it out: FILES=…"
     return FileTooLarge(message, hint)
 

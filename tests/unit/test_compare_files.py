@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from quantyard.metrics.removals import report_removals
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import ReportRequest
+from quantyard.protocol.measurements import DomainDivergence, Domains, Estimate
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.store.comparison import ComparisonRecord
@@ -144,6 +146,20 @@ def test_a_file_that_the_memory_cannot_hold_is_left_out(engine: FakeEngine, them
     assert {file.label for file in found.record.files} == {"Q4_K_M", "Q4_K_M@them", "UD-Q4_K_XL@them"}
 
 
+def test_files_of_the_hub_that_the_disk_cannot_hold_are_left_out_the_largest_first(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantyard.evaluate("x", quant="Q4_K_M", suite="smoke")
+    free = 64 * 2**20 + 100_000
+    monkeypatch.setattr("quantyard.forecast.cost.shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
+    with HubServer() as hub:
+        hub.add_repo("them/m-GGUF", files={"m-Q4_K_M.gguf": MODEL, "m-Q8_0.gguf": LARGE})
+        engine.behaviours["fetch Q4_K_M@them"] = writes_model
+        found = compared("them/m-GGUF", hf_endpoint=hub.endpoint)
+    assert [file.label for file in found.record.files] == ["Q4_K_M", "Q4_K_M@them"]
+    assert "of disk are there for all" in found.failures["Q8_0@them"].message and found.failures["Q8_0@them"].code == 5
+
+
 def test_the_reasons_against_a_file_have_names() -> None:
     request = ReportRequest(title="x", suite=SUITE, baseline="BF16", labels=("BF16", "A", "B", "C"))
     figures = {"A": (100, 0.010), "B": (120, 0.030), "C": (130, 0.00999)}  # B is beaten; C is not measurably better
@@ -162,3 +178,24 @@ def test_the_reasons_against_a_file_have_names() -> None:
     removals = report_removals(report.model_copy(update={"measurements": tuple(map(placed, report.measurements))}))
     named = {label: {(one.name, one.other) for one in reasons} for label, reasons in removals.items()}
     assert named["A"] == set() and ("DOMINATED_BY", "A") in named["B"] and named["C"] == {("WITHIN_NOISE_OF", "A")}
+
+
+def test_of_two_files_of_equal_quality_the_one_with_the_worse_domain_has_a_reason() -> None:
+    request = ReportRequest(title="x", suite=SUITE, baseline="BF16", labels=("BF16", "A", "B"))
+
+    def domains(label: str, kld: float) -> Domains:
+        found = DomainDivergence(
+            domain="tools", form="text", n_documents=9, n_tokens=900, n_read=900, n_bytes=4000,
+            perplexity=Estimate(value=9.0, stderr=0.1), mean_kld=Estimate(value=kld, stderr=0.001, df=8),
+        )
+        return Domains(label=label, domains=(found,))
+
+    klds = {"A": 0.02, "B": 0.05}
+    report = report_of(request)
+    measurements = tuple(
+        m.model_copy(update={"domains": domains(m.file.label, klds[m.file.label])}) if m.file.label in klds else m
+        for m in report.measurements
+    )
+    removals = report_removals(report.model_copy(update={"measurements": measurements}))
+    (reason,) = (reason for reason in removals["B"] if reason.name == "WORSE_DOMAIN_THAN")
+    assert reason.other == "A" and "tools" in reason.text and removals["A"] == ()
