@@ -147,7 +147,7 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     from eval.tasks.drawn_questions import ask_drawn_questions
-    from eval.tasks.outcomes import task_outcomes, write_task_results
+    from eval.tasks.outcomes import layout_noise_by_task, task_outcomes, write_task_results
 
     started = time.monotonic()
     lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed) for leaf in leaves}
@@ -163,7 +163,7 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
         hint = "The model's weights may be random or broken: try another checkpoint."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "not-finite", message, hint) from error
     duration_s = time.monotonic() - started
-    outcomes = task_outcomes(results, leaves, duration_s)
+    outcomes = task_outcomes(results, leaves, duration_s, layout_noise_by_task(lm, leaves, results["samples"]))
     write_task_results(results, lm, request, folder)
     spent = [now - then for now, then in zip(lm.counts(), before, strict=True)]
     return EntryRecord(

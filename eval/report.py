@@ -22,6 +22,7 @@ from eval.analysis.verdicts import compare_evaluations
 from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.layout_figures import pooled_layout_noise
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.behaviour_run import BehaviourRun
 from quantyard.protocol.evaluation import ReportRequest
@@ -195,6 +196,7 @@ def _report_measurement(inputs: Inputs, baseline: Inputs, compared: tuple[Compar
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
         comparisons=without_behaviours(compared),
         divergence=inputs.divergence, domains=inputs.domains, speed=inputs.speed, cache=inputs.cache,
+        layout_noise=pooled_layout_noise(outcome.layout_noise for outcome in evaluation.outcomes),
         n_truncated=evaluation.n_truncated,
         behaviours=behaviour_scores(behaviour, None if inputs is baseline else baseline.behaviour, compared),
         no_behaviours=behaviour.reason if behaviour else "",

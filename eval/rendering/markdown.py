@@ -32,6 +32,7 @@ from quantyard.metrics.divergence_parts import (
 )
 from quantyard.metrics.headline_metrics import headline_scores, is_perplexity_metric
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.layout_figures import LAYOUT_COLUMNS, LAYOUT_NOTE, layout_rows
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
 from quantyard.metrics.verdicts import open_verdict_note, verdict_legend
 from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
@@ -63,6 +64,7 @@ def render_report_markdown(report: EvalReport) -> str:
         markdown_cache_section(report),
         markdown_speed_section(report),
         *_markdown_task_sections(report),
+        _markdown_layout_noise(report),
         _markdown_behaviours(report),
         _markdown_self_check(report),
     ]
@@ -237,6 +239,11 @@ def _markdown_behaviour_cell(cell: BehaviourCell) -> str:
 
 
 # ---- the end -----------------------------------------------------------------------------------------
+
+
+def _markdown_layout_noise(report: EvalReport) -> str:
+    rows = [list(row) for row in layout_rows(report.measurements)]
+    return f"## Layout noise\n\n{markdown_table(LAYOUT_COLUMNS, rows, 1)}\n\n{LAYOUT_NOTE}" if rows else ""
 
 
 def _markdown_self_check(report: EvalReport) -> str:

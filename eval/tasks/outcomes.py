@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from lm_eval.loggers import EvaluationTracker
 
+from eval.llama.layout_noise import layout_noise_of_task
 from eval.tasks.passages import question_groups
 from quantyard.protocol.evaluation import EvaluateRequest
-from quantyard.protocol.measurements import MetricOutcome, TaskOutcome
+from quantyard.protocol.measurements import LayoutNoise, MetricOutcome, TaskOutcome
 
 if TYPE_CHECKING:
     from eval.llama.lm import LlamaLM
@@ -26,13 +27,33 @@ _TOLERANCE: Final = 1e-6
 Value = float | tuple[float, float]
 
 
-def task_outcomes(results: Any, leaves: Sequence[LeafTask], duration_s: float) -> tuple[TaskOutcome, ...]:
-    """One outcome per task of one entry of a suite; `duration_s` is divided in proportion to their questions."""
+def task_outcomes(
+    results: Any, leaves: Sequence[LeafTask], duration_s: float, noise: Mapping[str, LayoutNoise | None]
+) -> tuple[TaskOutcome, ...]:
+    """One outcome per task of one entry of a suite; `duration_s` is divided in proportion to their questions.
+
+    Args:
+        noise: task → the noise of its packing, where that was measured.
+    """
     n_all = sum(_n_questions_of_task(results, leaf.name) for leaf in leaves)
     return tuple(
-        _task_outcome(results, leaf, duration_s * _n_questions_of_task(results, leaf.name) / max(1, n_all))
+        _task_outcome(results, leaf, duration_s * _n_questions_of_task(results, leaf.name) / max(1, n_all)).model_copy(
+            update={"layout_noise": noise.get(leaf.name)}
+        )
         for leaf in leaves
     )
+
+
+def layout_noise_by_task(
+    lm: LlamaLM, leaves: Sequence[LeafTask], samples: Mapping[str, Sequence[Any]]
+) -> dict[str, LayoutNoise | None]:
+    """Task → the noise of the packing of its questions, for tasks whose answers are loglikelihoods."""
+    found = dict[str, LayoutNoise | None]()
+    for leaf in leaves:
+        if leaf.output_type in ("multiple_choice", "loglikelihood"):
+            of_task = samples[leaf.name]
+            found[leaf.name] = layout_noise_of_task(lm, [s for s in of_task if s["filter"] == of_task[0]["filter"]])
+    return found
 
 
 def _n_questions_of_task(results: Any, task: str) -> int:

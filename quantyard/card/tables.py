@@ -24,6 +24,7 @@ from quantyard.metrics.divergence_parts import (
     backend_divergence_shown,
     file_divergence_shown,
 )
+from quantyard.metrics.layout_figures import LAYOUT_COLUMNS, layout_rows
 from quantyard.metrics.similarity_figures import similarity_figures
 from quantyard.protocol.gate import OUTCOMES, BudgetResult
 from quantyard.protocol.measurements import Measurement, Score, Verdict
@@ -34,7 +35,10 @@ NOT_COMPARED: Final = SafeMarkdown("not comparable")
 
 def card_tables(subject: CardSubject) -> Iterator[Block]:
     """Every table that has rows."""
-    found = (card_which_table(subject), _card_limits_table(subject), _card_divergence_parts_table(subject))
+    found = (
+        card_which_table(subject), _card_limits_table(subject), _card_divergence_parts_table(subject),
+        _card_layout_table(subject),
+    )  # fmt: skip
     yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells_now)
     yield from card_domain_tables(subject)
@@ -209,6 +213,16 @@ def _card_divergence_parts_table(subject: CardSubject) -> CardTable | None:
         for label, d in measured if d.parts
     ]  # fmt: skip
     return card_table("divergence-parts", "table of divergences", ("file", FILE_PART, BACKEND_PART), rows)
+
+
+def _card_layout_table(subject: CardSubject) -> CardTable | None:
+    """How far scores depend on the packing of the questions."""
+    base = [subject.baseline] if subject.baseline else []
+    measured = [*base, *(m for m in subject.measured.values() if m not in base)]
+    rows = [
+        (markdown_code(label), *(SafeMarkdown(cell) for cell in cells)) for label, *cells in layout_rows(measured)
+    ]
+    return card_table("layout", "layout noise", LAYOUT_COLUMNS, rows, words=("picks flipped",))
 
 
 def _card_limit_name(found: BudgetResult) -> SafeMarkdown:

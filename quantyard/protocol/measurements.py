@@ -65,6 +65,15 @@ class SelfCheck(Frozen):
     rolling_difference: float  # loglikelihood against rolling loglikelihood of the same text
 
 
+class LayoutNoise(Frozen):
+    """How far scores depend on what is decoded beside them: questions scored in a second packing."""
+
+    n_questions: int  # that were scored again
+    n_requests: int  # theirs
+    sd_nats: float  # of one score, over packings
+    flips: int  # questions with another most likely answer in the second packing
+
+
 class MetricOutcome(Frozen):
     """One metric of one task: lm-eval's aggregate, and its value for every question in order.
 
@@ -91,6 +100,7 @@ class TaskOutcome(Frozen):
     chance: float | None  # the accuracy of guessing: mean of 1 / choices; None if there are no choices
     doc_hashes: tuple[str, ...]  # lm-eval's, to pair questions across files
     groups: Annotated[tuple[int, ...], Field(exclude_if=lambda value: not value)] = ()  # questions about one passage
+    layout_noise: Annotated[LayoutNoise | None, Field(exclude_if=lambda value: value is None)] = None
     metrics: tuple[MetricOutcome, ...]
     duration_s: float
 
@@ -399,6 +409,8 @@ class Measurement(Frozen):
     scores: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # empty for the baseline
     divergence: Divergence | None = None
+    # Of all tasks together.
+    layout_noise: Annotated[LayoutNoise | None, Field(exclude_if=lambda value: value is None)] = None
     domains: Annotated[Domains | None, Field(exclude_if=lambda value: value is None)] = None
     speed: Speed | None = None
     cache: Annotated[CacheMeasurement | None, Field(exclude_if=lambda value: value is None)] = None

@@ -1,0 +1,65 @@
+"""How far a question's score depends on what is decoded beside it: some questions are scored again in another packing.
+
+A matrix product of another width rounds otherwise, so the last bits of a score depend on the batch that it was in. Each
+question has one packing whatever else is asked (eval/tasks/drawn_questions.py), so its score is always the same; but
+in another packing it would have been another one. That is an uncertainty beside that of the sample, and it costs a few
+per cent of the time to measure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from eval.llama.lm import LlamaLM
+from quantyard.protocol.measurements import LayoutNoise
+
+_SHARE: Final = 20  # one question in so many
+_LEAST, _MOST = 8, 32  # of a task; never more than half of it, which would be the same packing
+
+Sample = Mapping[str, Any]  # lm-eval's: `arguments`, (context, continuation) of each request, and `resps`
+
+
+def layout_noise_of_task(lm: LlamaLM, samples: Sequence[Sample]) -> LayoutNoise | None:
+    """Score some of a task's questions again, without the others; None where there are too few.
+
+    The difference of two packings has twice the variance of one.
+
+    Args:
+        samples: of one filter, each question once; their requests are loglikelihoods.
+    """
+    chosen = _questions_to_repack(samples)
+    asked = [arguments for sample in chosen for arguments in sample["arguments"]]
+    if not asked:
+        return None
+    fresh = LlamaLM(lm.model, lm.max_length, lm.scorer.n_threads)  # which counts its own requests
+    again = fresh.loglikelihood([Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)])
+    before = [(float(score), bool(greedy)) for sample in chosen for score, greedy in _sample_scores(sample)]
+    differences = np.array([new[0] - old[0] for new, old in zip(again, before, strict=True)])
+    flips, start = 0, 0
+    for sample in chosen:
+        end = start + len(sample["arguments"])
+        flips += _picked_answer(again[start:end]) != _picked_answer(before[start:end])
+        start = end
+    sd = math.sqrt(float((differences**2).mean()) / 2)
+    return LayoutNoise(n_questions=len(chosen), n_requests=len(asked), sd_nats=sd, flips=flips)
+
+
+def _questions_to_repack(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Evenly spread over the task."""
+    n = min(_MOST, max(_LEAST, len(samples) // _SHARE), len(samples) // 2)
+    return [samples[i * len(samples) // n] for i in range(n)]
+
+
+def _sample_scores(sample: Sample) -> Sequence[tuple[float, bool]]:
+    """Of each request, the loglikelihood and whether it is greedy."""
+    return [resp[0] for resp in sample["resps"]]
+
+
+def _picked_answer(scores: Sequence[tuple[float, bool]]) -> int:
+    """The most likely continuation; of a single one, whether greedy decoding gives it."""
+    return int(scores[0][1]) if len(scores) == 1 else int(np.argmax([score for score, _ in scores]))
