@@ -125,7 +125,7 @@ def test_calls_are_valid_against_their_tools_and_each_is_answered(row: dict[str,
 
 
 def test_calls_have_the_form_that_the_strictest_templates_show() -> None:
-    """Mistral's wants ids of nine letters or digits, Llama 3.1's one call a message, and many drop text beside a call."""
+    """Mistral's wants ids of nine letters or digits, Llama 3.1's one call a message; many drop text beside a call."""
     calling = [m for row in _rows("tools") for m in row["messages"] if m.get("tool_calls")]
     assert all(len(message["tool_calls"]) == 1 and message["content"] == "" for message in calling)
     ids = [message["tool_calls"][0]["id"] for message in calling]
