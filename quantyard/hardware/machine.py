@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import JsonValue
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
+_MEMORY_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 _NVIDIA_GPUS: Final = Path("/proc/driver/nvidia/gpus")
 
 
@@ -40,7 +41,20 @@ def machine_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that programs can still take without swapping, where the system says it; else all of it."""
+    """Memory that programs can still take without swapping, where the system says it; else all of it. Never more than
+    a container may have.
+    """
+    return min(_available_memory_of_system(), _container_memory_limit())
+
+
+def _container_memory_limit(path: Path = _MEMORY_LIMIT) -> int:
+    """The limit of this process's control group (version 2); all of the machine's memory without one."""
+    with suppress(OSError, ValueError):  # "max": no limit
+        return int(path.read_text())
+    return machine_memory_bytes()
+
+
+def _available_memory_of_system() -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])

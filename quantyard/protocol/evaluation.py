@@ -13,7 +13,8 @@ THOUGHT_TOKENS: Final = 2048
 SuiteThoughts = Annotated[int, Field(ge=0, exclude_if=lambda value: value == THOUGHT_TOKENS)]
 DEFAULT_SEED: Final = 1234  # lm-eval's own default for everything but Python's `random`
 
-_WEIGHTS_CHUNKS: Final = 2
+_USUAL_WEIGHTS_CHUNKS: Final = 2
+_WeightsChunks = Annotated[int, Field(ge=0, exclude_if=lambda value: value == _USUAL_WEIGHTS_CHUNKS)]
 
 # ---- suites ------------------------------------------------------------------------------------------
 
@@ -33,9 +34,7 @@ class DivergenceSettings(Frozen):
     n_ctx: Annotated[int, Field(ge=64)] = 512  # tokens of a chunk; llama-perplexity's default
     n_chunks: Annotated[int, Field(ge=0)] = 0  # 0: the whole text
     rolling: bool = False  # also measure lm-eval's rolling perplexity of the text, which doubles the time
-    # The chunks that are read again with float32 copies, to tell what the file loses from what the backend adds;
-    # 0: not measured.
-    weights_chunks: Annotated[int, Field(ge=0, exclude_if=lambda value: value == _WEIGHTS_CHUNKS)] = _WEIGHTS_CHUNKS
+    weights_chunks: _WeightsChunks = _USUAL_WEIGHTS_CHUNKS  # read again as float32: lost by the file; 0: not measured
 
 
 class DomainSettings(Frozen):

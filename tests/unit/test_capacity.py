@@ -10,6 +10,7 @@ import pytest
 from quantyard.engines import docker_engine
 from quantyard.engines.capacity import engine_machine_capacity
 from quantyard.engines.local import LocalEngine
+from quantyard.hardware import machine
 from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes
 from quantyard.requests import ImageSettings, RunEnvironment
 
@@ -55,3 +56,12 @@ def test_the_gpu_is_called_what_its_driver_calls_it(tmp_path: Path) -> None:
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 158\n")
     assert gpu_name(tmp_path) == "NVIDIA H200"
+
+
+def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("1073741824\n")
+    assert machine._container_memory_limit(limit) == 2**30
+    limit.write_text("max\n")
+    assert machine._container_memory_limit(limit) == machine_memory_bytes()
+    assert machine._container_memory_limit(tmp_path / "none") == machine_memory_bytes()

@@ -9,6 +9,8 @@ from eval.analysis.kl_divergence import divergence_parts
 from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.divergence_parts import divergence_parts_notes, divergence_parts_sentence
 from quantyard.metrics.pareto import pareto_entries, pareto_metric
+from quantyard.metrics.plots.panels import plotted_files
+from quantyard.metrics.plots.tradeoff import plot_tradeoffs
 from quantyard.protocol.measurements import Divergence, DivergencePartsMissing, EvalReport, Measurement
 from tests.evaluations import LARGE, simulated
 
@@ -75,3 +77,10 @@ def test_a_sentence_says_what_was_lost_where(report: EvalReport) -> None:
     said = divergence_parts_sentence(found.parts)
     assert said.startswith("of 0.003") and "over 510 tokens the file lost 0.00" in said
     assert said.endswith("and this backend added +0.0023")
+
+
+def test_the_picture_shows_what_the_front_compares(report: EvalReport) -> None:
+    assert "KLD of the file" not in str(plot_tradeoffs(plotted_files(report))[0])
+    for number, m in enumerate(report.measurements[1:], 1):
+        report = _with_divergence(report, m.file.label, **_parts_of(number, 0.01 / number, 0.002))
+    assert "KLD of the file" in str(plot_tradeoffs(plotted_files(report))[0])

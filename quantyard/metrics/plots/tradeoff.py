@@ -18,6 +18,7 @@ from quantyard.formatting.numbers import (
     format_kld_interval,
     format_tokens_per_s,
 )
+from quantyard.metrics.divergence_parts import file_divergence
 from quantyard.metrics.intervals import estimate_interval, ppl_change_interval
 from quantyard.metrics.pareto import ParetoEntry, pareto_beaten_by, pareto_standings
 from quantyard.metrics.plots.axes import (
@@ -118,6 +119,8 @@ def plot_tradeoffs(files: Sequence[PlottedFile]) -> tuple[Tradeoff, ...]:
     found = []
     if shown:
         key, name, title = ("kld", "Mean KLD", "Mean KL divergence, nats per token")
+        if not distances and "KLD of the file" in shown[0].said[1]:
+            title = "KL divergence of the files' weights, nats per token"
         if distances:
             key, name, title = ("distance", "Distance", "Distance: 1 less mean cosine, or Kendall τ")
         found.append(_plot_tradeoff(key, name, title, aside, shown + original, log=True))
@@ -146,12 +149,15 @@ def _similarity_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality
 
 
 def _kld_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality]:
+    """Of the files alone where that is known of all of them, as the Pareto front has it."""
+    compared = [s for s in files if s.divergence and s.divergence.mean_kld]
+    of_files = all(file_divergence(s.divergence) for s in compared)
     found = []
-    for s in files:
-        kld = s.divergence.mean_kld if s.divergence else None
+    for s in compared:
+        kld = file_divergence(s.divergence) if of_files else s.divergence.mean_kld if s.divergence else None
         if kld is not None and s.size_bytes:
             of = estimate_interval(kld)
-            found.append(_plot_quality(s, of, "mean KLD", format_kld_interval(of)))
+            found.append(_plot_quality(s, of, "KLD of the file" if of_files else "mean KLD", format_kld_interval(of)))
     return found
 
 
