@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import llama_cpp
@@ -21,7 +22,8 @@ import numpy as np
 from pydantic import JsonValue
 
 from eval.analysis.cache_types import cache_divergence, paired_speed_share
-from eval.analysis.chunks import read_divergence_text
+from eval.analysis.chunks import DivergenceText, read_divergence_text
+from eval.analysis.domain_texts import LONG, read_domain_texts
 from eval.analysis.kl_divergence import DivergenceRows, TokenValues, chunk_segments, mean_estimate
 from eval.divergence import divergence_chunks
 from eval.llama.cache_context import CacheAllocated, CacheRefused, open_cache_context
@@ -29,12 +31,13 @@ from eval.llama.context import Context, ContextSettings, Ints, Rows
 from eval.llama.model import GgufModel
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheSettings
-from quantyard.protocol.evaluation import CacheRequest, DivergenceSettings, Runtime
+from quantyard.protocol.evaluation import CacheRequest, DivergenceSettings, DomainSettings, Runtime
 from quantyard.protocol.measurements import CacheMeasurement, CacheTypeResult
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _BATCH_TOKENS: Final = 128  # a context for each type is open at once, each with the logits of a batch
 _LEAST_CONTEXT: Final = 8
+OUR_LONG_TEXT: Final = "Quantyard's long documents"
 
 
 def cache(stage: Stage, request: CacheRequest) -> StageOutcome:
@@ -70,7 +73,7 @@ class _Contender:
 
 
 def _measure_cache_types(stage: Stage, request: CacheRequest, models: Sequence[GgufModel]) -> CacheMeasurement:
-    settings, text = request.settings, read_divergence_text(stage.in_dir / "suite", request.settings.text)
+    settings, text = request.settings, read_cache_text(stage.in_dir / "suite", request.settings)
     n_ctx = _cache_chunk_tokens(settings, models)
     cut = divergence_chunks(models, text.whole, DivergenceSettings(text=None, n_ctx=n_ctx, n_chunks=settings.n_chunks))
     with ExitStack() as stack:
@@ -91,6 +94,19 @@ def _measure_cache_types(stage: Stage, request: CacheRequest, models: Sequence[G
         label=request.label, text=text.name, n_ctx=n_ctx, n_chunks=len(cut), n_tokens=cut.size - len(cut),
         results=(*results, *refused), settings=settings, threads=threads, n_gpu_layers=request.runtime.n_gpu_layers,
     )  # fmt: skip
+
+
+def read_cache_text(suite_dir: Path, settings: CacheSettings) -> DivergenceText:
+    """The user's text beside the suite, or our long documents: what a cache loses shows far from the beginning.
+
+    Raises:
+        StageFailure: `bad-text` (2), see `read_divergence_text`.
+    """
+    if settings.text is not None:
+        return read_divergence_text(suite_dir, settings.text)
+    (found,) = read_domain_texts(suite_dir, DomainSettings(names=(LONG,)))
+    documents = tuple(document.text for document in found.documents)
+    return DivergenceText(OUR_LONG_TEXT, "\n\n".join(documents), documents)
 
 
 def _cache_chunk_tokens(settings: CacheSettings, models: Sequence[GgufModel]) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 
 from eval.analysis.kl_divergence import Doubles, TokenValues, mean_estimate
 from quantyard.metrics.intervals import estimate_interval, mapped_interval
+from quantyard.protocol.evaluation import DomainSettings
 from quantyard.protocol.measurements import CachePosition, Estimate, Interval
 
-_EDGES: Final = (256, 1024, 4096, 16384, 65536)  # tokens of context: each step four times as many
+# Tokens of context: the ends of the ranges of the domain `long`, and beyond them four times as many each.
+_EDGES: Final = (*DomainSettings().positions, 32_768, 131_072)
 
 
 def cache_positions(n_rows: int) -> Iterator[tuple[int, int]]:

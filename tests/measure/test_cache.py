@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from eval.cache import OUR_LONG_TEXT, read_cache_text
 from eval.llama.cache_context import CacheRefused, cache_refused, open_cache_context
 from eval.llama.context import ContextSettings
 from eval.llama.model import GgufModel
@@ -20,6 +21,7 @@ from quantyard.memory.kv_cache import ContextUse, kv_bytes
 from quantyard.memory.layers import read_cache_layers
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import StageResult
+from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.measurements import CacheMeasurement
 from tests import tiny_gguf
 from tests.tiny_gguf import write_tiny
@@ -106,3 +108,8 @@ def test_a_model_without_a_cache_to_quantize_is_measured_with_f16_alone(tmp_path
     assert [(result.type, result.refusal) for result in found.results] == [
         ("f16", ""), ("q8_0", "NO_KV_CACHE"), ("q4_0/f16", "NO_KV_CACHE"),
     ]  # fmt: skip
+
+
+def test_our_text_is_long_enough_for_the_longest_chunks_of_our_suites() -> None:
+    text = read_cache_text(Path("/nowhere"), CacheSettings())
+    assert text.name == OUR_LONG_TEXT and len(text.whole.split()) > 2 * CacheSettings().n_ctx

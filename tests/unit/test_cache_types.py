@@ -35,22 +35,22 @@ def test_a_suite_may_write_a_type_in_capitals_and_keeps_its_one_spelling() -> No
 @pytest.mark.parametrize(
     ("n_rows", "spans"),
     [
-        (100, [(1, 100)]), (255, [(1, 255)]), (256, [(1, 255), (256, 256)]),
-        (4095, [(1, 255), (256, 1023), (1024, 4095)]),
-        (70_000, [(1, 255), (256, 1023), (1024, 4095), (4096, 16383), (16384, 65535), (65536, 70_000)]),
+        (100, [(1, 100)]), (511, [(1, 511)]), (512, [(1, 511), (512, 512)]),
+        (4095, [(1, 511), (512, 2047), (2048, 4095)]),
+        (40_000, [(1, 511), (512, 2047), (2048, 8191), (8192, 32_767), (32_768, 40_000)]),
     ],
 )  # fmt: skip
-def test_ranges_of_context_are_four_times_as_long_each_and_hold_every_row_once(
+def test_ranges_of_context_are_those_of_the_long_domain_and_hold_every_row_once(
     n_rows: int, spans: list[tuple[int, int]]
 ) -> None:
     assert list(cache_positions(n_rows)) == spans
 
 
 def test_divergence_by_position_is_the_mean_over_the_same_rows_of_every_chunk() -> None:
-    kld = np.concatenate([np.repeat([1.0, 3.0], [255, 45]), np.repeat([2.0, 5.0], [255, 45])])
+    kld = np.concatenate([np.repeat([1.0, 3.0], [511, 45]), np.repeat([2.0, 5.0], [511, 45])])
     near, far = cache_kld_by_position(kld, 2)
-    assert (near.first, near.last, near.n_tokens, near.mean_kld.value) == (1, 255, 510, 1.5)
-    assert (far.first, far.last, far.n_tokens, far.mean_kld.value) == (256, 300, 90, 4.0)
+    assert (near.first, near.last, near.n_tokens, near.mean_kld.value) == (1, 511, 1022, 1.5)
+    assert (far.first, far.last, far.n_tokens, far.mean_kld.value) == (512, 556, 90, 4.0)
     # Each chunk of the far rows is four clusters: 3, 3, 3, 3, 5, 5, 5, 5, but for the rounding of 90 / 8.
     assert far.mean_kld.stderr == pytest.approx(math.sqrt(8 / 7) / math.sqrt(8), rel=0.05)
 
