@@ -20,7 +20,7 @@ from quantyard.formatting.numbers import (
     format_percent,
 )
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.cache_types import CACHE_REFUSALS, DEFAULT_CACHE
+from quantyard.protocol.cache_types import CACHE_REFUSALS
 from quantyard.protocol.measurements import CacheMeasurement, CacheTypeResult, Estimate, Interval, Measurement
 
 
@@ -144,8 +144,3 @@ def cache_sentences(rows: Sequence[CacheRow]) -> Iterator[str]:
             f"Speed: pp{settings.prompt_tokens} and tg{settings.generated_tokens} @ d{found.n_ctx} against f16, "
             f"{settings.repeats * found.n_chunks} pairs by turns."
         )
-
-
-def is_cache_default(row: CacheRow) -> bool:
-    """Whether this is the row of f16, which the others are compared with."""
-    return row.result.type == DEFAULT_CACHE

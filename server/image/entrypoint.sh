@@ -97,7 +97,7 @@ check_numbers() {
 # llama.cpp's types of a KV cache: one for keys and values, or two with a slash between them.
 check_cache_type() {
     one='(f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl)'
-    [ -z "${CACHE_TYPE:-}" ] || echo "$CACHE_TYPE" | grep -Eqx "$one(/$one)?" ||
+    [ -z "${CACHE_TYPE:-}" ] || echo "$CACHE_TYPE" | paste -sd , - | grep -Eqx "$one(/$one)?" ||
         die "CACHE_TYPE=$CACHE_TYPE is not a type of a KV cache." "Give one like q8_0, or q8_0/f16 for keys and values, or leave it out."
 }
 

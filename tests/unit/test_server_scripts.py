@@ -375,3 +375,30 @@ def test_tls_is_for_the_server_that_clients_meet_and_not_for_what_it_starts(tmp_
     server.chmod(0o755)
     said = start(tmp_path, Path(gguf(tmp_path, LLAMA)), LLAMA_SERVER=str(server), **_TLS).stdout
     assert " --ssl-key-file /k --ssl-cert-file /c " in said and "LLAMA_ARG_SSL" not in said
+
+
+# ---- the KV cache --------------------------------------------------------------------------------------------------
+
+
+def _started_with(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What the entrypoint starts in place of llama-server, which only says its arguments."""
+    environment = {
+        "PATH": os.environ["PATH"], "LLAMA_SERVER": "/bin/echo", "MODEL": gguf(folder, LLAMA), "API_KEY": "off",
+        "THREADS": "1", "START_TIMEOUT": "1", "HOST": "127.0.0.1", "PORT": "1",
+    }  # fmt: skip
+    return subprocess.run(
+        ["sh", str(SCRIPTS / "entrypoint.sh")], env=environment | variables, capture_output=True, text=True, timeout=30
+    )
+
+
+@pytest.mark.parametrize(("typed", "k", "v"), [("q8_0", "q8_0", "q8_0"), ("q8_0/f16", "q8_0", "f16")])
+def test_the_type_of_the_cache_reaches_llama_server(tmp_path: Path, typed: str, k: str, v: str) -> None:
+    done = _started_with(tmp_path, CACHE_TYPE=typed)
+    assert f"--cache-type-k {k} --cache-type-v {v}" in done.stdout, done.stderr
+    assert "--cache-type" not in _started_with(tmp_path).stdout
+
+
+@pytest.mark.parametrize("typed", ["q8", "q4_k", "q8_0/", "q8_0 --host 0.0.0.0", "q8_0\nf16", "f16/q8_0/f16"])
+def test_what_is_not_a_type_of_a_cache_is_refused_before_the_start(tmp_path: Path, typed: str) -> None:
+    done = _started_with(tmp_path, CACHE_TYPE=typed)
+    assert done.returncode == 2 and "is not a type of a KV cache" in done.stderr and not done.stdout
