@@ -48,7 +48,8 @@ that any "worse" or "better" in it is false is at most 5 %.
 {verdicts}"""
 _BEHAVIOUR = """\
 Answers to scenarios of our own, checked by programs. Every file was asked the same, so differences are paired. Length
-is in tokens; an unfinished answer reached its limit, a loop ends in a text that repeats itself."""
+is in tokens; an unfinished answer reached its limit, a loop is one that ends in a text that repeats itself. Behind both
+shares stands the difference from the baseline in points."""
 _CHECKED = """\
 The self-check ran before the first task. Differences are between log-probabilities, in nats per token; noise is the
 difference between two ways of computing the same value."""

@@ -13,6 +13,7 @@ from quantyard.formatting.numbers import (
     format_rough_percent,
 )
 from quantyard.metrics import intervals
+from quantyard.metrics.behaviour_figures import BEHAVIOUR_TITLES
 from quantyard.metrics.domain_figures import worst_domain_sentence
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
@@ -42,6 +43,8 @@ def _report_file_sentences(report: EvalReport, m: Measurement) -> str:
         parts.append(f"is {format_bytes(m.file.size_bytes)}, {share} of the size of {baseline.file.label}.")
     if shown := _headline_comparisons(report, m):
         parts.append(_report_verdicts_sentence(shown))
+    if asked := _behaviour_comparisons(m):
+        parts.append(_report_verdicts_sentence(asked, "behaviour"))
     if m.divergence and m.divergence.top1_agreement:
         agreement, change = format_percent(m.divergence.top1_agreement.value), render_ppl_change(m.divergence)
         perplexity = f", and its perplexity changes by {change}" if change != DASH else ""
@@ -65,7 +68,13 @@ def _headline_comparisons(report: EvalReport, m: Measurement) -> list[Comparison
     return [found[key] for key in keys if key in found]
 
 
-def _report_verdicts_sentence(shown: Sequence[Comparison]) -> str:
+def _behaviour_comparisons(m: Measurement) -> list[Comparison]:
+    """By the names that people read."""
+    compared = [(score.suite, score.comparison) for score in m.behaviours if score.comparison]
+    return [found.model_copy(update={"task": BEHAVIOUR_TITLES[suite]}) for suite, found in compared]
+
+
+def _report_verdicts_sentence(shown: Sequence[Comparison], what: str = "task") -> str:
     """Such as: Of 6 tasks, it is the same on 3 and worse on 1 (arc_easy); 2 have too few questions to tell."""
     groups: dict[str, list[Comparison]] = {}
     for c in sorted(shown, key=lambda c: (GOOD_TO_BAD.index(c.verdict), -abs(c.delta.value))):
@@ -81,7 +90,7 @@ def _report_verdicts_sentence(shown: Sequence[Comparison]) -> str:
         if which[0].verdict in ("too few questions", "no signal")
     ]
     parts = ([f"it is {_joined_report_words(told)}"] if told else []) + ([_joined_report_words(open_)] if open_ else [])
-    return f"Of {len(shown)} task{'s' * (len(shown) > 1)}, {'; '.join(parts)}."
+    return f"Of {len(shown)} {what}{'s' * (len(shown) > 1)}, {'; '.join(parts)}."
 
 
 def _joined_report_words(words: Sequence[str]) -> str:

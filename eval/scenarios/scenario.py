@@ -26,10 +26,10 @@ from quantyard.protocol.behaviour import BehaviourEntry, BehaviourName
 SCENARIOS: Final = Path(__file__).parents[1] / "suites" / "behaviour"
 # The longest answer of each kind, in tokens; a right one is several times shorter.
 ANSWER_TOKENS: Final[Mapping[BehaviourName, int]] = {
-    "tool_calls": 128, "instructions": 160, "structured_output": 192, "grounded_answers": 96, "reasoning": 256,
+    "tool_calls": 128, "instructions": 128, "structured_output": 160, "grounded_answers": 96, "reasoning": 192,
 }  # fmt: skip
 # Where blocks end; `smoke` asks the first alone. Large ones share more of what their questions have in common.
-_BLOCK_ENDS: Final = (8, 32, 96, 160, 224)
+_BLOCK_ENDS: Final = (6, 32, 96, 160, 224)
 
 
 class Scenario(Frozen):

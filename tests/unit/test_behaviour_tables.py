@@ -76,6 +76,10 @@ def test_every_place_has_the_same_figures(manifest: Manifest, report: EvalReport
         assert "tool calls" in said, place
 
 
+def test_the_summary_tells_the_verdicts_of_behaviours(report: EvalReport) -> None:
+    assert "Of 1 behaviour, it is worse on 1 (tool calls)." in render_report_markdown(report)
+
+
 def test_the_page_leads_to_the_table(manifest: Manifest) -> None:
     page = render_report_page(manifest, "standard")
     assert '<a href="#behaviour">' in page and 'id="behaviour-head"' in page
