@@ -22,6 +22,7 @@ from quantyard.protocol.measurements import DivergencePartsMissing
 
 _BYTES: Final = 4  # of a weight
 _MARGIN: Final = 1.1  # the copy's metadata, and the working memory of a decode
+_LEFT_FREE_BYTES: Final = 1 << 30  # of the disk, for what else runs
 _ALL_F32: Final = 0  # LLAMA_FTYPE_ALL_F32
 
 
@@ -41,7 +42,7 @@ def why_no_float_copies(
     if needed + rows_bytes > memory:
         said = f"a float32 copy needs {format_memory(needed + rows_bytes)} of memory; {format_memory(memory)} are free"
         return DivergencePartsMissing(reason="TOO_LARGE", finding=said)
-    if needed > free:
+    if needed > free - _LEFT_FREE_BYTES:
         said = f"a float32 copy needs {format_memory(needed)} of disk; {format_memory(free)} are free"
         return DivergencePartsMissing(reason="TOO_LARGE", finding=said)
     return None

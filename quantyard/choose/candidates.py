@@ -54,6 +54,7 @@ class ChoiceCandidate:
     cache_type: str = DEFAULT_CACHE
     worst_domain: Interval | None = None  # its mean KLD, as the suite that read most domains found it
     worse_behaviours: int | None = None  # in how many it is measurably worse than the baseline; None: not measured
+    whole_kld: float | None = None  # with what the backend adds, where `quality` is the file's alone
     cache_results: tuple[CacheTypeResult, ...] = ()  # every type of the KV cache that was measured on this file
 
     @property
@@ -63,8 +64,10 @@ class ChoiceCandidate:
 
     @property
     def served_kld(self) -> float:
-        """The divergence from the baseline as it will be served, in nats: that of file and cache together."""
-        return self.cache.baseline_kld.value if self.cache and self.cache.baseline_kld else self.quality.value
+        """The divergence from the baseline as it will be served, in nats: that of file, backend and cache together."""
+        if self.cache and self.cache.baseline_kld:
+            return self.cache.baseline_kld.value
+        return self.quality.value if self.whole_kld is None else self.whole_kld
 
     @property
     def entry(self) -> ParetoEntry:
@@ -223,6 +226,10 @@ def measured_caches(manifest: Manifest, quant: str) -> tuple[CacheTypeResult, ..
     return tuple(result for _, result in best.values())
 
 
+def _whole_kld(found: Measurement) -> float | None:
+    return found.divergence.mean_kld.value if found.divergence and found.divergence.mean_kld else None
+
+
 def _measured_worst_domain(manifest: Manifest, quant: str) -> Interval | None:
     """Of the suite that read most domains with the current bytes of this file."""
     found = [worst for m in _candidate_measurements(manifest, quant) if (worst := worst_domain(m.domains))]
@@ -274,6 +281,7 @@ def _choice_candidate(
         layers=layers,
         cache_type=cache_type,
         cache_results=measured_caches(manifest, quant),
+        whole_kld=_whole_kld(found) if metric == "KLD of the file" else None,
         worst_domain=_measured_worst_domain(manifest, quant),
         worse_behaviours=_measured_worse_behaviours(manifest, quant),
     )

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from eval.analysis.kl_divergence import divergence_parts
 from quantyard import cli
 from quantyard.choose.cache_choice import smaller_measured_caches
 from quantyard.choose.candidates import (
@@ -27,7 +29,7 @@ from quantyard.choose.candidates import (
     candidate_paths,
     find_choice_set,
 )
-from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, nearest_candidate
+from quantyard.choose.pick import Choice, ChoiceBudget, choose_candidate, missed_choice_limits, nearest_candidate
 from quantyard.choose.refusals import candidate_memory_unknown, choice_needs_divergence, no_candidate_fits
 from quantyard.choose.removals import choice_removals
 from quantyard.choose.suggestions import choice_remedies, largest_candidate_context
@@ -213,6 +215,27 @@ def test_every_file_but_the_choice_has_a_reason_with_a_name(keep: Keep) -> None:
     assert [(one.name, one.other) for one in found["Q8_0"]][:1] == [("SILENT_ZONE_OF", "Q6_K")]
     assert [(one.name, one.other) for one in found["Q5_K_M"]][:1] == [("FURTHER_THAN", "Q6_K")]
     assert "divergence says nothing about benchmarks" in say.choice_reason(choices, choice)
+
+
+def test_files_are_compared_by_what_they_lost_and_the_limit_judges_what_is_served(keep: Keep) -> None:
+    values = np.full(40, 0.004)
+    parts = divergence_parts(values / 4, values, 2)
+
+    def add_parts(manifest: Manifest) -> None:
+        report = manifest.evaluations["standard"]
+        changed = tuple(
+            m.model_copy(update={"divergence": m.divergence.model_copy(update={"parts": parts})})
+            if m.divergence and m.divergence.mean_kld else m for m in report.measurements
+        )  # fmt: skip
+        manifest.evaluations["standard"] = report.model_copy(update={"measurements": changed})
+
+    choices = keep([("BF16", 16, 0), ("Q8_0", 8.5, 0.004), ("Q6_K", 6.57, 0.03)], change=add_parts)
+    found = _by_name(choices)
+    assert choices.metric == "KLD of the file" and found["Q6_K"].quality.value == pytest.approx(0.001)
+    assert found["Q6_K"].served_kld > 0.02 > found["Q8_0"].served_kld
+    budget = ChoiceBudget(64 * GIB, "", max_kld=0.02)
+    assert [miss.what for miss in missed_choice_limits(found["Q6_K"], budget)] == ["MAX_KLD"]
+    assert not missed_choice_limits(found["Q8_0"], budget)
 
 
 def test_a_missed_limit_is_the_reason_of_a_file(keep: Keep) -> None:

@@ -218,7 +218,7 @@ def _render_choice_limits(choices: ChoiceSet, budget: ChoiceBudget, choice: Choi
     if (
         choice
         and budget.max_kld is not None
-        and choice.best.quality.value + candidate_half_width(choice.best) > budget.max_kld
+        and choice.best.served_kld + candidate_half_width(choice.best) > budget.max_kld
     ):
         said.append(f"the interval of {choice.best.quant} reaches beyond MAX_KLD={format_as_written(budget.max_kld)}")
     return said
