@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -140,7 +140,7 @@ def _measured_domain(request: DomainsRequest, models: Sequence[GgufModel], text:
     if n_tokens < LEAST_TOKENS:
         left_out.append(f"not measured: {n_tokens} tokens could be scored, fewer than {LEAST_TOKENS}")
         return DomainRecord(left_out=tuple(DomainLeftOut(domain=text.name, reason=why) for why in left_out))
-    rows = read_side_by_side(models, passages, request.runtime.threads)
+    rows = read_passages_side_by_side(models, passages, request.runtime.threads)
     tokens, asked = _tokens_of(passages), labelled_models(request, models)
     values = dict(zip(map(id, models[1:]), rows.models(), strict=True))
     files = {}
@@ -181,9 +181,8 @@ def fitting_positions(models: Sequence[GgufModel], threads: int) -> int:
 # ---- decoding ----------------------------------------------------------------------------------------
 
 
-def read_side_by_side(
-    models: Sequence[GgufModel], passages: Sequence[Passage], threads: int,
-    on_passage: Callable[[int], None] = lambda _done: None,
+def read_passages_side_by_side(
+    models: Sequence[GgufModel], passages: Sequence[Passage], threads: int
 ) -> DivergenceRows:
     """Let every model read the passages, and compare them with the baseline, `models[0]`."""
     rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
@@ -191,9 +190,8 @@ def read_side_by_side(
     settings = ContextSettings(n_ctx, threads=threads, n_encoded=max(len(p.encoded) for p in passages))
     with ExitStack() as stack:
         contexts = [stack.enter_context(Context(model, settings)) for model in models]
-        for number, passage in enumerate(passages):
+        for passage in passages:
             _read_passage(contexts, passage, rows)
-            on_passage(number + 1)
     return rows
 
 

@@ -43,7 +43,7 @@ def judged_domains(found: Domains, limits: Mapping[str, float], confidence: floa
     named = [key for key in limits if key not in (TEXT, WORST)]
     chosen = [(one, limits[key]) for one in found.domains if (key := most_specific_gate_budget(one.domain, named))]
     compared = [(one, one.mean_kld, limit) for one, limit in chosen if one.mean_kld]
-    adjusted = holm_adjusted([two_sided_p(kld, limit) for _, kld, limit in compared])
+    adjusted = holm_adjusted([kld_limit_p(kld, limit) for _, kld, limit in compared])
     for (one, kld, limit), p in zip(compared, adjusted, strict=True):
         yield _judged_domain(one, kld, limit, p, confidence)
 
@@ -71,7 +71,7 @@ def _interval_outcome(interval: Interval, limit: float) -> Outcome:
     return "passed" if interval.high <= limit else "failed" if interval.low > limit else "too few questions"
 
 
-def two_sided_p(found: Estimate, null: float) -> float:
+def kld_limit_p(found: Estimate, null: float) -> float:
     """Student's test that the mean is `null`; the normal one where the degrees of freedom are not known or large."""
     if found.stderr == 0:
         return 1.0 if found.value == null else 0.0

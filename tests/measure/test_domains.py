@@ -20,7 +20,7 @@ pytest.importorskip("llama_cpp")
 from eval.analysis.domain_passages import document_passage
 from eval.analysis.domain_reading import domain_reading
 from eval.analysis.domain_texts import LONG, DomainDocument, DomainText
-from eval.domains import fitting_positions, read_side_by_side
+from eval.domains import fitting_positions, read_passages_side_by_side
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
@@ -126,7 +126,7 @@ def test_several_files_beside_one_baseline_have_the_numbers_that_they_have_alone
     assert by_name["tools"].form == "chat template, tools as text", "the demo's template knows no tools"
     assert [part.name for part in by_name["tools"].parts] == ["tool calls", "answers"]
     assert [part.name for part in by_name["long"].parts] == ["0-64", "64-256"]
-    assert {one.domain for one in together.found["Q8_0"].left_out} == {"long", "tools"}
+    assert {one.domain for one in together.found["Q8_0"].left_out} == {"code", "long", "tools"}
     facts = together.result.facts["Q4_K_M"]
     assert isinstance(facts, dict) and facts["n_domains"] == 3 and facts["worst"] in by_name
 
@@ -151,7 +151,7 @@ def test_the_divergence_is_that_of_plain_decoding(demo_gguf: Demo, tmp_path: Pat
     paths = [write_tiny(demo_gguf("BF16"), tmp_path / f"{n}.gguf", n_layers=n) for n in (2, 3)]
     models = [GgufModel.load(path) for path in paths]
     passage = document_passage(models[0], models[0].tokenize(TEXT, add_special=False), "text")
-    (found,) = read_side_by_side(models, [passage], 1).models()
+    (found,) = read_passages_side_by_side(models, [passage], 1).models()
     rows = []
     for model in models:
         with Context(model, ContextSettings(len(passage.tokens), threads=1)) as context:
@@ -165,7 +165,9 @@ def test_the_divergence_is_that_of_plain_decoding(demo_gguf: Demo, tmp_path: Pat
     assert found.kld.mean() == pytest.approx(kld[start:].mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mamba"])
+@pytest.mark.parametrize("architecture", [
+    "llama", pytest.param("gemma2", marks=pytest.mark.slow), pytest.param("mamba", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_every_kind_of_memory_is_measured(
     runner: Callable[..., Runner], demo_gguf: Demo, tmp_path: Path, architecture: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from quantyard.card.render import render_card
 from quantyard.gate.budgets import BadBudgets, load_gate_budgets
-from quantyard.gate.domain_limits import judged_domains, two_sided_p
+from quantyard.gate.domain_limits import judged_domains, kld_limit_p
 from quantyard.gate.judge import judge_gate_budgets
 from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_rows, worst_domain
 from quantyard.metrics.intervals import estimate_interval, t_quantile
@@ -126,7 +126,7 @@ def test_limits_of_many_domains_are_corrected_together() -> None:
     """Each is above its limit with p = 0.03 alone: one such limit fails, twenty together do not."""
     kld = Estimate(value=0.05, stderr=0.001, df=None)
     limit = 0.05 - 2.17 * 0.001
-    assert two_sided_p(kld, limit) == pytest.approx(0.03, abs=0.001)
+    assert kld_limit_p(kld, limit) == pytest.approx(0.03, abs=0.001)
     one = [domain("d0", 0.05).model_copy(update={"mean_kld": kld})]
     many = [one[0].model_copy(update={"domain": f"d{n}"}) for n in range(20)]
     outcomes = [
