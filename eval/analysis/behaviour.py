@@ -35,6 +35,13 @@ def with_behaviour_outcomes(evaluation: Evaluation, run: BehaviourRun | None) ->
     return evaluation.model_copy(update={"outcomes": (*evaluation.outcomes, *outcomes)})
 
 
+def with_asked_behaviours(baseline: Evaluation, other: Evaluation) -> Evaluation:
+    """The baseline without the kinds that the other file could not be asked, as one without a chat template."""
+    asked = {outcome.task for outcome in other.outcomes}
+    kept = (o for o in baseline.outcomes if o.task in asked or not o.task.startswith(_PREFIX))
+    return baseline.model_copy(update={"outcomes": tuple(kept)})
+
+
 def without_behaviours(compared: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """The comparisons of tasks."""
     return tuple(found for found in compared if not found.task.startswith(_PREFIX))

@@ -22,6 +22,7 @@ from typing import Final
 
 import numpy as np
 
+from eval.analysis.behaviour import with_asked_behaviours
 from eval.analysis.paired import PairedDifference, paired_differences
 from eval.analysis.statistics import Numbers
 from quantyard.metrics.holm import holm_adjusted
@@ -42,7 +43,7 @@ def compare_evaluations(
     Raises:
         NotComparable: the evaluations did not ask the same questions.
     """
-    found = [paired_differences(baseline, other, margin) for other in others]
+    found = [paired_differences(with_asked_behaviours(baseline, other), other, margin) for other in others]
     tested = [difference for of_file in found for difference in of_file if difference.has_signal]
     adjusted = dict(zip(map(id, tested), holm_adjusted([d.p for d in tested]), strict=True))
     return [tuple(_judged_comparison(d, adjusted.get(id(d)), len(tested)) for d in of_file) for of_file in found]

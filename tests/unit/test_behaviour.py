@@ -125,6 +125,21 @@ def test_files_that_were_asked_other_questions_are_not_compared() -> None:
         compare_evaluations(pair[0], pair[1:], 0.01)
 
 
+def test_a_file_that_could_not_be_asked_is_still_compared_by_its_tasks() -> None:
+    """As a file of others that lost its chat template."""
+    task, run = outcome("arc", right_or_wrong([1, 0] * 50)), _run("Q4_K_M", [[_answer(1)]] * 3)
+    bare = run.model_copy(update={"outcomes": (), "reason": "it has no chat template"})
+    suite = Suite(name="mine", tasks=(TaskEntry(task="arc"),), divergence=None, speed=None)
+    request = ReportRequest(title="M", suite=suite, baseline="BF16", labels=("BF16", "Q4_K_M"))
+    report = build_eval_report(request, [
+        Inputs("BF16", evaluation("BF16", task), None, None, behaviour=_run("BF16", [[_answer(1)]] * 3)),
+        Inputs("Q4_K_M", evaluation("Q4_K_M", task), None, None, behaviour=bare),
+    ])  # fmt: skip
+    first, second = report.measurements
+    assert first.behaviours and second.behaviours == () and second.no_behaviours == "it has no chat template"
+    assert [c.task for c in second.comparisons] == ["arc"]
+
+
 def test_a_file_without_behaviours_has_no_scores() -> None:
     assert behaviour_scores(None, None, ()) == ()
 
