@@ -119,7 +119,8 @@ def find_choice_set(
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
     if not headers:
         why = "; ".join(f"{quant} {reason}" for quant, reason in reasons.items())
-        raise no_candidates_error(why, list(paths), "cache" if CACHE_NOT_MEASURED in why else "")
+        lacking = f"cache CACHE_TYPE={cache_type}" if CACHE_NOT_MEASURED in why else ""
+        raise no_candidates_error(why, list(paths), lacking)
     first = next(iter(headers.values()))
     use = ContextUse(_candidate_context(first, context_tokens), parallel, unified=False)  # as our server runs
     found = tuple(

@@ -459,7 +459,7 @@ def test_with_a_type_of_the_cache_only_files_on_which_it_was_measured_can_be_cho
 def test_a_type_that_was_measured_on_no_file_is_refused_with_the_command_that_measures_it(keep: Keep) -> None:
     with pytest.raises(BadRequest, match="CACHE_NOT_MEASURED") as refused:
         keep(cache_type="q8_0/f16")
-    assert refused.value.hint.endswith("SUITE=cache")
+    assert refused.value.hint.endswith("SUITE=cache CACHE_TYPE=q8_0/f16")
 
 
 def test_what_was_measured_of_another_build_of_the_file_does_not_count(keep: Keep) -> None:

@@ -55,6 +55,19 @@ def test_files_that_were_measured_one_by_one_stand_in_one_report(engine: FakeEng
     assert evaluated("Q8_0")[0] == ["BF16", "Q4_K_M", "Q8_0"]
 
 
+@pytest.mark.parametrize("suite", ["smoke", "cache", "speed"])
+def test_what_the_baseline_itself_is_not_measured_for_is_kept_of_files_measured_one_by_one(
+    engine: FakeEngine, suite: str
+) -> None:
+    for quant in ("Q4_K_M", "Q8_0"):
+        built = quantyard.evaluate("x", quant=quant, suite=suite)
+    part = "speed" if suite == "speed" else "cache"
+    inputs = {name for name in built.manifest.stages["report"].inputs if name.startswith(part)}
+    assert inputs - {f"{part}-BF16"} == {f"{part}-Q4_K_M", f"{part}-Q8_0"}
+    request = built.manifest.stages[f"{part} Q4_K_M"].request
+    assert request["baseline_file"] and set(built.manifest.stages[f"{part} Q4_K_M"].inputs) == {"model", "baseline"}
+
+
 @pytest.mark.parametrize("settings", [{"max_length": 128}, {"baseline": "F16"}, {"n_gpu_layers": 4}], ids=str)
 def test_what_was_measured_in_another_way_is_left_out_and_said(engine: FakeEngine, settings: dict[str, Any]) -> None:
     evaluated("Q4_K_M,Q8_0")
