@@ -88,7 +88,7 @@ USER root
 SHELL ["/bin/sh", "-euc"]
 # A directory of their own, the same whoever made the base image. Without a network: all there is was collected.
 # --no-compile: pip would note its temporary directory as the source of every line of a traceback.
-# bin, include, lib: commands that nobody types here, and a second copy of what is in llama_cpp/.
+# bin, include, lib: commands that nobody types here, and a second copy of what is in llama_cpp/. sympy's tests: 20 MB.
 # glibc-hwcaps: the kernels for AVX-512. Without them all machines compute with the same instructions, so that scores do
 #   not depend on where they were measured.
 RUN --network=none \
@@ -102,6 +102,7 @@ RUN --network=none \
         --target /opt/quantyard/lib -r "$wheels/compiled.txt" -r /build/eval.txt; \
     rm -rf /opt/quantyard/lib/llama_cpp/lib/glibc-hwcaps; \
     rm -rf /opt/quantyard/lib/bin /opt/quantyard/lib/include /opt/quantyard/lib/lib; \
+    find /opt/quantyard/lib/sympy -type d -name tests -prune -exec rm -rf {} +; \
     python3 -m compileall -q -j 0 -x '/tests/' --invalidation-mode unchecked-hash /opt/quantyard/lib || true
 
 # ---- code ------------------------------------------------------------------------------------------
