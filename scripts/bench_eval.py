@@ -9,7 +9,7 @@ How to run:
 
     --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: those of
                       the smoke suite
-    --only NAME,…     some of: server, hf, plain, tree, memory     --json   one object on stdout
+    --only NAME,…     some of: server, hf, plain, tree, blocks, memory     --json   one object on stdout
 
 Run it on a quiet machine: llama.cpp's threads spin while they wait, and beside another busy process every figure
 falls by 5 x or more. Sides of a ratio take turns, and the median of their turns counts.
@@ -24,6 +24,8 @@ What is measured, and the limit of each:
     tree      tokens decoded against the nodes of the prefix tree, counted apart: at most 1.02 x. Tokens/s of the whole
               call against a bare decode of 512 tokens of the same file: at least 0.95 x. (That one wants the logits of
               one row, and scoring wants more than one in three here: so also against one that wants as many.)
+    blocks    the same questions in the fixed blocks of a draw against all at once: requests/s at least 0.95 x, tokens
+              decoded at most 1.02 x.
     memory    resident memory after 100,000 requests against 10,000: at most 1.1 x; time per request: at most 1.1 x.
               lm-eval's own objects of all 100,000 are there in both cases.
 
@@ -59,6 +61,7 @@ try:
     from eval.llama.lm import LlamaLM
     from eval.llama.logprobs import LogSoftmax
     from eval.llama.prefix_tree import Request
+    from eval.tasks.drawn_questions import QuestionDraw
     from quantyard.hardware.machine import hardware_facts
     from scripts.bench_table import Row
 except ImportError as error:
@@ -276,6 +279,31 @@ def against_tree(bench: Bench) -> list[Row]:
     ]
 
 
+def in_blocks(bench: Bench) -> list[Row]:
+    """What it costs that a question's score does not depend on what else is asked."""
+    lm = LlamaLM(bench.gguf, threads=bench.threads)
+    questions = bench.questions[:N_TREE]
+    asked = [
+        Instance("loglikelihood", {}, pair, number, ("bench", place, 1))
+        for place, question in enumerate(questions) for number, pair in enumerate(cloze_pairs([question]))
+    ]
+    blocks, decoded = QuestionDraw(tuple(range(len(questions)))).blocks(), dict[bool, int]()
+
+    def ask(*, apart: bool) -> None:
+        before = lm.scorer.n_tokens_decoded
+        lm.blocks = {"bench": blocks} if apart else {}
+        lm.loglikelihood(asked)
+        decoded[apart] = lm.scorer.n_tokens_decoded - before
+
+    whole_s, blocks_s = take_turns(lambda: ask(apart=False), lambda: ask(apart=True))
+    rates = f"{len(asked) / blocks_s:.1f} against {len(asked) / whole_s:.1f}"
+    tokens = f"{decoded[True]} against {decoded[False]}; {len(set(blocks.values()))} blocks"
+    return [
+        Row("requests/s in fixed blocks against all at once", whole_s / blocks_s, 0.95, rates),
+        Row("tokens decoded, the same", decoded[True] / decoded[False], 1.02, tokens, at_most=True),
+    ]
+
+
 def over_many(bench: Bench) -> list[Row]:
     """Peak memory and time of 10,000 and 100,000 requests on a tiny model, each in a process of its own."""
     from tests.tiny_gguf import write_tiny
@@ -315,7 +343,8 @@ def ask_many(model: Path, n: int, threads: int) -> None:
 
 # To add a measurement: add a function that returns rows, and name it here.
 MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "tree": against_tree, "plain": against_plain, "hf": against_hf, "server": against_server, "memory": over_many,
+    "tree": against_tree, "plain": against_plain, "hf": against_hf, "server": against_server, "blocks": in_blocks,
+    "memory": over_many,
 }
 
 
