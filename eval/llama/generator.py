@@ -1,6 +1,6 @@
 """Generates text for many prompts with one model, by continuous batching with shared prefixes.
 
-Every step decodes one batch: the next token of each running sequence, then as many tokens of new prompts as fit.
+Every step decodes the next token of each running sequence, and as many tokens of new prompts as fit.
 Prompts are admitted in sorted order, so that neighbours share the longest prefixes. Sequence 0 of the context keeps
 the tokens of the prompt admitted last, as in `scorer.py`. The prefix that the next prompt shares with it is copied
 (free in a unified KV cache) instead of decoded again. A model with a state, which cannot be cut back, copies that after
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
@@ -223,9 +223,10 @@ class _Run:
         while room and (new := self._admit()):
             parts.append(new.take(room))
             room -= len(parts[-1].tokens)
-        complete = [part.slot for part in parts if part.complete]
-        for slot, logits in zip(complete, self._decode(parts), strict=True):
-            self._advance(slot, logits)
+        for together in _decoded_together(parts):
+            complete = [part.slot for part in together if part.complete]
+            for slot, logits in zip(complete, self._decode(together), strict=True):
+                self._advance(slot, logits)
 
     def _decode(self, parts: Sequence[_Part]) -> npt.NDArray[np.float32]:
         """Logits after each complete part, shape (complete parts, vocabulary)."""
@@ -360,6 +361,17 @@ class _Part:
     tokens: Ints
     start: int  # position of the first
     complete: bool  # whether nothing is pending after them, so that their logits choose the next token
+
+
+def _decoded_together(parts: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
+    """First the single tokens of the running answers, then the prompts.
+
+    On a CPU, llama.cpp's attention skips the cells that no token of a tile of 64 sees, if there is a whole tile. Tokens
+    of many sequences see cells everywhere, so a tile that mixes them with a prompt computes nearly all.
+    """
+    for is_single in (True, False):
+        if found := [part for part in parts if (len(part.tokens) == 1) == is_single]:
+            yield found
 
 
 class _Pieces:
