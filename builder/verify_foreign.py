@@ -51,11 +51,12 @@ def verify_foreign(stage: Stage, request: VerifyForeignRequest) -> StageOutcome:
     findings = [*foreign_metadata_findings(source, model, request.named_type), *foreign_tensor_findings(source, model)]
     _refuse_foreign(findings)
     errors = _foreign_errors(stage, request, source, model)
-    _refuse_foreign([found for found in (_damaged_weights(stage, model), other_weights_finding(errors)) if found])
+    of_weights = (_damaged_weights_finding(stage, model), other_weights_finding(errors))
+    _refuse_foreign([found for found in of_weights if found])
     with open_llama_runtime(stage, model, _foreign_threads(request, model)) as runtime:
         stage.begin("tokenizer and chat template")
         reference = _foreign_reference(stage) if request.has_reference else None
-        findings += _text_findings(runtime, reference, source, model)
+        findings += _foreign_text_findings(runtime, reference, source, model)
         stage.begin("first decode")
         if why_gguf_cannot_generate(model) is None:
             runtime.finite_logits(_PROMPTS)
@@ -89,7 +90,7 @@ def _foreign_errors(
     return list(foreign_tensor_errors(ggml, source, model, request.weights, report))
 
 
-def _damaged_weights(stage: Stage, model: GgufHeader) -> ForeignFinding | None:
+def _damaged_weights_finding(stage: Stage, model: GgufHeader) -> ForeignFinding | None:
     """No block of any tensor may be NaN or infinite; reads the whole file."""
     done, bad = 0, dict[str, int]()
     for tensor in sorted(model.tensors, key=lambda tensor: (tensor.path, tensor.offset)):
@@ -118,18 +119,18 @@ def _foreign_reference(stage: Stage) -> Reference:
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
 
 
-def _text_findings(
+def _foreign_text_findings(
     runtime: LlamaRuntime, reference: Reference | None, source: GgufHeader, model: GgufHeader
 ) -> Iterator[ForeignFinding]:
     if reference is not None:
-        yield from _tokenization_findings(runtime, reference, model)
+        yield from _foreign_tokenization_findings(runtime, reference, model)
     if model.chat_template is None and source.chat_template is not None:
         yield foreign_finding("no-template", "Our conversion has a chat template, and this file has none.")
     elif model.chat_template is not None:
-        yield from _template_findings(runtime, reference, source, model)
+        yield from _foreign_template_findings(runtime, reference, source, model)
 
 
-def _tokenization_findings(
+def _foreign_tokenization_findings(
     runtime: LlamaRuntime, reference: Reference, model: GgufHeader
 ) -> Iterator[ForeignFinding]:
     """What `verify` would refuse or warn of."""
@@ -145,7 +146,7 @@ def _tokenization_findings(
             yield foreign_finding("other-tokenization", f"{one.sentence}.")
 
 
-def _template_findings(
+def _foreign_template_findings(
     runtime: LlamaRuntime, reference: Reference | None, source: GgufHeader, model: GgufHeader
 ) -> Iterator[ForeignFinding]:
     is_same = model.chat_template == source.chat_template

@@ -32,15 +32,15 @@ def foreign_metadata_findings(source: GgufHeader, model: GgufHeader, named_type:
         what = f"The architecture is {shown_name(model.architecture)}, of our conversion {source.architecture}."
         yield foreign_finding("other-architecture", what)
         return
-    yield from _vocabulary_findings(source, model)
-    yield from _settings_findings(source, model)
+    yield from _foreign_vocabulary_findings(source, model)
+    yield from _foreign_settings_findings(source, model)
     if found := _named_type_finding(model, named_type):
         yield found
     if matrix := [key for key in model.metadata if key.startswith("quantize.imatrix.")]:
         yield foreign_finding("imatrix", f"It was made with an importance matrix ({_imatrix_words(model, matrix)}).")
 
 
-def _vocabulary_findings(source: GgufHeader, model: GgufHeader) -> Iterator[ForeignFinding]:
+def _foreign_vocabulary_findings(source: GgufHeader, model: GgufHeader) -> Iterator[ForeignFinding]:
     ours, theirs = source.metadata.get(_TOKENS), model.metadata.get(_TOKENS)
     if not (isinstance(ours, GgufArray) and isinstance(theirs, GgufArray)):
         yield foreign_finding("other-vocabulary", "The file has no vocabulary.")
@@ -50,12 +50,14 @@ def _vocabulary_findings(source: GgufHeader, model: GgufHeader) -> Iterator[Fore
         yield foreign_finding("other-vocabulary", what)
     elif ours.sha256 != theirs.sha256:
         yield _other_tokens_finding(source, model, ours.length)
-    if differs := [key for key in _TOKEN_ARRAYS if _comparable(source, key) != _comparable(model, key)]:
+    pairs = {key: [_comparable_foreign_metadata(header, key) for header in (source, model)] for key in _TOKEN_ARRAYS}
+    if differs := [key for key, (own, other) in pairs.items() if own != other]:
         names = ", ".join(key.rpartition(".")[2] for key in differs)
         yield foreign_finding("other-token-kinds", f"Of the vocabulary these differ: {names}.")
     special = {key for key in (*source.metadata, *model.metadata) if _SPECIAL.fullmatch(key)}
-    yield from _differing(source, model, special, "other-special-tokens", is_absence_same=True)
-    yield from _differing(source, model, {"tokenizer.ggml.pre", "tokenizer.ggml.model"}, "other-pre-tokenizer")
+    yield from _differing_metadata_findings(source, model, special, "other-special-tokens", is_absence_same=True)
+    tokenizer = {"tokenizer.ggml.pre", "tokenizer.ggml.model"}
+    yield from _differing_metadata_findings(source, model, tokenizer, "other-pre-tokenizer")
 
 
 def _other_tokens_finding(source: GgufHeader, model: GgufHeader, length: int) -> ForeignFinding:
@@ -73,15 +75,16 @@ def _other_tokens_finding(source: GgufHeader, model: GgufHeader, length: int) ->
     return foreign_finding(kind, f"{len(differ):,} of {length:,} tokens have other texts: {shown}.")
 
 
-def _settings_findings(source: GgufHeader, model: GgufHeader) -> Iterator[ForeignFinding]:
+def _foreign_settings_findings(source: GgufHeader, model: GgufHeader) -> Iterator[ForeignFinding]:
     start = f"{source.architecture}."
     keys = {key for key in (*source.metadata, *model.metadata) if key.startswith(start)}
     rope = {key for key in keys if _ROPE.search(key)}
-    yield from _differing(source, model, rope, "other-rope")
-    yield from _differing(source, model, keys - rope - {f"{start}vocab_size"}, "other-hyperparameters")
+    yield from _differing_metadata_findings(source, model, rope, "other-rope")
+    others = keys - rope - {f"{start}vocab_size"}
+    yield from _differing_metadata_findings(source, model, others, "other-hyperparameters")
 
 
-def _differing(
+def _differing_metadata_findings(
     source: GgufHeader, model: GgufHeader, keys: set[str], kind: str, *, is_absence_same: bool = False
 ) -> Iterator[ForeignFinding]:
     """One finding on the keys whose values differ. `is_absence_same`: a key that one file lacks is not a difference
@@ -89,21 +92,21 @@ def _differing(
     """
     found = []
     for key in sorted(keys):
-        ours, theirs = _comparable(source, key), _comparable(model, key)
+        ours, theirs = _comparable_foreign_metadata(source, key), _comparable_foreign_metadata(model, key)
         if ours != theirs and not (is_absence_same and {ours, theirs} == {None, False}):
-            said = f"{_shown_value(model, key)}, of our conversion {_shown_value(source, key)}"
+            said = f"{_shown_foreign_metadata(model, key)}, of our conversion {_shown_foreign_metadata(source, key)}"
             found.append(f"{shown_name(key, _SHOWN)} is {said}")
     if found:
         more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         yield foreign_finding(kind, f"{'; '.join(found[:_MAX_NAMED])}{more}.")
 
 
-def _comparable(header: GgufHeader, key: str) -> object:
+def _comparable_foreign_metadata(header: GgufHeader, key: str) -> object:
     value = header.metadata.get(key)
     return getattr(value, "sha256", value)
 
 
-def _shown_value(header: GgufHeader, key: str) -> str:
+def _shown_foreign_metadata(header: GgufHeader, key: str) -> str:
     value: MetadataValue | None = header.metadata.get(key)
     if value is None:
         return "not given"

@@ -60,25 +60,25 @@ def file_change(
     """
     same = sha256 == recorded_sha256
     change = FileChange(quant=quant, recorded_sha256=recorded_sha256, sha256=sha256, same_bytes=same)
-    new, old = (_measurement_of(report, label) for label in (quant, recorded_label))
+    new, old = (_measurement_in_report(report, label) for label in (quant, recorded_label))
     if report is None or new is None or old is None:
         return change
     metric = pareto_metric(report)
     qualities = [pareto_quality(report, found, metric) for found in (new, old)]
     quality = interval_difference(qualities[0], qualities[1]) if qualities[0] and qualities[1] else None
-    compared = _measurement_of(pair, quant)
+    compared = _measurement_in_report(pair, quant)
     return change.model_copy(update={
         "size_bytes": new.file.size_bytes, "recorded_size_bytes": old.file.size_bytes, "metric": metric,
         "quality": quality, "is_further": quality is not None and quality.low > _ROUNDING,
-        "comparisons": compared.comparisons if compared else (), **_speed_ratios(new, old),
+        "comparisons": compared.comparisons if compared else (), **_speed_ratios_of_change(new, old),
     })  # fmt: skip
 
 
-def _measurement_of(report: EvalReport | None, label: str) -> Measurement | None:
+def _measurement_in_report(report: EvalReport | None, label: str) -> Measurement | None:
     return next((m for m in report.measurements if m.file.label == label), None) if report else None
 
 
-def _speed_ratios(new: Measurement, old: Measurement) -> dict[str, float | None]:
+def _speed_ratios_of_change(new: Measurement, old: Measurement) -> dict[str, float | None]:
     if new.speed is None or old.speed is None:
         return {"generated_ratio": None, "prompt_ratio": None}
     return {

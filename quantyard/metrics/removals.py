@@ -24,19 +24,19 @@ def report_removals(report: EvalReport) -> Mapping[str, tuple[Removal, ...]]:
     beaten, said = pareto_beaten_by(entries), pareto_standings(entries, pareto_metric(report))
     return {
         file.label: (
-            *_dominated(file, beaten[file.label], said.get(file.label, "")), *_within_noise(file, files),
-            *_worse_domain(file, files),
+            *_dominated_removals(file, beaten[file.label], said.get(file.label, "")),
+            *_within_noise_removals(file, files), *_worse_domain_removals(file, files),
         )
         for file in files
     }  # fmt: skip
 
 
-def _dominated(file: ReportedFile, winners: Sequence[str], said: str) -> Iterator[Removal]:
+def _dominated_removals(file: ReportedFile, winners: Sequence[str], said: str) -> Iterator[Removal]:
     for winner in winners:
         yield Removal(name="DOMINATED_BY", other=winner, text=f"{file.label} is {said}."[:1000])
 
 
-def _within_noise(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator[Removal]:
+def _within_noise_removals(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator[Removal]:
     """The smallest file that ties with it, where that one is smaller and no closer."""
     smaller = [other for other in files if other.size_bytes < file.size_bytes]
     further = [other for other in smaller if other.quality.value >= file.quality.value]
@@ -47,7 +47,7 @@ def _within_noise(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator
         yield Removal(name="WITHIN_NOISE_OF", other=least.label, text=text)
 
 
-def _worse_domain(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator[Removal]:
+def _worse_domain_removals(file: ReportedFile, files: Sequence[ReportedFile]) -> Iterator[Removal]:
     """The file of equal quality, and no larger, whose worst domain diverges measurably less; of several the least."""
     own = worst_domain(file.found.domains)
     others = [o for o in files if o is not file and o.size_bytes <= file.size_bytes and is_quality_tie(file, o)]

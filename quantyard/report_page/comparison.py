@@ -23,7 +23,7 @@ def render_comparison_page(manifest: Manifest, record: ComparisonRecord) -> str:
     shown = manifest.model_copy(
         update={"quants": {}, "evaluations": {record.report.suite.name: record.report}, "gate": None}
     )
-    tables = (_origins_table(record), _findings_table(record), _left_out_table(record))
+    tables = (_comparison_origins_table(record), _comparison_findings_table(record), _comparison_left_out_table(record))
     extras = PageExtras(
         lead=comparison_lead(record), links=(("All figures as JSON", COMPARISON_FILE),),
         tables=tuple(table for table in tables if table.rows),
@@ -43,18 +43,18 @@ def comparison_lead(record: ComparisonRecord) -> str:
     return f"{of_others} beside {ours} of ours, measured against {record.baseline}{out}.{said}"
 
 
-def _origins_table(record: ComparisonRecord) -> PageTable:
+def _comparison_origins_table(record: ComparisonRecord) -> PageTable:
     columns = (
         PageColumn("File", "", "name"), PageColumn("From", "repo, folder or name in Ollama's store", "text"),
         PageColumn("Name there", "", "text"), PageColumn("Revision", "commit of the Hub", "text"),
         PageColumn("SHA-256", "of each part", "text"), PageColumn("Size", ""),
         PageColumn("On the front", "no other file beats it", "text"), PageColumn("Reasons against it", "", "text"),
     )  # fmt: skip
-    rows = tuple(_origin_row(number, file) for number, file in enumerate(record.files))
+    rows = tuple(_comparison_origin_row(number, file) for number, file in enumerate(record.files))
     return PageTable("origins", "Where each file is from", columns, rows)
 
 
-def _origin_row(number: int, file: ComparedFile) -> PageRow:
+def _comparison_origin_row(number: int, file: ComparedFile) -> PageRow:
     hashes = ", ".join((part.sha256 or DASH)[:_SHORT] for part in file.parts)
     first, more = file.parts[0].path, f" and {len(file.parts) - 1} more" if len(file.parts) > 1 else ""
     reasons = " ".join(f"{reason.name} {reason.other}: {reason.text}" for reason in file.reasons)
@@ -67,21 +67,21 @@ def _origin_row(number: int, file: ComparedFile) -> PageRow:
     ))  # fmt: skip
 
 
-def _findings_table(record: ComparisonRecord) -> PageTable:
+def _comparison_findings_table(record: ComparisonRecord) -> PageTable:
     columns = (
         PageColumn("File", "", "name"), PageColumn("Grade", "", "text"), PageColumn("Kind", "", "text"),
         PageColumn("Finding", "against our conversion and the model's own files", "text"),
     )  # fmt: skip
-    return PageTable("findings", "What differs from the source", columns, tuple(_finding_rows(record)))
+    return PageTable("findings", "What differs from the source", columns, tuple(_comparison_finding_rows(record)))
 
 
-def _finding_rows(record: ComparisonRecord) -> Iterator[PageRow]:
+def _comparison_finding_rows(record: ComparisonRecord) -> Iterator[PageRow]:
     for number, file in enumerate(record.files):
         for found in file.findings:
             yield _comparison_text_row(number, file.label, found.grade, found.kind, found.text)
 
 
-def _left_out_table(record: ComparisonRecord) -> PageTable:
+def _comparison_left_out_table(record: ComparisonRecord) -> PageTable:
     columns = (
         PageColumn("File", "", "name"), PageColumn("Kind", "", "text"), PageColumn("Why", "", "text"),
         PageColumn("What to do", "", "text"),

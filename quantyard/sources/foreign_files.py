@@ -85,8 +85,8 @@ def find_foreign_files(asked: ForeignRequest, access: HubAccess, hashes: HashCac
     files, failures, taken = list[ForeignFile](), dict[str, QuantyardError](), set[str]()
     for place in dict.fromkeys(asked.places):
         try:
-            for label, _file, make in _files_of_place(place, asked, access, hashes):
-                own = _unused_label(label, taken)
+            for label, _file, make in _foreign_files_of_place(place, asked, access, hashes):
+                own = _unused_foreign_label(label, taken)
                 try:
                     files.append(replace(make(), label=own))
                 except QuantyardError as error:
@@ -96,7 +96,7 @@ def find_foreign_files(asked: ForeignRequest, access: HubAccess, hashes: HashCac
     return ForeignFiles(tuple(files), failures)
 
 
-def _unused_label(label: str, taken: set[str]) -> str:
+def _unused_foreign_label(label: str, taken: set[str]) -> str:
     """The label, numbered where another file has it: two repos may hold files of one name."""
     names = (label, *(f"{label}-{n}" for n in range(2, len(taken) + 3)))
     own = next(name for name in names if name.casefold() not in taken)
@@ -104,40 +104,40 @@ def _unused_label(label: str, taken: set[str]) -> str:
     return own
 
 
-def _files_of_place(place: str, asked: ForeignRequest, access: HubAccess, hashes: HashCache) -> _Found:
+def _foreign_files_of_place(place: str, asked: ForeignRequest, access: HubAccess, hashes: HashCache) -> _Found:
     path = typed_file_path(place)
     if place.startswith(OLLAMA):
-        yield _ollama_file(place, asked.ollama, hashes)
+        yield _foreign_file_of_ollama(place, asked.ollama, hashes)
     elif kind_of_path(path) == "folder":
-        yield from _files_of_folder(place, path.absolute(), asked.wanted, hashes)
+        yield from _foreign_files_of_folder(place, path.absolute(), asked.wanted, hashes)
     elif kind_of_path(path) == "file":
-        yield _named_file(place, path.absolute(), hashes)
+        yield _foreign_file_of_path(place, path.absolute(), hashes)
     elif is_source_path(place):
         raise BadSource(f"There is no file or folder {shown_name(place, 300)}.", "Give a path that exists in REPOS.")
     else:
-        yield from _files_of_repo(place, asked.wanted, access)
+        yield from _foreign_files_of_repo(place, asked.wanted, access)
 
 
-def _files_of_repo(place: str, wanted: Sequence[str], access: HubAccess) -> _Found:
+def _foreign_files_of_repo(place: str, wanted: Sequence[str], access: HubAccess) -> _Found:
     repo_id, revision = parse_hub_repo_id(place)
     repo = resolve_hub_repo(access, repo_id, revision)
     owner = repo_id.partition("/")[0]
-    for first in _wanted_files(place, [file.path for file in repo.files], wanted):
+    for first in _wanted_foreign_files(place, [file.path for file in repo.files], wanted):
 
         def make(first: str = first) -> ForeignFile:
             found = hub_source(f"{repo_id}@{repo.commit}", access, allow_pickle=False, gguf_file=first)
-            return _foreign_file(place, first, _without_texts(found), repo.commit)
+            return _foreign_file(place, first, _foreign_source_without_texts(found), repo.commit)
 
         yield _foreign_label(first, owner), first, make
 
 
-def _without_texts(source: Source) -> Source:
+def _foreign_source_without_texts(source: Source) -> Source:
     """The parts of the model alone: licences and cards are not measured."""
     return replace(source, files=tuple(file for file in source.files if file.path.lower().endswith(".gguf")))
 
 
-def _files_of_folder(place: str, folder: Path, wanted: Sequence[str], hashes: HashCache) -> _Found:
-    for first in _wanted_files(place, [file.path for file in list_files(folder)], wanted):
+def _foreign_files_of_folder(place: str, folder: Path, wanted: Sequence[str], hashes: HashCache) -> _Found:
+    for first in _wanted_foreign_files(place, [file.path for file in list_files(folder)], wanted):
 
         def make(first: str = first) -> ForeignFile:
             find_file(folder, first)  # a link may not lead out of a folder that was only named
@@ -146,12 +146,12 @@ def _files_of_folder(place: str, folder: Path, wanted: Sequence[str], hashes: Ha
         yield _foreign_label(first, folder.name), first, make
 
 
-def _named_file(place: str, path: Path, hashes: HashCache) -> tuple[str, str, Callable[[], ForeignFile]]:
+def _foreign_file_of_path(place: str, path: Path, hashes: HashCache) -> tuple[str, str, Callable[[], ForeignFile]]:
     label = _foreign_label(path.name, path.parent.name)
     return label, path.name, lambda: _foreign_file(place, path.name, local_gguf_source(path, hashes))
 
 
-def _ollama_file(place: str, store: Path, hashes: HashCache) -> tuple[str, str, Callable[[], ForeignFile]]:
+def _foreign_file_of_ollama(place: str, store: Path, hashes: HashCache) -> tuple[str, str, Callable[[], ForeignFile]]:
     def make() -> ForeignFile:
         found = ollama_source(place, store, hashes)
         return replace(_foreign_file(place, found.file, found.source), findings=found.findings)
@@ -160,10 +160,10 @@ def _ollama_file(place: str, store: Path, hashes: HashCache) -> tuple[str, str, 
 
 
 def _foreign_file(place: str, file: str, source: Source, revision: str = "") -> ForeignFile:
-    return ForeignFile("", place, file, foreign_quant(file) or _quant_in_header(source), source, revision)
+    return ForeignFile("", place, file, foreign_quant(file) or _foreign_quant_in_header(source), source, revision)
 
 
-def _quant_in_header(source: Source) -> str:
+def _foreign_quant_in_header(source: Source) -> str:
     found = gguf_quant_name(source.gguf) if source.gguf else ""
     return found if " " not in found else ""
 
@@ -184,14 +184,14 @@ def _foreign_label(file: str, owner: str) -> str:
     return f"{name}@{safe_file_name(owner, 'folder')[:_LONGEST_OWNER]}"
 
 
-def _wanted_files(place: str, names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+def _wanted_foreign_files(place: str, names: Iterable[str], wanted: Sequence[str]) -> list[str]:
     """The first part of each wanted model, in the order of their names.
 
     Raises:
         BadSource: there is none; the message names what is there.
     """
     models = [parts[0] for parts in hub_gguf_models(names).values()]
-    found = [first for first in models if any(_is_wanted(first, what) for what in wanted)]
+    found = [first for first in models if any(_is_wanted_foreign_file(first, what) for what in wanted)]
     if found:
         return found
     if not models:
@@ -200,7 +200,7 @@ def _wanted_files(place: str, names: Iterable[str], wanted: Sequence[str]) -> li
     raise BadSource(message, "Name them by quants or patterns: FILES=UD-Q4_K_XL,*IQ4*, or take all: FILES=all")
 
 
-def _is_wanted(file: str, what: str) -> bool:
+def _is_wanted_foreign_file(file: str, what: str) -> bool:
     name = file.rpartition("/")[2]
     if what.lower() == ALL:
         return True

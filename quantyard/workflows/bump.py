@@ -95,25 +95,27 @@ def bump(request: BuildRequest, reporter: WorkflowReporter) -> Bumped:
     new = _request_with_llama_cpp(request)
     store = ModelStore(new.artifacts, source.model)
     _seed_bump_store(recorded, store, manifest)
-    built, failures = _run_bump(new, workflow_plan(replace(new, measure=None), source), reporter)
-    made = _made_files(built)
+    built, failures = _run_bump_plan(new, workflow_plan(replace(new, measure=None), source), reporter)
+    made = _files_made_by_bump(built)
     changed = [q.name for q in new.quants if q.name in made and made[q.name] != manifest.quants[q.name].sha256]
     report, pairs = None, dict[str, EvalReport]()
     if changed:
         files = _recorded_artifacts(recorded, manifest, changed)
         base = None if _is_same_conversion(manifest, built) else _recorded_conversion(recorded, manifest)
-        measured = _measure_changed(new, source, files, base, reporter)
+        measured = _measure_changed_files(new, source, files, base, reporter)
         failures |= measured.failures
-        report, pairs = measured.measured.report if measured.measured else None, _pair_reports(measured, changed)
-    changes = tuple(
-        file_change(quant.name, manifest.quants[quant.name].sha256, made.get(quant.name, ""), report,
-                    recorded_label(quant.name), pairs.get(quant.name))
-        for quant in new.quants
-    )  # fmt: skip
+        report, pairs = measured.measured.report if measured.measured else None, _reports_on_pairs(measured, changed)
+    before = {quant.name: manifest.quants[quant.name].sha256 for quant in new.quants}
     return Bumped(
-        source.title, request.llama_cpp, _tools_of_stage(manifest), _tools_of_stage(read_manifest(_path(store))),
-        _is_same_conversion(manifest, built), changes, store.folder, _new_conversion_kld(report), failures, report,
-    )
+        model=source.title, llama_cpp=request.llama_cpp, recorded_tools=_tools_of_bump(manifest),
+        tools=_tools_of_bump(read_manifest(_bump_manifest_path(store))),
+        same_conversion=_is_same_conversion(manifest, built), store=store.folder,
+        conversion_kld=_new_conversion_kld(report), failures=failures, report=report,
+        changes=tuple(
+            file_change(name, sha256, made.get(name, ""), report, recorded_label(name), pairs.get(name))
+            for name, sha256 in before.items()
+        ),
+    )  # fmt: skip
 
 
 def _new_conversion_kld(report: EvalReport | None) -> Estimate | None:
@@ -122,12 +124,12 @@ def _new_conversion_kld(report: EvalReport | None) -> Estimate | None:
     return found.mean_kld if found else None
 
 
-def _path(store: ModelStore) -> Path:
+def _bump_manifest_path(store: ModelStore) -> Path:
     return store.folder / "manifest.json"
 
 
 def _recorded_manifest(store: ModelStore, request: BuildRequest) -> Manifest:
-    manifest = read_manifest(_path(store))
+    manifest = read_manifest(_bump_manifest_path(store))
     if manifest is None or not manifest.quants:
         message = f"Nothing was built of {request.model} at this commit, so there is nothing to compare with."
         raise BadRequest(message, f"Build and measure it first: make eval MODEL={request.model} QUANT=Q4_K_M")
@@ -164,13 +166,14 @@ def _request_with_llama_cpp(request: BuildRequest) -> BuildRequest:
     if not named:
         return new
     if workflow_engine(request)[0].name == "local":
-        return replace(new, environment=replace(new.environment, local_venv=_named_venv(named), brought_venv=True))
-    base = _named_image(named, request.images.bases["builder"])
+        brought = replace(new.environment, local_venv=_venv_named_for_bump(named), brought_venv=True)
+        return replace(new, environment=brought)
+    base = _image_named_for_bump(named, request.images.bases["builder"])
     bases = {name: base if name in ("builder", "contract") else other for name, other in request.images.bases.items()}
     return replace(new, images=replace(request.images, bases=bases))
 
 
-def _named_venv(named: str) -> Path:
+def _venv_named_for_bump(named: str) -> Path:
     path = typed_file_path(named).absolute()
     if kind_of_path(path / "bin" / "python") != "file":
         message = f"LLAMA_CPP={named} is not the folder of a virtual environment, which ENGINE=local needs."
@@ -182,7 +185,7 @@ def _named_venv(named: str) -> Path:
     return path
 
 
-def _named_image(named: str, configured: str) -> str:
+def _image_named_for_bump(named: str, configured: str) -> str:
     """An image as it is named; a tag alone is one of the configured image."""
     if "/" in named or "@" in named or ":" in named:
         return named
@@ -197,19 +200,20 @@ def _seed_bump_store(recorded: ModelStore, store: ModelStore, manifest: Manifest
     lend_finished_stages(recorded, store, _LENT)
     for name in manifest.imatrices:
         link_beside_store(recorded.folder / name, store.folder / name)
-    if not _path(store).exists():
+    if not _bump_manifest_path(store).exists():
         store.folder.mkdir(parents=True, exist_ok=True)
-        write_manifest(_path(store), manifest.model_copy(update={"evaluations": {}, "contracts": {}, "gate": None}))
+        seed = manifest.model_copy(update={"evaluations": {}, "contracts": {}, "gate": None})
+        write_manifest(_bump_manifest_path(store), seed)
 
 
-def _run_bump(
+def _run_bump_plan(
     request: BuildRequest, plan: BuildPlan, reporter: WorkflowReporter
 ) -> tuple[PlanRunner, dict[str, StageFailed]]:
     runner, _files = run_plan(request, plan, reporter, keep_going=True)
     return runner, dict(runner.failures)
 
 
-def _made_files(runner: PlanRunner) -> dict[str, str]:
+def _files_made_by_bump(runner: PlanRunner) -> dict[str, str]:
     """Quant → SHA-256 of each file that was made and verified."""
     finished, made = runner.find_finished(), dict[str, str]()
     for target in runner.plan.targets:
@@ -243,7 +247,7 @@ def _recorded_conversion(store: ModelStore, manifest: Manifest) -> Artifact | No
     return found.artifact if found else None
 
 
-def _measure_changed(
+def _measure_changed_files(
     request: BuildRequest, source: Source, recorded: Mapping[str, Artifact], base: Artifact | None,
     reporter: WorkflowReporter,
 ) -> PlanRunner:
@@ -254,10 +258,10 @@ def _measure_changed(
     assert request.measure is not None, "a bump measures"
     plan = workflow_plan(replace(request, quants=quants, measure=None), source)
     plan = plan_beside_recorded(plan, base, plan_measure_options(request, request.measure))
-    return _run_bump(request, add_recorded_files(plan, recorded), reporter)[0]
+    return _run_bump_plan(request, add_recorded_files(plan, recorded), reporter)[0]
 
 
-def _pair_reports(runner: PlanRunner, quants: list[str]) -> dict[str, EvalReport]:
+def _reports_on_pairs(runner: PlanRunner, quants: list[str]) -> dict[str, EvalReport]:
     finished = runner.find_finished()
     labels = {quant: pair_report_label(quant) for quant in quants}
     return {quant: read_planned_report(finished[label]) for quant, label in labels.items() if label in finished}
@@ -274,7 +278,7 @@ def _is_same_conversion(manifest: Manifest, runner: PlanRunner) -> bool | None:
     return before == after
 
 
-def _tools_of_stage(manifest: Manifest | None) -> dict[str, str]:
+def _tools_of_bump(manifest: Manifest | None) -> dict[str, str]:
     """The engine's words on the tools that converted, quantized or verified, and llama.cpp's version."""
     stages = manifest.stages if manifest else {}
     made = [record for record in stages.values() if record.request.get("stage") in ("convert", "quantize", "verify")]

@@ -141,7 +141,7 @@ def test_without_a_recorded_build_or_a_usable_name_it_is_refused(
     ("me/llama@sha256:" + "0" * 64, "me/llama@sha256:" + "0" * 64), ("local-base:2", "local-base:2"),
 ])  # fmt: skip
 def test_a_tag_is_one_of_the_configured_image_and_an_image_is_taken_as_it_is(named: str, image: str) -> None:
-    assert workflow._named_image(named, "ghcr.io/ggml-org/llama.cpp:full") == image
+    assert workflow._image_named_for_bump(named, "ghcr.io/ggml-org/llama.cpp:full") == image
 
 
 def _report(new_kld: float, old_kld: float) -> EvalReport:

@@ -16,34 +16,34 @@ _DECIMALS = 5  # of a difference of divergences, nats
 
 def terminal_bump(found: Bumped) -> str:
     """The tools, the conversion, and a line or a few for each file."""
-    facts = [*_tool_facts(found), *_conversion_facts(found)]
+    facts = [*_render_bump_tools(found), *_render_bump_conversion(found)]
     for change in found.changes:
-        facts += [(change.quant, text) for text in _change_texts(change)]
+        facts += [(change.quant, text) for text in _render_file_change(change)]
     facts += [("Failed", f"{label}: {failed.message}") for label, failed in found.failures.items()]
     return format_columns([(name, escape_rich_markup(text)) for name, text in facts])
 
 
-def _tool_facts(found: Bumped) -> Iterator[tuple[str, str]]:
+def _render_bump_tools(found: Bumped) -> Iterator[tuple[str, str]]:
     for name in _SHOWN_TOOLS:
         before, after = found.recorded_tools.get(name, ""), found.tools.get(name, "")
         if before or after:
             yield "Tools", f"{name}: {before or 'not recorded'}{'' if before == after else f' → {after}'}"
 
 
-def _conversion_facts(found: Bumped) -> Iterator[tuple[str, str]]:
+def _render_bump_conversion(found: Bumped) -> Iterator[tuple[str, str]]:
     if found.same_conversion is not None:
         yield "Conversion", "the same bytes" if found.same_conversion else "other bytes"
     if found.conversion_kld is not None and not found.same_conversion:
         yield "Conversion", f"mean KLD {format_kld(found.conversion_kld.value)} from the recorded one"
 
 
-def _change_texts(change: FileChange) -> Iterator[str]:
+def _render_file_change(change: FileChange) -> Iterator[str]:
     if not change.sha256:
         yield "worse: it could not be made"
     elif change.same_bytes:
         yield "the same bytes"
     else:
-        yield f"{'worse: ' if change.is_worse else ''}other bytes{_size_words(change)}"
+        yield f"{'worse: ' if change.is_worse else ''}other bytes{_render_size_change(change)}"
     if change.quality is not None:
         value, low, high = (format_signed(x, _DECIMALS) for x in (
             change.quality.value, change.quality.low, change.quality.high))  # fmt: skip
@@ -56,7 +56,7 @@ def _change_texts(change: FileChange) -> Iterator[str]:
         yield f"generates at {rates[0]} and reads at {rates[1]} of the recorded speed (not counted)"
 
 
-def _size_words(change: FileChange) -> str:
+def _render_size_change(change: FileChange) -> str:
     if change.size_bytes is None or change.size_bytes == change.recorded_size_bytes:
         return ""
     return f", {format_bytes(change.size_bytes)} in place of {format_bytes(change.recorded_size_bytes or 0)}"
