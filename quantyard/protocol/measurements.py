@@ -263,10 +263,6 @@ class CacheMeasurement(Frozen):
     n_gpu_layers: int
     duration_s: float = 0.0
 
-    def of(self, cache_type: str) -> CacheTypeResult | None:
-        """The result of this type, in the spelling of `cache_type_name`; None if it was not measured."""
-        return next((found for found in self.results if found.type == cache_type and not found.refusal), None)
-
 
 class Similarity(Frozen):
     """Embeddings, or a reranker's scores, of one file beside the baseline's, on queries and documents of ours.

@@ -8,8 +8,9 @@ from eval.analysis.speed_tests import TimedTest, repeats_interval, speed_test
 from eval.rendering.cache_table import markdown_cache_section
 from eval.rendering.speed_table import markdown_speed_section
 from quantyard.metrics.plots.panels import MeasuredFile, plot_overview
+from quantyard.metrics.speed import pace_sentence
 from quantyard.metrics.speed_tests import energy_sentence, speed_rows
-from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.measurements import EvalReport, Interval
 from tests.caches import add_caches, cache_measurement
 from tests.manifests import manifest_of
 from tests.speeds import with_speed_tests
@@ -67,6 +68,17 @@ def test_one_chart_shows_what_a_file_gives_up_for_what(has_energy: bool, names: 
     panels = plot_overview(files)
     assert [panel.name for panel in panels] == names
     assert {tuple(row.spot.number for row in panel.rows) for panel in panels} == {tuple(range(len(files)))}
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [
+    (1.8, 2.0, "Generates 1.9 times (1.8 to 2.0) as many tokens per second as BF16, timed by turns."),
+    (0.95, 1.1, "Generates as fast as BF16, within the interval of runs by turns."),
+])  # fmt: skip
+def test_the_pace_of_runs_by_turns_is_told_before_that_of_separate_runs(low: float, high: float, said: str) -> None:
+    base, file = (m.speed for m in _timed(has_energy=True).measurements[:2])
+    assert file is not None
+    pace = Interval(value=(low + high) / 2, low=low, high=high)
+    assert pace_sentence(file.model_copy(update={"generation_pace": pace}), base, "BF16") == said
 
 
 def test_the_types_of_the_cache_are_one_table_with_the_reason_of_those_that_cannot_be() -> None:
