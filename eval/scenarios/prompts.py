@@ -93,7 +93,7 @@ class ScenarioPrompts:
             try:
                 return self._template.render(each, add_generation_prompt=True, tools=tools)
             except ChatRefused as error:
-                refused = str(error)
+                refused = " ".join(str(error).split())
             except OverLimit as error:
                 raise sandbox_template_failure(str(error)) from error
         raise UnfitTemplate(f"its chat template refuses a conversation ({refused})")

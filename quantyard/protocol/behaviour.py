@@ -29,6 +29,6 @@ class BehaviourEntry(Frozen):
 class BehaviourSettings(Frozen):
     """Which behaviours are measured; by default all. Reasoning is sampled, as models that think are run."""
 
-    suites: tuple[BehaviourEntry, ...] = tuple(
+    suites: Annotated[tuple[BehaviourEntry, ...], Field(min_length=1)] = tuple(
         BehaviourEntry(suite=name, seeds=2 if name == "reasoning" else 1) for name in BEHAVIOUR_NAMES
     )

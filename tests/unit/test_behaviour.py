@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from eval.scenarios.value_checks import (
 )
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_TITLES, behaviour_rows, behaviour_variance_sentence
 from quantyard.metrics.verdicts import n_corrected_comparisons
+from quantyard.plan.suites import BadSuite, adjusted_suite, find_suite
 from quantyard.protocol.behaviour import BEHAVIOUR_NAMES, BehaviourEntry, BehaviourName, BehaviourSettings
 from quantyard.protocol.behaviour_run import BehaviourAnswer, BehaviourOutcome, BehaviourRun
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
@@ -276,3 +279,38 @@ def test_a_phrase_is_not_found_within_a_longer_word() -> None:
 def test_every_rule_of_a_text_is_asked_somewhere() -> None:
     asked = {str(c["rule"]) for name in BEHAVIOUR_NAMES for s in load_scenarios(name) for c in s.checks if "rule" in c}
     assert asked == set(TEXT_RULES)
+
+
+# ---- the part of a suite -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{suites: []}", "behaviour.suites is"), ("{suites: [tool_call]}", "behaviour.suites.1.suite is 'tool_call'"),
+    ("{suites: [reasoning, reasoning]}", "behaviour names 'reasoning' twice"),
+    ("{suites: [{suite: reasoning, seed: 3}]}", "unknown key 'seed'. Did you mean 'seeds'?"),
+    ("{limit: 3}", "behaviour: unknown key 'limit'"), ("{suites: [{suite: reasoning, seeds: 0}]}", "seeds is 0"),
+])  # fmt: skip
+def test_a_part_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"tasks: []\nbehaviour: {text}\n")
+    with pytest.raises(BadSuite, match=re.escape(says)):
+        find_suite(str(path))
+
+
+def test_a_name_alone_is_a_kind_and_true_is_all_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("behaviour: {suites: [tool_calls, {suite: reasoning, limit: 5, seeds: 4}]}\n")
+    found = find_suite(str(path)).suite.behaviour
+    assert found and [(e.suite, e.limit, e.n_answers) for e in found.suites] == [
+        ("tool_calls", None, 1), ("reasoning", 5, 4),
+    ]  # fmt: skip
+    path.write_text("behaviour: true\n")
+    whole = find_suite(str(path)).suite.behaviour
+    assert whole and tuple(entry.suite for entry in whole.suites) == BEHAVIOUR_NAMES
+    path.write_text("tasks: [piqa]\n")
+    assert find_suite(str(path)).suite.behaviour is None
+
+
+def test_a_limit_of_the_command_line_is_for_behaviours_too() -> None:
+    suite = adjusted_suite(find_suite("behaviour"), limit=7)
+    assert suite.behaviour and {entry.limit for entry in suite.behaviour.suites} == {7}
