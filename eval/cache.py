@@ -36,7 +36,7 @@ from quantyard.protocol.measurements import CacheMeasurement, CacheTypeResult
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _BATCH_TOKENS: Final = 128  # a context for each type is open at once, each with the logits of a batch
-_LEAST_CONTEXT: Final = 8
+_LEAST_CONTEXT: Final = 64  # tokens of a chunk, as a suite may ask for at least
 OUR_LONG_TEXT: Final = "Quantyard's long documents"
 
 
@@ -73,8 +73,9 @@ class _Contender:
 
 
 def _measure_cache_types(stage: Stage, request: CacheRequest, models: Sequence[GgufModel]) -> CacheMeasurement:
-    settings, text = request.settings, read_cache_text(stage.in_dir / "suite", request.settings)
-    n_ctx = _cache_chunk_tokens(settings, models)
+    text = read_cache_text(stage.in_dir / "suite", request.settings)
+    settings = _fitting_cache_settings(request.settings, models)
+    n_ctx = settings.n_ctx
     cut = divergence_chunks(models, text.whole, DivergenceSettings(text=None, n_ctx=n_ctx, n_chunks=settings.n_chunks))
     with ExitStack() as stack:
         contenders, refused = _open_cache_contenders(stack, models[0], settings, request.runtime, n_ctx)
@@ -109,14 +110,17 @@ def read_cache_text(suite_dir: Path, settings: CacheSettings) -> DivergenceText:
     return DivergenceText(OUR_LONG_TEXT, "\n\n".join(documents), documents)
 
 
-def _cache_chunk_tokens(settings: CacheSettings, models: Sequence[GgufModel]) -> int:
-    """Tokens of a chunk: what is timed after it must still be within the context that the models were trained for."""
-    longest = min(model.n_ctx_train for model in models) - _timed_cache_tokens(settings)
-    if longest < _LEAST_CONTEXT:
-        message = f"The model was trained for {min(m.n_ctx_train for m in models)} tokens, too few for a chunk."
-        hint = "Leave out `cache` in the suite."
-        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "context", message, hint)
-    return min(settings.n_ctx, longest)
+def _fitting_cache_settings(settings: CacheSettings, models: Sequence[GgufModel]) -> CacheSettings:
+    """The settings with chunks no longer than the context that the models were trained for, what is timed behind them
+    included; where that leaves no room for a chunk, nothing is timed.
+    """
+    trained = min(model.n_ctx_train for model in models)
+    if trained < _LEAST_CONTEXT:
+        message = f"The model was trained for {trained} tokens, too few for a chunk."
+        raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "context", message, "Leave out `cache` in the suite.")
+    repeats = settings.repeats if trained - _timed_cache_tokens(settings) >= _LEAST_CONTEXT else 0
+    fitting = settings.model_copy(update={"repeats": repeats})
+    return fitting.model_copy(update={"n_ctx": min(settings.n_ctx, trained - _timed_cache_tokens(fitting))})
 
 
 def _timed_cache_tokens(settings: CacheSettings) -> int:

@@ -113,3 +113,10 @@ def test_a_model_without_a_cache_to_quantize_is_measured_with_f16_alone(tmp_path
 def test_our_text_is_long_enough_for_the_longest_chunks_of_our_suites() -> None:
     text = read_cache_text(Path("/nowhere"), CacheSettings())
     assert text.name == OUR_LONG_TEXT and len(text.whole.split()) > 2 * CacheSettings().n_ctx
+
+
+def test_a_model_of_short_context_is_measured_without_its_speed(tmp_path: Path) -> None:
+    path = write_tiny(None, tmp_path / "tiny.gguf", context=96)
+    found = measured(tmp_path, path, None, types=["q8_0"], n_chunks=1)
+    assert found.n_ctx == 96 and found.settings.repeats == 0
+    assert found.results[1].mean_kld is not None and found.results[1].generation_speed is None
