@@ -75,6 +75,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     from eval.analysis.self_check import self_check
     from eval.llama.lm import LlamaLM
+    from eval.llama.predictions import file_predictions
     from eval.tasks.load import load_tasks, task_include_dir
 
     started = time.monotonic()
@@ -90,6 +91,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     ) if request.tasks else ()
     stage.begin("self-check of the scores")
     checked = self_check(lm)
+    predictions = file_predictions(lm.model, runtime.threads)
     records = _evaluate_entries(stage, request, lm, leaves)
     threads = lm.scorer.n_threads
     evaluation = Evaluation(
@@ -101,6 +103,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
         n_truncated=sum(record.n_truncated for record in records),
         n_unanswered=sum(record.n_unanswered for record in records),
         duration_s=time.monotonic() - started, versions=_evaluation_versions(), hardware=hardware_facts(threads),
+        predictions=predictions,
     )
     (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
     return StageOutcome(

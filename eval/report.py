@@ -200,7 +200,7 @@ def _report_measurement(inputs: Inputs, baseline: Inputs, compared: tuple[Compar
         n_truncated=evaluation.n_truncated,
         behaviours=behaviour_scores(behaviour, None if inputs is baseline else baseline.behaviour, compared),
         no_behaviours=behaviour.reason if behaviour else "",
-        n_unanswered=evaluation.n_unanswered,
+        n_unanswered=evaluation.n_unanswered, predictions=evaluation.predictions,
     )  # fmt: skip
 
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import httpx2
+from pydantic import ValidationError
 
 from quantyard.formats.gguf import MEDIUM_WORDS, GgufError, Medium, read_gguf_header, read_gguf_model
 from quantyard.formats.purpose import Purpose, gguf_purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
+from quantyard.protocol.measurements import Evaluation
+from quantyard.protocol.predictions import FilePredictions
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.outcome import CheckOutcome
@@ -69,7 +72,7 @@ def run_contract_check(session: ApiSession, check: ApiCheck) -> tuple[CheckRecor
 def run_contract_checks(
     address: str, key: str | None, on_progress: OnProgress = lambda _done, _total, _name: None, label: str = "",
     *, has_chat_template: bool = True, is_encoder_decoder: bool = False, purpose: Purpose = "generate",
-    media: tuple[Medium, ...] = (),
+    media: tuple[Medium, ...] = (), measured: FilePredictions | None = None,
 ) -> ContractReport:
     """Run every check against the server at `address` ("http://127.0.0.1:8080").
 
@@ -79,12 +82,15 @@ def run_contract_checks(
         is_encoder_decoder: what asks for structure does not apply to it.
         purpose: what it is for, which decides what it is asked.
         media: what it reads besides text.
+        measured: what the measurement of the same file predicted.
 
     Raises:
         httpx2.TransportError: no server answers at the address.
     """
     started = time.perf_counter()
-    session = ApiSession(Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder, purpose, media)
+    session = ApiSession(
+        Wire(address.rstrip("/"), key), has_chat_template, is_encoder_decoder, purpose, media, measured
+    )
     server = session.server
     records: list[CheckRecord] = []
     schemas: SchemaRate | None = None
@@ -118,7 +124,7 @@ def contract(stage: Stage, request: ContractRequest) -> StageOutcome:
     )  # fmt: skip
     stage.begin("the server loads the model")
     with ServedModel(launch) as served:
-        kind = _kind_of_served_model(model, projector)
+        kind = _kind_of_served_model(model, projector) | {"measured": _contract_measurement(stage, request)}
         stage.log(f"{served.argv[0]} is ready; {len(api_checks_of(kind.get('purpose', 'generate')))} checks")
         report = _checked_contract(stage, served, request.label, kind)
         argv = served.argv
@@ -138,6 +144,22 @@ def _contract_projector(stage: Stage, request: ContractRequest) -> Path | None:
         message = "The projector is missing."
         raise StageFailure(ExitCode.BAD_REQUEST, "no-projector", message, "Build the model again.")
     return found[0].absolute()
+
+
+def _contract_measurement(stage: Stage, request: ContractRequest) -> FilePredictions | None:
+    """What the measurement of this file predicted; None: it was not measured, or by a version that kept no predictions.
+
+    Raises:
+        StageFailure: `measured` (2): the evaluation cannot be read.
+    """
+    if not request.has_measurement:
+        return request.measured
+    path = stage.in_dir / "measured" / "evaluation.json"
+    try:
+        return Evaluation.model_validate_json(path.read_bytes()).predictions
+    except (OSError, ValidationError) as error:
+        message, hint = f"{path} cannot be read as an evaluation.", "Measure again: make eval"
+        raise StageFailure(ExitCode.BAD_REQUEST, "measured", message, hint, str(error)) from error
 
 
 def _kind_of_served_model(model: Path, projector: Path | None) -> dict[str, Any]:

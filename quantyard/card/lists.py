@@ -16,6 +16,7 @@ from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_gate_line, card_settings, card_take_lines
 from quantyard.formatting.numbers import format_count, format_duration, format_fact
 from quantyard.metrics.behaviour_figures import behaviours_left_out
+from quantyard.protocol.api_tests import AS_MEASURED
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.measurements import EvalReport
@@ -78,12 +79,14 @@ def _card_twin_items(subject: CardSubject, statuses: set[str], allowed: str) -> 
 
 
 def _card_contract_items(subject: CardSubject) -> Iterator[SafeMarkdown]:
-    """Checks that failed or are not supported; identical findings of several files share an item."""
+    """Checks that failed or are not supported, and how far what is served is from what was measured; identical findings
+    of several files share an item.
+    """
     seen: dict[tuple[str, str, str], list[str]] = {}
     for label in subject.quants:
         report = subject.manifest.contracts.get(label)
         for check in report.checks if report else ():
-            if check.status != "passed":
+            if check.status != "passed" or check.name == AS_MEASURED:
                 seen.setdefault((check.name, check.status, check.finding), []).append(label)
     for (name, status, finding), labels in seen.items():
         told = f"**{status}**" if status == "failed" else status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from quantyard.plan.build import PROJECTOR
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step, StepOutput, Target
 from quantyard.protocol.api_tests import ContractReport, ContractRequest
+from quantyard.protocol.predictions import FilePredictions
+from quantyard.store.manifest import Manifest
 from quantyard.store.outputs import read_stored_output
 
 
@@ -17,19 +20,42 @@ def contract_step_label(quant: str) -> str:
     return f"contract {quant}"
 
 
-def add_contract_steps(plan: BuildPlan, threads: int) -> BuildPlan:
-    """The plan with an API test for each of its files."""
-    projector = next((step for step in plan.steps if step.label == PROJECTOR), None)
-    steps = [_contract_step(target, projector, threads) for target in plan.targets]
+def add_contract_steps(
+    plan: BuildPlan, threads: int, measured: Mapping[str, FilePredictions] | None = None
+) -> BuildPlan:
+    """The plan with an API test for each of its files.
+
+    Args:
+        measured: what earlier measurements predicted, by the quant's name; the plan's own come first.
+    """
+    by_label = {step.label: step for step in plan.steps}
+    steps = [_contract_step(target, by_label, threads, measured or {}) for target in plan.targets]
     return replace(plan, steps=(*plan.steps, *steps), contracts=tuple(t.quant.name for t in plan.targets))
 
 
-def _contract_step(target: Target, projector: Step | None, threads: int) -> Step:
+def measured_predictions(manifest: Manifest) -> dict[str, FilePredictions]:
+    """What the last measurement of each file predicted, by the quant's name; none of a file that was made since."""
+    return {
+        name: found.predictions
+        for report in manifest.evaluations.values() for found in report.measurements
+        if found.predictions and (record := manifest.quants.get(name := found.file.label))
+        and found.file.sha256 in (record.sha256, None)
+    }  # fmt: skip
+
+
+def _contract_step(
+    target: Target, by_label: Mapping[str, Step], threads: int, measured: Mapping[str, FilePredictions]
+) -> Step:
     name, inputs = target.quant.name, {"model": target.file.origin}
     request = ContractRequest(label=name, model_file=target.file.path, threads=threads)
-    if projector is not None:
-        inputs["projector"] = StepOutput(projector.label)
+    if PROJECTOR in by_label:
+        inputs["projector"] = StepOutput(PROJECTOR)
         request = request.model_copy(update={"has_projector": True})
+    if (evaluating := f"evaluate {name}") in by_label:
+        inputs["measured"] = StepOutput(evaluating)
+        request = request.model_copy(update={"has_measurement": True})
+    elif name in measured:
+        request = request.model_copy(update={"measured": measured[name]})
     return Step(contract_step_label(name), STAGES["contract"], request, inputs, 0, name)
 
 

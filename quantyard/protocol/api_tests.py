@@ -10,8 +10,10 @@ from pydantic import Field
 
 from quantyard.protocol.base import Frozen, JsonObject, RelativePath, StageRequest
 from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheName
+from quantyard.protocol.predictions import FilePredictions
 
 CONTRACT_REPORT_VERSION: Final = 1
+AS_MEASURED: Final = "as-measured"  # the check whose finding is told also where it passes
 CheckStatus = Literal["passed", "failed", "not supported"]
 AnswerKind = Literal["valid", "cut", "not JSON", "invalid", "refused"]
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -44,7 +46,8 @@ class LocalServerSettings(Frozen):
 
 class ContractRequest(StageRequest):
     """Serve `/in/model`, with the projector in `/in/projector` if there is one, on loopback and check every promise of
-    the API. Leaves `report.json` (a `ContractReport`).
+    the API. What the server predicts is compared with `measured`, or with the evaluation in `/in/measured`. Leaves
+    `report.json` (a `ContractReport`).
     """
 
     stage: Literal["contract"] = "contract"
@@ -52,6 +55,9 @@ class ContractRequest(StageRequest):
     model_file: RelativePath = "model.gguf"
     has_projector: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # one that reads more than text
     threads: Annotated[int, Field(ge=0)] = 0  # 0: the server's default
+    has_measurement: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # in /in/measured
+    # What an earlier measurement of the file predicted.
+    measured: Annotated[FilePredictions | None, Field(exclude_if=lambda value: value is None)] = None
     n_ctx: Annotated[int, Field(ge=512)] = 4096  # tokens per client; the server image decides this itself
     parallel: Annotated[int, Field(ge=1)] = 4  # clients answered at once; the server image decides this itself
     load_timeout_s: Annotated[float, Field(gt=0)] = 900.0

@@ -12,6 +12,7 @@ from quantyard.protocol.base import Frozen, JsonObject, Sha256
 from quantyard.protocol.behaviour import BehaviourName
 from quantyard.protocol.cache_types import CacheName, CacheRefusal, CacheSettings
 from quantyard.protocol.evaluation import SpeedSettings, Suite
+from quantyard.protocol.predictions import FilePredictions
 
 REPORT_VERSION: Final = 1
 CONFIDENCE: Final = 0.95
@@ -120,6 +121,7 @@ class Evaluation(Frozen):
     duration_s: float
     versions: dict[str, str]
     hardware: JsonObject
+    predictions: Annotated[FilePredictions | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class DivergenceParts(Frozen):
@@ -416,6 +418,8 @@ class Measurement(Frozen):
     n_truncated: int = 0  # requests cut from the left to the longest allowed
     # Requests whose thoughts did not end within the suite's `thought_tokens`.
     n_unanswered: Annotated[int, Field(exclude_if=lambda value: not value)] = 0
+    # With which the API test compares what is served.
+    predictions: Annotated[FilePredictions | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class EvalReport(Frozen):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from quantyard.plan.api_tests import add_contract_steps
+from quantyard.plan.api_tests import add_contract_steps, measured_predictions
 from quantyard.requests import BuildRequest
+from quantyard.store.manifest import read_manifest
+from quantyard.store.stages import ModelStore
 from quantyard.workflows.planning import workflow_of_built, workflow_plan, workflow_with_suite
 from quantyard.workflows.reporter import WorkflowReporter
 from quantyard.workflows.results import Built
@@ -36,4 +38,7 @@ def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Bui
         QuantyardError: see errors.py. A check that fails is a finding, not an error.
     """
     request, source = workflow_of_built(request)
-    return run_build_plan(request, add_contract_steps(workflow_plan(request, source), request.threads), reporter)
+    manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json")
+    measured = measured_predictions(manifest) if manifest else {}
+    plan = add_contract_steps(workflow_plan(request, source), request.threads, measured)
+    return run_build_plan(request, plan, reporter)

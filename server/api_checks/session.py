@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from quantyard.formats.gguf import Medium
 from quantyard.formats.purpose import Purpose
+from quantyard.protocol.predictions import FilePredictions
 from server.api_checks.launch import Answer, Wire
 
 CHAT: Final = "/v1/chat/completions"
@@ -42,6 +43,7 @@ class ApiSession:
 
     purpose: Purpose = "generate"
     media: tuple[Medium, ...] = ()  # what it reads besides text
+    measured: FilePredictions | None = None  # what the measurement of the same file predicted, if there was one
 
     @cached_property
     def model(self) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 
 from quantyard.formats.gguf import Medium
 from quantyard.formats.purpose import Purpose
+from quantyard.protocol.api_tests import AS_MEASURED
 from server.api_checks.abuse import (
     check_closed_routes,
     check_hostile_grammars,
@@ -37,6 +38,7 @@ from server.api_checks.answers import (
 from server.api_checks.concurrency import CONCURRENT_CLIENTS, check_concurrency
 from server.api_checks.media import check_picture, check_sound
 from server.api_checks.outcome import CheckOutcome, passed
+from server.api_checks.predictions import check_predictions
 from server.api_checks.refusals import (
     check_embeddings,
     check_malformed,
@@ -89,6 +91,8 @@ CHECKS: Final = (
         takes_plain_text=True,
     ),
     ApiCheck("completion", "a text is continued", check_completion),
+    ApiCheck(AS_MEASURED, "what is served is what was measured: the likeliest tokens after fixed prompts",
+             check_predictions),
     ApiCheck("streaming", "a stream adds up to the same answer as without streaming", check_streaming),
     ApiCheck("streamed-usage", "a stream ends with the usage, if asked for", check_streamed_usage),
     ApiCheck("stop", "a stop string ends the answer and is not part of it", check_stop),

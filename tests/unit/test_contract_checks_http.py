@@ -13,6 +13,7 @@ import pytest
 
 from quantyard.formats.gguf import MEDIA
 from quantyard.protocol.api_tests import CheckRecord
+from quantyard.protocol.predictions import FilePredictions, PredictedToken, PromptPredictions
 from server.api_checks.launch import Wire
 from server.api_checks.schemas import CASES
 from server.api_checks.session import ApiSession
@@ -33,6 +34,10 @@ VALID: dict[str, Any] = {
     "three-types": {"colour": "red", "doors": 2, "sold": False},
 }  # fmt: skip
 MEDIUM_TOKENS = 16
+MEASURED = FilePredictions(prompts=(
+    PromptPredictions(prompt=(1, 2), places=(PredictedToken(tokens=(5, 6), logprobs=(-0.1, -2.5)),)),
+    PromptPredictions(prompt=(3, 4), places=(PredictedToken(tokens=(7, 8), logprobs=(-0.7, -0.9)),)),
+))  # fmt: skip
 # To add a fault: a word of its own here, and what it changes in Handler.
 FAULTS = {
     "streaming": "stream differs", "streamed-usage": "stream without usage", "stop": "stop leaks",
@@ -42,7 +47,7 @@ FAULTS = {
     "completion": "empty text", "concurrency": "answers crossed", "tool-calls": "tools ignored",
     "slow-clients": "connections kept", "large-body": "any size", "closed-routes": "open routes",
     "hostile-grammars": "nothing checked", "hostile-schemas": "nothing checked", "large-tokenize": "nothing checked",
-    "picture": "media not read", "sound": "media not read", "unknown-model": "any model",
+    "picture": "media not read", "sound": "media not read", "unknown-model": "any model", "as-measured": "other logits",
 }  # fmt: skip
 
 
@@ -84,7 +89,7 @@ class Handler(JsonHandler, BaseHTTPRequestHandler):
             return self.refuse(413, "too large")
         routes: dict[str, Callable[[dict[str, Any]], None]] = {
             "/v1/chat/completions": self.answer, "/v1/completions": self.answer, "/tokenize": self.tokenize,
-            "/v1/embeddings": self.embed,
+            "/v1/embeddings": self.embed, "/completion": self.predict,
         }  # fmt: skip
         if not self.is_known():
             return None
@@ -119,6 +124,17 @@ class Handler(JsonHandler, BaseHTTPRequestHandler):
 
     def tokenize(self, body: dict[str, Any]) -> None:
         self.send(200, {"tokens": list(range(len(body["content"].split())))})
+
+    def predict(self, body: dict[str, Any]) -> None:
+        """What was measured, as the measured prompt begins."""
+        places = next(one.places for one in MEASURED.prompts if list(one.prompt) == body["prompt"])
+        shift = -2.0 if self.server.fault == "other logits" else 0
+        told = []
+        for place in places:
+            pairs = zip(place.tokens, place.logprobs, strict=True)
+            top = [{"id": token, "logprob": value + shift} for token, value in pairs]
+            told.append({"id": place.tokens[0], "logprob": place.logprobs[0], "top_logprobs": top})
+        self.send(200, {"completion_probabilities": told, "tokens": [place.tokens[0] for place in places]})
 
     def answer(self, body: dict[str, Any]) -> None:
         is_chat = "messages" in body
@@ -225,12 +241,14 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _record(server: FakeServer, name: str) -> CheckRecord:
     check = next(check for check in CHECKS if check.name == name)
-    return run_contract_check(ApiSession(Wire(server.address, KEY), media=MEDIA), check)[0]
+    return run_contract_check(ApiSession(Wire(server.address, KEY), media=MEDIA, measured=MEASURED), check)[0]
 
 
 def test_a_server_that_keeps_every_promise_passes_every_check(fake: FakeServer) -> None:
     done: list[tuple[int, int, str]] = []
-    report = run_contract_checks(fake.address, KEY, lambda *counts: done.append(counts), "Q8_0", media=MEDIA)
+    report = run_contract_checks(
+        fake.address, KEY, lambda *counts: done.append(counts), "Q8_0", media=MEDIA, measured=MEASURED
+    )
     assert [(check.name, check.finding) for check in report.checks if check.status != "passed"] == []
     assert report.passed and (report.server, report.model, report.label) == ("llama-server b1", "fake", "Q8_0")
     names = [*(check.name for check in CHECKS), ""]
@@ -307,7 +325,7 @@ def test_a_template_without_tools_is_not_supported_with_the_reason(fake: FakeSer
 
 
 def test_to_a_base_model_what_chats_is_not_applicable_and_the_rest_is_asked_without_chatting(fake: FakeServer) -> None:
-    session = ApiSession(Wire(fake.address, KEY), has_chat_template=False)
+    session = ApiSession(Wire(fake.address, KEY), has_chat_template=False, measured=MEASURED)
     asked = [check for check in CHECKS if check.name not in {"slow-clients", "large-body"}]  # those take seconds
     records = {check.name: run_contract_check(session, check)[0] for check in asked}
     chatting = {name for name, record in records.items() if "not applicable" in record.finding}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 import quantyard
 from quantyard.api.call import api_request
-from quantyard.plan.api_tests import add_contract_steps
+from quantyard.plan.api_tests import add_contract_steps, measured_predictions
+from quantyard.plan.steps import StepOutput
+from quantyard.protocol.api_tests import ContractRequest
+from quantyard.protocol.predictions import FilePredictions, PredictedToken, PromptPredictions
 from quantyard.sources.resolve import Source
 from quantyard.workflows import planning
 from quantyard.workflows.reporter import SilentReporter
@@ -17,6 +21,8 @@ from quantyard.workflows.run import run_build_plan
 from tests.unit.fake_engine import FakeEngine, writes
 
 pytestmark = pytest.mark.commands
+PLACE = PredictedToken(tokens=(5, 6), logprobs=(-0.1, -2.5))
+PREDICTIONS = FilePredictions(prompts=(PromptPredictions(prompt=(1, 2), places=(PLACE,)),))
 
 
 @pytest.fixture
@@ -120,3 +126,30 @@ def test_a_release_of_one_file_tests_its_api_after_a_report_on_all(engine: FakeE
     built = run_build_plan(request, plan, SilentReporter())
     assert built.report is not None and [m.file.label for m in built.report.measurements] == ["BF16", "Q4_K_M", "Q8_0"]
     assert [report.label for report in built.contracts] == ["Q4_K_M"]
+
+
+def test_the_api_test_is_told_what_was_measured_by_this_run_or_an_earlier_one(engine: FakeEngine) -> None:
+    request = api_request("eval", {"quant": "Q4_K_M", "suite": "smoke", "limit": 3}, MODEL="x")
+    source = planning.workflow_source(request)
+    step = add_contract_steps(planning.workflow_plan(request, source), 1).steps[-1]
+    assert step.inputs["measured"] == StepOutput("evaluate Q4_K_M")
+    assert isinstance(step.request, ContractRequest) and step.request.has_measurement
+    alone = planning.workflow_plan(replace(request, measure=None), source)
+    step = add_contract_steps(alone, 1, {"Q4_K_M": PREDICTIONS}).steps[-1]
+    assert isinstance(step.request, ContractRequest)
+    assert step.request.measured == PREDICTIONS and "measured" not in step.inputs
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_was_measured_is_told_of_the_same_file_alone(engine: FakeEngine, changed: bool) -> None:
+    manifest = quantyard.evaluate("x", quant="Q4_K_M,Q8_0", suite="smoke", limit=3).manifest
+    assert not measured_predictions(manifest), "an earlier version kept none"
+    name, report = next(iter(manifest.evaluations.items()))
+    digest = "0" * 64 if changed else manifest.quants["Q8_0"].sha256
+    measurements = tuple(
+        m.model_copy(update={"predictions": PREDICTIONS, "file": m.file.model_copy(update={"sha256": digest})})
+        for m in report.measurements
+    )
+    manifest.evaluations[name] = report.model_copy(update={"measurements": measurements})
+    found = measured_predictions(manifest)
+    assert found.get("Q8_0") == (None if changed else PREDICTIONS) and "BF16" not in found
