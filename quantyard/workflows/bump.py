@@ -17,6 +17,7 @@ from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formats.names import safe_file_name
 from quantyard.metrics.regression import FileChange, file_change
 from quantyard.plan.evaluation import plan_measure_options, read_planned_report
+from quantyard.plan.imatrix import CALIBRATE
 from quantyard.plan.regression import (
     NEW_CONVERSION,
     add_recorded_files,
@@ -202,8 +203,9 @@ def _seed_bump_store(recorded: ModelStore, store: ModelStore, manifest: Manifest
         link_beside_store(recorded.folder / name, store.folder / name)
     if not _bump_manifest_path(store).exists():
         store.folder.mkdir(parents=True, exist_ok=True)
-        seed = manifest.model_copy(update={"evaluations": {}, "contracts": {}, "gate": None})
-        write_manifest(_bump_manifest_path(store), seed)
+        stages = {label: record for label, record in manifest.stages.items() if label == CALIBRATE}
+        seed = {"stages": stages, "evaluations": {}, "contracts": {}, "gate": None}
+        write_manifest(_bump_manifest_path(store), manifest.model_copy(update=seed))
 
 
 def _run_bump_plan(
