@@ -63,6 +63,7 @@ class _Measuring(TypedDict, total=False):
     allow_unsafe_code: bool
     n_gpu_layers: int
     max_length: int
+    cache_type: Names
 
 
 class BuildSettings(MachineSettings, _Making, total=False):
@@ -130,6 +131,7 @@ class ChooseSettings(MachineSettings, total=False):
     max_kld: float
     context_size: int
     parallel: int
+    cache_type: Names
 
 
 class _Judging(TypedDict, total=False):
