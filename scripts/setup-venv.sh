@@ -29,6 +29,8 @@ ensure_venv() {
     local venv=$1 group=$2 hash ready=""
     hash=$(inputs_hash "$group")
     is_ready && return
+    # Of a link, the folder that it points to would be emptied.
+    [[ ! -L $venv ]] || die "$venv is a link to $(readlink "$venv"), and is not ready here. Remove it: rm $venv; $again"
     check_python
     mkdir -p "$venv"
     take_lock

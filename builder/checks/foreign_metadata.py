@@ -10,6 +10,7 @@ from builder.checks.foreign_values import foreign_type_share
 from builder.checks.tensors import PROMISED_TYPES, count_tensor_types
 from quantyard.formats.gguf import GgufArray, GgufError, GgufHeader, MetadataValue, gguf_strings
 from quantyard.formats.names import shown_name
+from quantyard.formatting.numbers import format_digits, format_rough_percent
 from quantyard.protocol.foreign_findings import ForeignFinding, foreign_finding
 
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -114,7 +115,7 @@ def _shown_foreign_metadata(header: GgufHeader, key: str) -> str:
         return f"a list of {value.length:,}"
     if isinstance(value, str):
         return shown_name(value, _SHOWN)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return format_digits(value, 6) if isinstance(value, float) else str(value)
 
 
 def _named_type_finding(model: GgufHeader, named_type: str) -> ForeignFinding | None:
@@ -123,7 +124,7 @@ def _named_type_finding(model: GgufHeader, named_type: str) -> ForeignFinding | 
         return None
     held = ", ".join(f"{name} {n}" for name, n in list(count_tensor_types(model.tensors).items())[:_MAX_NAMED])
     share = foreign_type_share(model, promised)
-    what = f"The name says {named_type}, but {share:.0%} of the weights are {' or '.join(promised)}"
+    what = f"The name says {named_type}, but {format_rough_percent(share)} of the weights are {' or '.join(promised)}"
     return foreign_finding("other-type-than-named", f"{what}; tensors by type: {held}.")
 
 

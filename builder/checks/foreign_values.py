@@ -16,6 +16,7 @@ import numpy as np
 from builder.checks.tensors import has_promised_type, is_tensor_worth_comparing
 from builder.llama.ggml_rows import Floats, Ggml, sample_rounded_rows
 from quantyard.formats.gguf import GgufHeader, TensorInfo
+from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.foreign_findings import ForeignFinding, foreign_finding
 
 # Of squared errors to those of ggml's rounding without a matrix: twice the distance.
@@ -78,7 +79,10 @@ def other_weights_finding(errors: Sequence[TensorError]) -> ForeignFinding | Non
     wrong = sorted((e for e in errors if not e.error <= e.bound), key=lambda e: e.bound - e.error)
     if not wrong:
         return None
-    said = (f"{e.name} ({e.error**0.5:.2g} of its size, {e.bound**0.5:.2g} allowed)" for e in wrong[:_MAX_NAMED])
+    said = (
+        f"{e.name} ({format_digits(e.error**0.5, 2)} of its size, {format_digits(e.bound**0.5, 2)} allowed)"
+        for e in wrong[:_MAX_NAMED]
+    )
     shown = ", ".join(said)
     text = (
         f"{len(wrong)} of {len(errors)} tensors hold other weights than the source: {shown}. It is made of another "

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from eval.llama.model import GgufModel
 from eval.scenarios.scenario import Scenario, scenario_tools
+from quantyard.formatting.numbers import format_count
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate, sandbox_template_failure
 
@@ -58,7 +59,8 @@ class ScenarioPrompts:
         """
         text, longest = self._rendered(scenario), self._model.n_ctx_train
         if (n_tokens := len(self._model.tokenize(text, add_special=False))) >= longest:
-            reason = f"its context of {longest:,} tokens is too short for the question {scenario.id} ({n_tokens:,})"
+            context, asked = format_count(longest), format_count(n_tokens)
+            reason = f"its context of {context} tokens is too short for the question {scenario.id} ({asked})"
             raise UnfitTemplate(reason)
         return text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting import numbers
-from quantyard.formatting.numbers import DASH, Written
+from quantyard.formatting.numbers import DASH, Written, format_digits
 from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.behaviour import BehaviourName
 from quantyard.protocol.measurements import BehaviourScore, EvalReport, Interval, Measurement, Verdict
@@ -92,7 +92,7 @@ def behaviour_variance_sentence(measurements: Sequence[Measurement]) -> str:
 
 def behaviour_length(found: Interval) -> Written:
     """A number of tokens with its interval: "84.2 (71.0 to 97.4)"."""
-    value, low, high = (f"{x:.1f}" for x in (found.value, found.low, found.high))
+    value, low, high = (format_digits(x) for x in (found.value, found.low, found.high))
     return Written(value, low.replace("-", numbers.MINUS), high)
 
 

@@ -5,8 +5,6 @@ the likeliest tokens at each place. A server of the same llama.cpp, backend and 
 the order of its sums. Prompts are told to a server as tokens, so that nothing depends on its tokenizer.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Final
 
 from pydantic import Field

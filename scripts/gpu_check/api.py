@@ -4,6 +4,7 @@
 Usage:  api.py MODEL.gguf LLAMA_BIN OUT.json [--layers 999]
 """
 
+# ruff: noqa: T201  (it is a script)
 from __future__ import annotations
 
 import argparse

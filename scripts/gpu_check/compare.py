@@ -6,6 +6,7 @@ Usage:  compare.py FOLDER        where check-gpu.sh left what was measured: <fil
 Exit codes:  0 all within the bounds · 1 not, and the table says what
 """
 
+# ruff: noqa: T201, RUF001  (it is a script)
 from __future__ import annotations
 
 import json
@@ -51,9 +52,9 @@ def computed_rows(name: str, cpu: Measured, gpu: Measured) -> Iterator[Row]:
     rows = DivergenceRows(n, 1)
     rows.add(cpu["logits"][:-1], [gpu["logits"][:-1]], cpu["targets"][:-1])
     values = rows.models()[0]
-    kld, same = float(values.kld.mean()), float(values.same_top.mean())
+    kld, same, least = float(values.kld.mean()), float(values.same_top.mean()), LEAST_SAME_TOP[name]
     yield _at_most(f"{name}: mean KL divergence", kld, MOST_KLD[name], "nats")
-    yield Row(f"{name}: same most likely token", f"{same:.1%}", f"≥ {LEAST_SAME_TOP[name]:.0%}", same >= LEAST_SAME_TOP[name])
+    yield Row(f"{name}: same most likely token", f"{same:.1%}", f"≥ {least:.0%}", same >= least)
     difference = (gpu["loglikelihoods"] - cpu["loglikelihoods"]) / OWN_TOKENS
     rms = float(np.sqrt((difference**2).mean()))
     yield _at_most(f"{name}: log-likelihoods, RMS Δ", rms, MOST_LOGLIKELIHOOD[name], "nats/token")

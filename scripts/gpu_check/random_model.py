@@ -7,6 +7,7 @@ that a divergence between two backends has the size that it has in practice.
 Usage:  random_model.py VOCABULARY.gguf FOLDER [--millions 1000]
 """
 
+# ruff: noqa: T201  (it is a script)
 from __future__ import annotations
 
 import argparse

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from quantyard.formatting.numbers import format_digits, format_rough_percent
 from quantyard.protocol.predictions import N_LIKELIEST, FilePredictions, PredictedToken, PromptPredictions
 from server.api_checks.outcome import CheckOutcome
 from server.api_checks.session import ApiSession, need_promise, shown_api_answer
@@ -60,10 +61,10 @@ def prediction_finding(found: PredictionDifference, *, is_same: bool) -> str:
     said = f"{found.n_agreeing} of {found.n_places} tokens as measured"
     if found.is_exact:
         return f"{said}, with the same log-probabilities"
-    said = f"{said}, log-probabilities up to {found.largest:.2f} nats apart"
+    said = f"{said}, log-probabilities up to {format_digits(found.largest)} nats apart"
     if is_same:
         return f"{said}: within {MAX_DIFFERENCE:g}, but another build of llama.cpp, backend or KV cache than measured"
-    limits = f"{MIN_AGREEMENT:.0%} and {MAX_DIFFERENCE:g}"
+    limits = f"{format_rough_percent(MIN_AGREEMENT)} and {format_digits(MAX_DIFFERENCE)}"
     return f"{said}; the limits are {limits}: what is served has another build, backend or KV cache than was measured"
 
 
