@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from quantyard.errors import BadRequest, NotScored
 from quantyard.files.own_files import find_file, list_files
 from quantyard.formats.gguf import why_gguf_cannot_generate
+from quantyard.plan.measuring_steps import MeasureOptions, datasets_steps, measuring_steps
 from quantyard.plan.stages import STAGES
-from quantyard.plan.steps import BuildPlan, ExternalInput, Measuring, ModelFile, Origin, Step, StepOutput
+from quantyard.plan.steps import BuildPlan, Measuring, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.base import FileEntry, files_digest
-from quantyard.protocol.behaviour_run import BehaviourRequest
 from quantyard.protocol.evaluation import (
     CacheRequest,
-    DatasetsRequest,
-    DivergenceRequest,
-    DomainsRequest,
-    EvaluateRequest,
     ReportRequest,
     Runtime,
     SharedBaselineRequest,
@@ -38,7 +34,7 @@ from quantyard.protocol.evaluation import (
 )
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256
-from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED, Quant
+from quantyard.quants.catalog import QUANTS, TYPE_UNKNOWN, UNQUANTIZED
 from quantyard.requests import BuildRequest, MeasureRequest
 from quantyard.sources.gguf_file import gguf_quant_name, is_trained_quantized
 from quantyard.sources.resolve import Source
@@ -50,19 +46,6 @@ REPORT: Final = "report"  # the label of the last step
 # The stages whose results a report compares.
 _MEASURING: Final = ("evaluate", "divergence", "domains", "behaviour", "speed", "cache", "similarity")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """The settings of a measurement, apart from the plan of the build."""
-
-    suite: Suite
-    runtime: Runtime
-    files: Artifact | None = None  # the user's own suite: its tasks and text
-    datasets: Artifact | None = None  # data sets copied from another machine
-    baseline: Quant | None = None
-    allow_unsafe_code: bool = False
-    endpoint: str | None = None
 
 
 def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
@@ -122,8 +105,8 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
         options = replace(options, suite=options.suite.model_copy(update={"apply_chat_template": False}))
     baseline, file = _evaluation_baseline(plan, options)
     files = {baseline: file} | {t.quant.name: t.file for t in plan.targets if t.quant.name != baseline}
-    datasets = _datasets_steps(options)
-    measuring = _measuring_steps(options, baseline, files)
+    datasets = datasets_steps(options)
+    measuring = measuring_steps(options, baseline, files)
     labels = tuple(files)
     request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
     inputs = {_report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
@@ -261,134 +244,6 @@ def _gguf_type_of_source(source: Source) -> str:
         return source.named_quant.name if source.named_quant else TYPE_UNKNOWN
     named = (q.name for q in QUANTS if q.name in UNQUANTIZED and q.ftype == source.gguf.file_type)
     return next(named, TYPE_UNKNOWN)
-
-
-def _datasets_steps(options: MeasureOptions) -> tuple[Step, ...]:
-    """The step that fetches data sets; () if the suite does not need any, or DATASETS gives them."""
-    suite = options.suite
-    if not suite.needs_network or options.datasets or not suite.tasks:
-        return ()
-    request = DatasetsRequest(
-        tasks=tuple(entry.task for entry in suite.tasks), include_path=suite.include_path,
-        allow_unsafe_code=options.allow_unsafe_code, endpoint=options.endpoint,
-    )
-    return (Step("datasets", STAGES["datasets"], request, _suite_input(options, suite.include_path), 0),)
-
-
-def _suite_input(options: MeasureOptions, path: str | None) -> dict[str, Origin]:
-    """The files of the user's suite, for a stage that reads `path` of them."""
-    return {"suite": ExternalInput(options.files)} if path is not None and options.files is not None else {}
-
-
-def _measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, ModelFile]) -> list[Step]:
-    if options.suite.similarity is not None:
-        return [_similarity_step(options, label, file, files[baseline]) for label, file in files.items()]
-    steps = [_evaluate_step(options, label, file) for label, file in files.items()]
-    if options.suite.divergence is not None:
-        steps += [_divergence_step(options, label, file, files[baseline]) for label, file in files.items()]
-    if options.suite.domains is not None:
-        steps += [_domains_step(options, label, file, files[baseline]) for label, file in files.items()]
-    if options.suite.behaviour is not None:
-        steps += [_behaviour_step(options, label, file) for label, file in files.items()]
-    if options.suite.speed is not None:
-        steps += [_speed_step(options, label, file, files[baseline]) for label, file in files.items()]
-    if options.suite.cache is not None:
-        measured = {label: file for label, file in files.items() if label != baseline} or files
-        steps += [_cache_step(options, label, file, files[baseline]) for label, file in measured.items()]
-    return steps
-
-
-def _evaluate_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
-    suite = options.suite
-    request = EvaluateRequest(
-        label=label, model_file=file.path, tasks=suite.tasks, include_path=suite.include_path,
-        apply_chat_template=suite.apply_chat_template,
-        thought_tokens=suite.thought_tokens if suite.apply_chat_template else 0, seed=suite.seed,
-        allow_unsafe_code=options.allow_unsafe_code, runtime=options.runtime,
-    )
-    inputs: dict[str, Origin] = {"model": file.origin} | _suite_input(options, suite.include_path)
-    if options.datasets is not None:
-        inputs["datasets"] = ExternalInput(options.datasets)
-    elif _datasets_steps(options):
-        inputs["datasets"] = StepOutput("datasets")
-    return Step(f"evaluate {label}", STAGES["evaluate"], request, inputs, 0, label)
-
-
-def _divergence_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """Perplexity of one file, and its divergence from the baseline if it is another file."""
-    settings = options.suite.divergence
-    assert settings is not None
-    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
-    request = DivergenceRequest(
-        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
-    )
-    inputs |= _suite_input(options, settings.text)
-    return Step(f"divergence {label}", STAGES["divergence"], request, inputs, 0, label)
-
-
-def _domains_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """Divergence of one file from the baseline by domain, if it is another file."""
-    settings = options.suite.domains
-    assert settings is not None
-    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
-    request = DomainsRequest(
-        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
-    )
-    inputs |= _suite_input(options, settings.texts)
-    return Step(f"domains {label}", STAGES["domains"], request, inputs, 0, label)
-
-
-def _cache_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """The types of the KV cache on one file, beside itself with f16 and beside the baseline if it is another file."""
-    settings = options.suite.cache
-    assert settings is not None
-    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
-    request = CacheRequest(
-        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
-    )
-    inputs |= _suite_input(options, settings.text)
-    return Step(f"cache {label}", STAGES["cache"], request, inputs, 0, label)
-
-
-def _similarity_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """Embeddings or scores of one file, and how close they are to those of the baseline if it is another file."""
-    settings = options.suite.similarity
-    assert settings is not None
-    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
-    request = SimilarityRequest(
-        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
-    )
-    return Step(f"similarity {label}", STAGES["similarity"], request, inputs, 0, label)
-
-
-def _step_inputs_beside_baseline(file: ModelFile, baseline: ModelFile) -> tuple[dict[str, Origin], str | None]:
-    """The inputs of a stage that compares a file with the baseline, and the baseline's file: None beside itself."""
-    if file == baseline:
-        return {"model": file.origin}, None
-    return {"model": file.origin, "baseline": baseline.origin}, baseline.path
-
-
-def _behaviour_step(options: MeasureOptions, label: str, file: ModelFile) -> Step:
-    suite, settings = options.suite, options.suite.behaviour
-    assert settings is not None
-    request = BehaviourRequest(
-        label=label, model_file=file.path, settings=settings, thought_tokens=suite.thought_tokens, seed=suite.seed,
-        runtime=options.runtime,
-    )
-    return Step(f"behaviour {label}", STAGES["behaviour"], request, {"model": file.origin}, 0, label)
-
-
-def _speed_step(options: MeasureOptions, label: str, file: ModelFile, baseline: ModelFile) -> Step:
-    """The speed of one file, by turns with the baseline's if the suite says so."""
-    settings = options.suite.speed
-    assert settings is not None
-    inputs, baseline_file = _step_inputs_beside_baseline(file, baseline)
-    if not settings.beside_baseline:
-        inputs, baseline_file = {"model": file.origin}, None
-    request = SpeedRequest(
-        label=label, model_file=file.path, baseline_file=baseline_file, settings=settings, runtime=options.runtime
-    )
-    return Step(f"speed {label}", STAGES["speed"], request, inputs, 0, label)
 
 
 def step_without_files(step: Step, lost: Collection[str]) -> Step | None:

@@ -10,11 +10,11 @@ from typing import Final
 
 from quantyard.plan.evaluation import (
     REPORT,
-    MeasureOptions,
     add_measured_files,
     add_measuring_steps,
     report_step_inputs,
 )
+from quantyard.plan.measuring_steps import MeasureOptions
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Step
 from quantyard.protocol.evaluation import ReportRequest

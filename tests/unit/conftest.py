@@ -18,7 +18,8 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import Concurrency
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps
+from quantyard.plan.evaluation import add_measuring_steps
+from quantyard.plan.measuring_steps import MeasureOptions
 from quantyard.protocol.base import FileEntry, Progress, StageResult, files_digest
 from quantyard.protocol.builder import OutType, Parity
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry

@@ -14,7 +14,7 @@ from rich.console import Console
 from quantyard import cli
 from quantyard.cli.commands import MEASURING
 from quantyard.cli.render.evaluation import terminal_measured_tasks
-from quantyard.plan.evaluation import MeasureOptions
+from quantyard.plan.measuring_steps import MeasureOptions
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.exit_codes import Answer
 from quantyard.protocol.measurements import EvalReport

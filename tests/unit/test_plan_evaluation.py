@@ -15,7 +15,8 @@ from quantyard.cli.request import read_command_request
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import PlanRunner
 from quantyard.hub.client import HubAccess
-from quantyard.plan.evaluation import MeasureOptions, add_measuring_steps, plan_brought_datasets, plan_measure_options
+from quantyard.plan.evaluation import add_measuring_steps, plan_brought_datasets, plan_measure_options
+from quantyard.plan.measuring_steps import MeasureOptions
 from quantyard.plan.steps import ExternalInput
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.builder import OutType
