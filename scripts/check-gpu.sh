@@ -58,27 +58,27 @@ pack() {
     awk '/^[A-Za-z]/ { wanted = /^llama-cpp-python==/ } wanted' locks/sdists.txt >"$WORK/sdist.txt"
     version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' "$WORK/sdist.txt")
     say "Fetching the sources of llama-cpp-python $version …"
-    pip_download --no-binary llama-cpp-python --dest "$WORK" --require-hashes -r "$WORK/sdist.txt" ||
-        die "The sources cannot be fetched." "Check the network: python3 -m pip download --no-deps llama-cpp-python==$version"
+    fetch --no-binary llama-cpp-python --dest "$WORK" -r "$WORK/sdist.txt"
     prune "$WORK/llama_cpp_python-$version.tar.gz" "$version"
+    locked >"$PACK/requirements.txt"
     local python
     for python in $PYTHONS; do
         say "Fetching wheels for Python $python …"
-        pip_download --only-binary :all: --python-version "$python" --platform manylinux_2_28_x86_64 \
-            --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest "$PACK/wheels" $(pinned) ||
-            die "The wheels cannot be fetched." "Check the network."
+        fetch --only-binary :all: --python-version "$python" --platform manylinux_2_28_x86_64 \
+            --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest "$PACK/wheels" -r "$PACK/requirements.txt"
     done
     say "$PACK is ready, $(du -sh "$PACK" | cut -f1). Carry the checkout with it to the machine, and type: scripts/check-gpu.sh"
 }
 
-pip_download() { python3 -m pip download -q --disable-pip-version-check --no-deps "$@"; }
+fetch() {
+    python3 -m pip download -q --disable-pip-version-check --no-deps --require-hashes "$@" ||
+        die "This cannot be fetched." "Check the network and its proxy: HTTPS_PROXY, PIP_CERT, PIP_INDEX_URL"
+}
 
-# The packages with their versions, as locked
-pinned() {
-    local package
-    for package in $PACKAGES; do
-        sed -n "s/^\($package==[^ ]*\).*/\1/pI" locks/bench.txt | head -1
-    done
+# The packages as locked, with their hashes
+locked() {
+    awk -v wanted=" $(echo $PACKAGES) " '
+        /^[A-Za-z]/ { keep = index(wanted, " " substr($1, 1, index($1, "==") - 1) " ") } keep' locks/bench.txt
 }
 
 # prune SDIST VERSION: what is built of it, into $PACK/llama.cpp.tar.gz, and the Python package beside it
@@ -137,8 +137,9 @@ build() {
 
 environment() {
     [[ -x $WORK/venv/bin/python ]] || python3 -m venv --system-site-packages "$WORK/venv"
-    "$WORK/venv/bin/python" -m pip install -q --disable-pip-version-check --no-index --find-links "$PACK/wheels" \
-        --no-deps $(pinned) || die "The wheels in $PACK do not fit this Python." "Pack them for it: PYTHONS in scripts/check-gpu.sh"
+    "$WORK/venv/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-deps --require-hashes \
+        --find-links "$PACK/wheels" -r "$PACK/requirements.txt" ||
+        die "The wheels in $PACK do not fit this Python." "Pack them for it: PYTHONS in scripts/check-gpu.sh"
     PYTHON=$WORK/venv/bin/python
     export PYTHONPATH=$PWD:$WORK/python:$WORK/llama.cpp/gguf-py LLAMA_CPP_LIB_PATH=$BUILD/bin LD_LIBRARY_PATH=$BUILD/bin:${LD_LIBRARY_PATH-}
 }

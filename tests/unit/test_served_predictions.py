@@ -44,8 +44,8 @@ def test_an_answer_without_log_probabilities_is_a_broken_promise() -> None:
 
 @pytest.mark.parametrize(("found", "is_same", "said"), [
     (PredictionDifference(24, 24, 0.0), True, "24 of 24 tokens as measured, with the same log-probabilities"),
-    (PredictionDifference(24, 24, 0.31), True, "up to 0.31 nats apart: within 0.75, but another build"),
-    (PredictionDifference(12, 9, 1.41), False, "up to 1.41 nats apart; the limits are 90% and 0.75: what is served"),
+    (PredictionDifference(24, 24, 0.31), True, "up to 0.310 nats apart: within 0.750, but another build"),
+    (PredictionDifference(12, 9, 1.41), False, "up to 1.41 nats apart; the limits are 90 % and 0.750: what is served"),
 ])  # fmt: skip
 def test_the_finding_says_what_differs_and_by_how_much(found: PredictionDifference, is_same: bool, said: str) -> None:
     assert said in prediction_finding(found, is_same=is_same)
