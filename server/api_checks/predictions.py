@@ -63,7 +63,8 @@ def prediction_finding(found: PredictionDifference, *, is_same: bool) -> str:
         return f"{said}, with the same log-probabilities"
     said = f"{said}, log-probabilities up to {format_digits(found.largest)} nats apart"
     if is_same:
-        return f"{said}: within {format_digits(MAX_DIFFERENCE)}, but another build of llama.cpp, backend or KV cache than measured"
+        within = format_digits(MAX_DIFFERENCE)
+        return f"{said}: within {within}, but another build of llama.cpp, backend or KV cache than measured"
     limits = f"{format_rough_percent(MIN_AGREEMENT)} and {format_digits(MAX_DIFFERENCE)}"
     return f"{said}; the limits are {limits}: what is served has another build, backend or KV cache than was measured"
 
