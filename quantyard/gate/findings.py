@@ -67,11 +67,11 @@ def gate_no_signal(found: Comparison, baseline: str) -> str:
     return f"on {found.task} the baseline {baseline} is not better than guessing ({score}), so the task decides nothing"
 
 
-def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool) -> str:
-    """For a value that was not measured; the finding names the command that measures it."""
+def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool, measures: str) -> str:
+    """For a value that was not measured; the finding names the command that measures it, with the suite `measures`."""
     if evaluated:
         why = f"{what} was not measured: the suite {suite} does not measure it"
-        return f"{why}. Type: {_gate_eval(manifest, quant, 'standard')}"
+        return f"{why}. Type: {_gate_eval(manifest, quant, measures)}"
     again = suite if suite in BUILTIN else "…"
     return f"{what} of this file was not measured with the suite {suite}. Type: {_gate_eval(manifest, quant, again)}"
 

@@ -68,7 +68,10 @@ class _File:
             finding = words.gate_own_baseline(what, self.manifest, self.quant)
         else:
             evaluated = self.found is not None
-            finding = words.gate_unmeasured(what, self.manifest, self.quant, self.suite, evaluated=evaluated)
+            measures = _measuring_suite(budget, task)
+            finding = words.gate_unmeasured(
+                what, self.manifest, self.quant, self.suite, evaluated=evaluated, measures=measures
+            )
         return self.result(budget, limit, "not measured", finding, task=task)
 
     def result(
@@ -306,6 +309,13 @@ _JUDGES: Final[Mapping[str, _Judge]] = {
     "min_same_tokens": _judge_same_tokens,
 }
 _RELATIVE: Final = frozenset({"max_ppl_change", "max_mean_kld", "max_accuracy_loss", *GATE_BEHAVIOURS})
+
+
+def _measuring_suite(budget: str, task: str) -> str:
+    """The smallest built-in suite that measures what a budget limits in full; `task` of a mean KLD is a domain."""
+    if budget in GATE_BEHAVIOURS:
+        return "behaviour"
+    return {"max_cache_kld": "cache", "max_mean_kld": "domains" if task else "standard"}.get(budget, "standard")
 
 
 # ---- which tasks -------------------------------------------------------------------------------------

@@ -235,10 +235,17 @@ def test_a_budget_of_which_no_task_could_be_judged_is_not_measured(gate) -> None
     assert report.outcome == "not measured"
 
 
-def test_a_budget_for_a_task_that_was_not_asked_is_not_measured(gate) -> None:
-    result = only(gate("defaults: {max_accuracy_loss: {mmlu: 2}}"))
+@pytest.mark.parametrize(("limit", "suite"), [
+    ("max_accuracy_loss: {mmlu: 2}", "standard"), ("max_mean_kld: {code: 0.02}", "domains"),
+    ("max_mean_kld: {worst: 0.1}", "domains"), ("max_cache_kld: {q8_0: 0.01}", "cache"),
+    ("max_behaviour_loss: {tool_calls: 2}", "behaviour"), ("max_length_increase: 10", "behaviour"),
+])  # fmt: skip
+def test_what_the_suite_does_not_measure_is_not_measured_and_the_finding_names_a_suite_that_does(
+    gate, limit: str, suite: str
+) -> None:
+    result = only(gate(f"defaults: {{{limit}}}"))
     assert result.outcome == "not measured"
-    assert result.finding.endswith("Type: make eval MODEL=lagoon/Lagoon-1B-Instruct QUANT=Q4_K_M SUITE=standard")
+    assert result.finding.endswith(f"Type: make eval MODEL=lagoon/Lagoon-1B-Instruct QUANT=Q4_K_M SUITE={suite}")
 
 
 # ---- single values -----------------------------------------------------------------------------------
