@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from eval.analysis.domain_chats import ShownChat
+from eval.analysis.domain_chat_spans import ShownChat
 from eval.analysis.domain_texts import LEAST_PIECE
 
 if TYPE_CHECKING:  # it loads llama.cpp

@@ -10,7 +10,7 @@ from eval.analysis.domain_chats import ShownChats, show_chats
 from eval.analysis.domain_passages import Passage, chat_passage, document_passage
 from eval.analysis.domain_texts import LONG, DomainText, domain_reading_lengths
 from eval.llama.model import GgufModel
-from quantyard.formatting.numbers import format_count
+from quantyard.formatting.numbers import format_count, format_percent
 from quantyard.protocol.evaluation import DomainSettings
 from quantyard.protocol.measurements import DomainForm
 from quantyard.sandbox.chat_template import ChatTemplate
@@ -100,4 +100,8 @@ def _shown_by_model(model: GgufModel, text: DomainText) -> tuple[ShownChats, lis
         shown = show_chats(text.documents, template)
     finally:
         template.close()
-    return shown, [f"read as {shown.form}: {reason}" for reason in shown.why_not[-1:]]
+    why = [f"read as {shown.form}: {reason}" for reason in shown.why_not[-1:]]
+    if shown.share < 1:
+        share = format_percent(shown.share)
+        why.append(f"{share} of what the assistant writes is scored: the template does not show the rest")
+    return shown, why

@@ -183,7 +183,9 @@ class DomainPart(Frozen):
     top1_agreement: Estimate
 
 
-DomainForm = Literal["text", "chat template", "chat template, tools as text", "labelled text"]
+DomainForm = Literal[
+    "text", "chat template", "chat template, calls as text", "chat template, tools as text", "labelled text"
+]
 
 
 class DomainDivergence(Frozen):

@@ -75,7 +75,8 @@ class ChatTemplate:
             self._worker.ask({"template": self.text, **self._names})
             self._is_told = True
         asked: dict[str, Any] = {"messages": [dict(message) for message in messages]}
-        asked |= {"add_generation_prompt": add_generation_prompt, "tools": [dict(tool) for tool in tools] or None}
+        asked |= {"add_generation_prompt": add_generation_prompt}
+        asked |= {"tools": [dict(tool) for tool in tools]} if tools else {}
         try:
             answer = self._worker.ask(asked)
         except OverLimit:

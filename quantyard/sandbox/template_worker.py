@@ -16,10 +16,12 @@ import runpy
 import sys
 from datetime import datetime
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
+import jinja2
 import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 _BOUNDED = runpy.run_path(str(Path(__file__).with_name("bounded_process.py")))
 _MAX_CHARACTERS = 2 << 20  # of a rendered conversation
@@ -37,9 +39,13 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def sandboxed_jinja() -> ImmutableSandboxedEnvironment:
-    """Jinja with the filters and functions that chat templates may use."""
-    sandbox = ImmutableSandboxedEnvironment(
+def sandboxed_jinja() -> SandboxedEnvironment:
+    """Jinja with the filters and functions that chat templates may use.
+
+    Templates may change lists, as in llama.cpp: Kimi K2's collects the ids of calls. What they get is read anew for
+    each conversation.
+    """
+    sandbox = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     sandbox.filters["tojson"] = _template_to_json
@@ -50,6 +56,7 @@ def sandboxed_jinja() -> ImmutableSandboxedEnvironment:
 def _template_to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
+    value = list(value) if isinstance(value, GeneratorType) else value  # of `map`, as in llama.cpp
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -69,13 +76,28 @@ def _template_answer(state: dict[str, Any], question: dict[str, Any]) -> dict[st
         if "compiled" not in state:
             state["compiled"] = sandboxed_jinja().from_string(state["template"])
         names = {name: state[name] for name in ("bos_token", "eos_token")}
-        text = str(state["compiled"].render({"tools": None, "documents": None} | question | names))
+        text = _rendered_question(state["compiled"], question | names)
         text.encode()  # refuse a lone surrogate
     except MemoryError:
         return {"fault": _BOUNDED["sandbox_memory_exceeded"]()}
     except Exception as error:  # templates raise what they like
         return {"refused": f"{type(error).__name__}: {error}"[:_MAX_REASON]}
     return {"text": text} if len(text) <= _MAX_CHARACTERS else {"fault": _BOUNDED["TOO_LARGE"]}
+
+
+def _rendered_question(compiled: jinja2.Template, given: dict[str, Any]) -> str:
+    """The text; what is not given is None, as in transformers, or, where that is refused, undefined as in llama.cpp."""
+    try:
+        return compiled.render({"tools": None, "documents": None} | given)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "tools" in given:
+            raise
+        try:
+            return compiled.render(given)
+        except Exception:
+            raise error from None
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "a class": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", REFUSED),
     "a function's globals": ("{{ raise_exception.__globals__ }}", ""),
     "a format that looks inside": ("{{ '{0.__class__.__mro__}'.format('') }}", REFUSED),
-    "a change of what it was given": ("{{ messages.append(1) }}", REFUSED),
+    "a change of what it was given": ("{{ messages.append(1) }}{{ messages|length }}", "None2"),
     "half a character": ("{{ '\\ud800' }}", REFUSED),
     "its own error": ("{{ raise_exception('a' * 1000000) }}", REFUSED),
     "no template": ("{% for %}", REFUSED),
@@ -114,6 +114,12 @@ def test_after_a_template_broke_a_limit_nothing_of_it_runs_and_the_next_conversa
         template.render(HELLO * 2, add_generation_prompt=True)
     assert _gone(process.pid)
     assert template.render(HELLO, add_generation_prompt=True) == "hi"
+    template.close()
+
+
+def test_what_a_template_changes_is_as_before_in_the_next_conversation() -> None:
+    template = ChatTemplate("{% set l = [] %}{{ l.append(messages.pop()) }}{{ l|length }}{{ messages|length }}", "", "")
+    assert [template.render(HELLO, add_generation_prompt=True) for _ in range(2)] == ["None10"] * 2
     template.close()
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tarfile
-from functools import cache
-
 import pytest
 
 from eval.llama.thoughts import opens_thoughts, thought_marks
 from quantyard.sandbox.chat_template import ChatTemplate
-from tests.real_tokenizers import CACHE
+from tests.real_templates import real_templates
 
 # Template → the mark that opens thoughts, and whether the template itself writes it at the end of the prompt.
 THINKING = {
@@ -32,27 +29,12 @@ PLAIN = (
 )  # fmt: skip
 
 
-@cache
-def _templates() -> dict[str, str]:
-    sources = sorted((CACHE.parent / "wheels").glob("*/llama_cpp_python-*.tar.gz"))
-    if not sources:
-        pytest.skip("the source of llama-cpp-python is not there. Type: scripts/wheels.sh")
-    found = {}
-    with tarfile.open(sources[-1]) as source:
-        for member in source:
-            if "/models/templates/" in member.name and member.name.endswith(".jinja"):
-                stream = source.extractfile(member)
-                assert stream is not None
-                found[member.name.rpartition("/")[2].removesuffix(".jinja")] = stream.read().decode()
-    return found
-
-
 @pytest.mark.parametrize("name", THINKING)
 def test_a_template_tells_its_marks_and_whether_it_opens_them(name: str) -> None:
     opens, is_opened = THINKING[name]
-    marks = thought_marks(_templates()[name])
+    marks = thought_marks(real_templates()[name])
     assert marks is not None and marks.opens == opens
-    template = ChatTemplate(_templates()[name], "", "")
+    template = ChatTemplate(real_templates()[name], "", "")
     prompt = template.render([{"role": "user", "content": "How much is 2 and 2?"}], add_generation_prompt=True)
     template.close()
     assert opens_thoughts(prompt, marks) is is_opened
@@ -60,4 +42,4 @@ def test_a_template_tells_its_marks_and_whether_it_opens_them(name: str) -> None
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_template_of_a_model_that_does_not_think_has_none(name: str) -> None:
-    assert thought_marks(_templates()[name]) is None
+    assert thought_marks(real_templates()[name]) is None
