@@ -156,7 +156,7 @@ docs: ## the documents as a site: site/index.html
 
 clean: ## remove the virtual environments; artifacts stay
 	@$(CHECK) $@
-	@rm -rf .venv .venv-client .venv-clients .venv-oldclients .venv-docs .venv-local .venv-bench
+	@rm -rf .venv .venv-client .venv-clients .venv-oldclients .venv-docs .venv-local .venv-bench .venv-openvino
 
 .ready:
 	@scripts/setup-venv.sh quantyard

@@ -86,7 +86,7 @@ def _measure_divergence(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
 ) -> list[Divergence]:
     """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
-    settings, threads = _fitting_divergence_settings(request.settings, models), request.runtime.threads
+    settings, threads = fitting_divergence_settings(request.settings, models), request.runtime.threads
     cut = divergence_chunks(models, text.whole, settings)
     asked = labelled_models(request, models)
     windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
@@ -107,7 +107,7 @@ def _measure_divergence(
         "backend": backend_name(request.runtime.n_gpu_layers),
     }  # fmt: skip
     again = WeightsPass(
-        cut[: settings.weights_chunks], partial(_decoded_divergence_chunks, threads=threads), threads, report
+        cut[: settings.weights_chunks], partial(decoded_divergence_chunks, threads=threads), threads, report
     )
     compared = {label: (m, values[id(m)]) for label, m in asked if id(m) in values}
     of_weights = _divergence_parts_by_label(stage, models[0], compared, again)
@@ -137,7 +137,7 @@ def _divergence_parts_by_label(
     }
 
 
-def _decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iterator[tuple[Rows, Ints]]:
+def decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iterator[tuple[Rows, Ints]]:
     """The scored rows of each segment, valid until the next one, and the tokens that follow them."""
     chunks = [_divergence_chunk(model, chunk) for chunk in cut]
     settings = ContextSettings(cut.shape[1], threads=threads, n_encoded=max(len(chunk.encoded) for chunk in chunks))
@@ -231,7 +231,7 @@ def _decode_divergence_segment(context: Context, chunk: Ints, part: ChunkSegment
     return context.decode(chunk[part.start : part.end], positions, positions >= part.first, sequence, one)
 
 
-def _fitting_divergence_settings(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:
+def fitting_divergence_settings(settings: DivergenceSettings, models: Sequence[GgufModel]) -> DivergenceSettings:
     """The settings with chunks no longer than the context that every model was trained for."""
     longest = min(model.n_ctx_train for model in models)
     if longest < _LEAST_CONTEXT:

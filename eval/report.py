@@ -1,8 +1,8 @@
 """The stage `report`: compares the measurements of each file with the baseline's.
 
-Reads the results of `evaluate`, `divergence`, `domains`, `behaviour`, `speed`, `cache` and `similarity`, and writes
-`report.json` (an `EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can always be
-recomputed from its inputs.
+Reads the results of `evaluate`, `divergence`, `domains`, `behaviour`, `speed`, `cache`, `openvino` and `similarity`,
+and writes `report.json` (an `EvalReport`), `report.md` and `plots/`. It measures nothing itself, so its outputs can
+always be recomputed from its inputs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from quantyard.protocol.measurements import (
     Evaluation,
     FileFacts,
     Measurement,
+    OpenVinoMeasurement,
     Similarity,
     Speed,
 )
@@ -54,6 +55,7 @@ class Inputs:
     speed: Speed | None
     similarity: Similarity | None = None
     cache: CacheMeasurement | None = None
+    openvino: OpenVinoMeasurement | None = None
     behaviour: BehaviourRun | None = None
     domains: Domains | None = None
 
@@ -100,7 +102,8 @@ def _n_report_questions(baseline: Inputs) -> int:
 
 def _input_duration_s(inputs: Inputs) -> float:
     parts = (
-        inputs.evaluation, inputs.divergence, inputs.domains, inputs.behaviour, inputs.cache, inputs.similarity,
+        inputs.evaluation, inputs.divergence, inputs.domains, inputs.behaviour, inputs.cache, inputs.openvino,
+        inputs.similarity,
     )  # fmt: skip
     return sum(part.duration_s for part in parts if part)
 
@@ -124,7 +127,7 @@ def _report_labels(request: ReportRequest) -> tuple[str, ...]:
 
 def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
     """The results of one file; those that the suite asks for must exist."""
-    suite = request.suite
+    suite, is_compared = request.suite, label != request.baseline or len(request.labels) == 1
     found = Inputs(
         label,
         _read_report_input(stage.in_dir / f"evaluate-{label}" / "evaluation.json", Evaluation, bool(suite.tasks)),
@@ -136,9 +139,11 @@ def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
             stage.in_dir / f"similarity-{label}" / "similarity.json", Similarity, suite.similarity is not None
         ),
         _read_report_input(
-            stage.in_dir / f"cache-{label}" / "cache.json",
-            CacheMeasurement,
-            suite.cache is not None and (label != request.baseline or len(request.labels) == 1),
+            stage.in_dir / f"cache-{label}" / "cache.json", CacheMeasurement, suite.cache is not None and is_compared
+        ),
+        _read_report_input(
+            stage.in_dir / f"openvino-{label}" / "openvino.json", OpenVinoMeasurement,
+            suite.openvino is not None and is_compared,
         ),
         _read_report_input(
             stage.in_dir / f"behaviour-{label}" / "behaviour.json", BehaviourRun, suite.behaviour is not None
@@ -146,7 +151,7 @@ def _report_inputs(stage: Stage, request: ReportRequest, label: str) -> Inputs:
         _read_report_input(stage.in_dir / f"domains-{label}" / "domains.json", Domains, suite.domains is not None),
     )
     files = (part.file for part in (found.evaluation, found.behaviour, found.similarity) if part)
-    parts = (*files, found.divergence, found.domains, found.speed, found.cache)
+    parts = (*files, found.divergence, found.domains, found.speed, found.cache, found.openvino)
     names = {part.label for part in parts if part}
     if names != {label}:
         message = f"The inputs of {label} are results of {', '.join(sorted(names)) or 'no file'}."
@@ -190,12 +195,13 @@ def _report_measurement(inputs: Inputs, baseline: Inputs, compared: tuple[Compar
         file = similar.file if similar else _unknown_report_file(inputs.label)
         return Measurement(
             file=file, divergence=inputs.divergence, domains=inputs.domains, speed=inputs.speed, cache=inputs.cache,
-            similarity=similar,
+            openvino=inputs.openvino, similarity=similar,
         )
     return Measurement(
         file=evaluation.file, self_check=evaluation.self_check, scores=evaluation_scores(evaluation),
         comparisons=without_behaviours(compared),
         divergence=inputs.divergence, domains=inputs.domains, speed=inputs.speed, cache=inputs.cache,
+        openvino=inputs.openvino,
         layout_noise=pooled_layout_noise(outcome.layout_noise for outcome in evaluation.outcomes),
         n_truncated=evaluation.n_truncated,
         behaviours=behaviour_scores(behaviour, None if inputs is baseline else baseline.behaviour, compared),

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from quantyard.protocol.builder import OutType, Parity, Parts
 from quantyard.protocol.cache_types import DEFAULT_CACHE
+from quantyard.protocol.openvino import RuntimeName
 from quantyard.quants.catalog import Quant
 
 EngineName = Literal["auto", "docker", "local"]
@@ -64,6 +65,7 @@ class MeasureRequest:
     n_gpu_layers: int = 0
     max_length: int = 0
     cache_types: tuple[str, ...] = ()  # of the KV cache; (): as the suite says
+    runtime: RuntimeName | None = None  # measured beside llama.cpp; None: as the suite says
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ cd "$(dirname "$0")/.."
 
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
 SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project test:project,test lint:lint"
-SEPARATE="build:build clients:clients oldclients:oldclients docs:docs pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
+SEPARATE="build:build clients:clients oldclients:oldclients docs:docs openvino:openvino pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
 # To add a package without wheels: name it here. Set-ups and images install nothing else from source.
 SDISTS="llama-cpp-python rouge-score sqlitedict word2number"
 TORCH="torch triton nvidia-.* cuda-.*"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from eval.rendering.cache_table import markdown_cache_section
 from eval.rendering.domains import render_report_domains
 from eval.rendering.markdown_table import markdown_table
+from eval.rendering.openvino_table import markdown_openvino_section
 from eval.rendering.sentences import GOOD_TO_BAD, render_ppl_change, render_report_sentences
 from eval.rendering.speed_table import markdown_speed_section
 from quantyard.formatting import numbers
@@ -63,6 +64,7 @@ def render_report_markdown(report: EvalReport) -> str:
         _markdown_files_table(report),
         render_report_domains(report),
         markdown_cache_section(report),
+        markdown_openvino_section(report),
         markdown_speed_section(report),
         *_markdown_task_sections(report),
         _markdown_layout_noise(report),

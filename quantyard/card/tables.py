@@ -15,6 +15,7 @@ from quantyard.card.cache_table import card_cache_table
 from quantyard.card.cells import NOTHING
 from quantyard.card.domain_tables import card_domain_tables
 from quantyard.card.escaping import SafeMarkdown, escape_markdown, markdown_code
+from quantyard.card.openvino_table import card_openvino_table
 from quantyard.card.subject import CardSubject
 from quantyard.card.which import card_which_table
 from quantyard.metrics.budget_figures import BUDGET_OUTCOMES, metric_budget_name
@@ -42,7 +43,8 @@ def card_tables(subject: CardSubject) -> Iterator[Block]:
     yield from (block for block in found if block)
     yield from card_measured_tables(subject, cells_now)
     yield from card_domain_tables(subject)
-    yield from filter(None, (card_behaviours_table(subject), card_cache_table(subject)))
+    last = (card_behaviours_table(subject), card_cache_table(subject), card_openvino_table(subject))
+    yield from filter(None, last)
 
 
 def card_measured_tables(subject: CardSubject, cells: ModuleType) -> Iterator[Block]:

@@ -55,13 +55,14 @@ def print_built_files(request: BuildRequest, built: Built) -> None:
 def _print_measured(measured: Measured) -> None:
     from quantyard.cli.render import evaluation as eval_summary  # imported late: a build without measuring needs none
     from quantyard.cli.render.cache_table import terminal_cache_types
+    from quantyard.cli.render.openvino_table import terminal_openvino_files
     from quantyard.cli.render.speed_table import terminal_speed_tests
 
     stderr_console().print_lines(eval_summary.terminal_report_paths(measured))
     out = stdout_console()
     out.print(eval_summary.terminal_measured_files(measured.report))
     measured_tables = (
-        terminal_speed_tests, terminal_cache_types, eval_summary.terminal_measured_domains,
+        terminal_speed_tests, terminal_cache_types, terminal_openvino_files, eval_summary.terminal_measured_domains,
         eval_summary.terminal_measured_tasks, eval_summary.terminal_measured_behaviours,
     )  # fmt: skip
     for table in filter(None, (table_of(measured.report) for table_of in measured_tables)):

@@ -40,6 +40,7 @@ from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv_path, read_pins
 from quantyard.protocol.builder import Parts
 from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_type_name
+from quantyard.protocol.openvino import RUNTIMES, RuntimeName
 from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
@@ -302,7 +303,19 @@ def _typed_measure_request(values: Mapping[str, str]) -> MeasureRequest:
         allow_unsafe_code=flag_setting("ALLOW_UNSAFE_CODE", values),
         n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
         max_length=integer_setting("MAX_LENGTH", values, 0, 2**24), cache_types=_typed_cache_types(values),
+        runtime=_typed_runtime(values["RUNTIME"]),
     )
+
+
+def _typed_runtime(text: str) -> RuntimeName | None:
+    """The second runtime; None if none is given, or llama.cpp, in which all is measured anyway."""
+    match text.strip().lower():
+        case "" | "llama.cpp":
+            return None
+        case "openvino":
+            return "openvino"
+    message = f"RUNTIME={text[:80]} is not a runtime that Quantyard measures in."
+    raise BadRequest(message, f"Name one: {', '.join(RUNTIMES)}; or leave it out for llama.cpp alone.")
 
 
 def _typed_proxies(values: Mapping[str, str], environment: Mapping[str, str], option: str) -> dict[str, str]:

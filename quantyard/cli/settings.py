@@ -152,6 +152,10 @@ SETTINGS: Final = (
     Setting("MAX_KLD", "", "choosing", "the largest mean KL divergence from the baseline, in nats", "decimal"),
     Setting("PARALLEL", "4", "choosing", "requests answered at once when serving", "integer"),
     Setting(
+        "RUNTIME", "", "measuring",
+        "a second runtime to measure each file in, beside llama.cpp: openvino (with ENGINE=local)",
+    ),
+    Setting(
         "CACHE_TYPE", "", "measuring",
         "types of the KV cache, such as q8_0, or q8_0/f16 for keys/values; `choose` and `serve` take a measured one",
         "list",

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import IO
 
 from quantyard.engines import OnNote, OnProgress
@@ -55,14 +56,19 @@ class LocalEngine:
         return engine_machine_capacity(cpu_name(), os.cpu_count() or 1, memory, gpu_name())
 
     def identity(self, image: str) -> str | None:
-        """Digest of the packages in `.venv-local`; None until it is set up."""
-        del image  # all stages of this engine have the same tools
+        """Digest of the packages in `.venv-local`, for `openvino` also in `.venv-openvino`; None until they are set
+        up.
+        """
+        own, other = self._own_identity(), _ready_digest(self._openvino_venv)
+        if image != "openvino" or own is None:
+            return own
+        return None if other is None else f"{own}+openvino+{other}"
+
+    def _own_identity(self) -> str | None:
         if self._environment.brought_venv:
             return self._brought_identity
-        ready = self._venv / ".ready"
-        if not ready.exists():
-            return None
-        return "local+" + hashlib.sha256(ready.read_bytes()).hexdigest()
+        ready = _ready_digest(self._venv)
+        return None if ready is None else f"local+{ready}"
 
     @cached_property
     def _brought_identity(self) -> str:
@@ -73,15 +79,23 @@ class LocalEngine:
         return "brought+" + found.hexdigest()
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Set up the virtual environment if it is missing or out of date; the script returns at once otherwise."""
-        del image
-        if self._environment.brought_venv:
-            return
-        if not (self._venv / ".ready").exists():
-            on_note(f"setting up {self._venv} (a few minutes; 5 to 15 more where llama-cpp-python must be compiled)")
+        """Set up the virtual environments if they are missing or out of date; the script returns at once otherwise."""
+        if not self._environment.brought_venv:
+            if not (self._venv / ".ready").exists():
+                longer = "5 to 15 more where llama-cpp-python must be compiled"
+                on_note(f"setting up {self._venv} (a few minutes; {longer})")
+            self._set_up("setup-local.sh", "local", str(self._venv), on_note=on_note)
+        if image == "openvino":
+            self._set_up("setup-venv.sh", "openvino", str(self._openvino_venv), on_note=on_note)
+
+    @property
+    def _openvino_venv(self) -> Path:
+        return self._environment.repo_dir / ".venv-openvino"
+
+    def _set_up(self, script: str, *arguments: str, on_note: OnNote) -> None:
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
         with subprocess.Popen(
-            self._environment.set_up_argv("setup-local.sh", "local", str(self._venv)), text=True, errors="replace",
+            self._environment.set_up_argv(script, *arguments), text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:
             assert process.stdout is not None
@@ -149,6 +163,7 @@ class LocalEngine:
             "LLAMA_CONVERTER": str(self._converters / "convert_hf_to_gguf.py"),
             "LLAMA_LORA_CONVERTER": str(self._converters / "convert_lora_to_gguf.py"),
             "CONVERTER_PYTHON": str(self._python),
+            "OPENVINO_PYTHON": str(self._openvino_venv / "bin" / "python"),
             "CONVERTER_PACKAGES": str(self._venv / "share" / "transformers-4.57"),
             "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "agg",  # plots without a display
             "GOMP_SPINCOUNT": "1000",  # as in eval.Dockerfile: waiting OpenMP threads soon release their core
@@ -183,6 +198,12 @@ class LocalEngine:
         if exit_code < 0 and time.monotonic() - started >= spec.row.timeout_s:
             raise engine_timeout_error(spec)
         return exit_code
+
+
+def _ready_digest(venv: Path) -> str | None:
+    """Digest of what an environment was made from; None until it is set up."""
+    ready = venv / ".ready"
+    return hashlib.sha256(ready.read_bytes()).hexdigest() if ready.exists() else None
 
 
 def _send_secrets_to_stage(process: subprocess.Popen[bytes], secrets: bytes) -> None:

@@ -28,6 +28,7 @@ from quantyard.protocol.facts import (
     DivergenceFacts,
     DomainsFacts,
     EvaluateFacts,
+    OpenVinoFacts,
     ProjectorFacts,
     ReportFacts,
     SimilarityFacts,
@@ -36,11 +37,13 @@ from quantyard.protocol.facts import (
     VerifyFacts,
     stage_facts_by_file,
 )
+from quantyard.protocol.openvino import OPENVINO_REFUSALS
 
 _OUTCOMES: Final[dict[str, str]] = {"record": "recorded", "warn": "warning", "allowed": "allowed", "refuse": "refused"}
 _TASKS_SHOWN: Final = 3  # in one line
 _UNSIZED: Final = (
-    "contract", "rounding", "evaluate", "divergence", "domains", "behaviour", "speed", "cache", "similarity", "report",
+    "contract", "rounding", "evaluate", "divergence", "domains", "behaviour", "speed", "cache", "openvino",
+    "similarity", "report",
 )  # fmt: skip
 
 
@@ -167,6 +170,15 @@ def _cache_lines(result: StageResult) -> Iterator[str]:
         yield f"{name} KLD {format_kld(value)}"
 
 
+def _openvino_lines(result: StageResult) -> Iterator[str]:
+    """Such as `KLD 0.00241 from llama.cpp`, or why OpenVINO does not run the file."""
+    facts = OpenVinoFacts.read(result.facts)
+    if facts.refusal:
+        yield f"not measured: {OPENVINO_REFUSALS[facts.refusal]}"
+    elif facts.runtime_kld is not None:
+        yield f"KLD {format_kld(facts.runtime_kld)} from llama.cpp"
+
+
 def _speed_lines(result: StageResult) -> Iterator[str]:
     facts = SpeedFacts.read(result.facts)
     if facts.prompt_tokens_per_s is not None:
@@ -226,5 +238,6 @@ _FINDINGS: Final[Mapping[str, Callable[[StageResult], Iterator[str]]]] = {
     "twin": _twin_lines, "parity": _parity_lines, "projector": _projector_lines,
     "evaluate": _evaluate_lines, "divergence": _divergence_lines, "domains": _domains_lines, "speed": _speed_lines,
     "report": _report_lines, "behaviour": _behaviour_lines, "contract": _contract_lines, "cache": _cache_lines,
+    "openvino": _openvino_lines,
     "similarity": _similarity_lines,
 }  # fmt: skip

@@ -98,7 +98,7 @@ def _forecast_stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str
     known = {}
     for step in steps:
         size_bytes = sizes.get(step.quant, base_bytes)
-        if step.row.name in ("quantize", "verify", "divergence", "domains", "cache"):
+        if step.row.name in ("quantize", "verify", "divergence", "domains", "cache", "openvino"):
             known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)
         elif step.row.name in ("evaluate", "speed", "contract"):
             cost = _file_cost(plan, "", size_bytes)

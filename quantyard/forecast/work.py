@@ -124,6 +124,15 @@ def _cache_work(request: Request, n_params: int) -> StageWork:
     return StageWork("cache", n_params * chunks * (n_read + n_types * timed), settings["text"] or "", request["label"])
 
 
+def _openvino_work(request: Request, n_params: int) -> StageWork:
+    """Decoded tokens of the file in both runtimes, and the baseline's."""
+    settings = request["settings"]
+    n_read = (2 + (request["baseline_file"] is not None)) * settings["n_ctx"]
+    written = 2 * _GENERATED_COST * settings["generated_tokens"]
+    amount = n_params * settings["n_chunks"] * (n_read + written)
+    return StageWork("openvino", amount, settings["text"] or "", request["label"])
+
+
 def _behaviour_work(request: Request, n_params: int) -> StageWork:
     """The same scenarios are the same variant: how long answers are, only a run shows."""
     return StageWork("behaviour", n_params, json_digest(request["settings"])[:12], request["label"])
@@ -160,7 +169,7 @@ _RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
     "verify_foreign": _weights_work,
     "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
     "behaviour": _behaviour_work,
-    "cache": _cache_work,
+    "cache": _cache_work, "openvino": _openvino_work,
     "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
     "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
 }  # fmt: skip
@@ -190,7 +199,7 @@ def forecast_threads(request: Request) -> int:
 FIXED_S: Final[Mapping[str, float]] = {
     "fetch": 1.0, "twin": 15.0, "convert": 4.0, "projector": 8.0, "calibrate": 3.0, "quantize": 1.5, "verify": 2.0,
     "evaluate": 6.0,
-    "divergence": 2.0, "domains": 3.0, "speed": 2.0, "cache": 2.0, "report": 4.0, "contract": 5.0,
+    "divergence": 2.0, "domains": 3.0, "speed": 2.0, "cache": 2.0, "openvino": 5.0, "report": 4.0, "contract": 5.0,
 }  # fmt: skip
 _FAR_APART: Final = 3  # times as much work; with less, the start is lost in noise
 _MOST_START: Final = 0.95  # of the seconds of the most work: some part always grows with it

@@ -1,7 +1,7 @@
 """Adds to the plan of a build the steps that measure its files.
 
     datasets ─► [the build] ─► evaluate <label>… ─► divergence <label>… ─► domains <label>… ─► behaviour <label>…
-    ─► speed <label>… ─► cache <label>… ─► report
+    ─► speed <label>… ─► cache <label>… ─► openvino <label>… ─► report
 
 The data sets come first, so that an unknown task ends the command before a model is converted. The baseline is the file
 that the quants are made from, unless BASELINE names another one, which is then built and verified like any quant.
@@ -24,6 +24,7 @@ from quantyard.plan.steps import BuildPlan, Measuring, ModelFile, Origin, Step, 
 from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.evaluation import (
     CacheRequest,
+    OpenVinoRequest,
     ReportRequest,
     Runtime,
     SharedBaselineRequest,
@@ -44,7 +45,7 @@ from quantyard.store.outputs import read_stored_output
 
 REPORT: Final = "report"  # the label of the last step
 # The stages whose results a report compares.
-_MEASURING: Final = ("evaluate", "divergence", "domains", "behaviour", "speed", "cache", "similarity")
+_MEASURING: Final = ("evaluate", "divergence", "domains", "behaviour", "speed", "cache", "openvino", "similarity")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -61,7 +62,8 @@ def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> Meas
 
     loaded = find_suite(measure.suite)
     suite = adjusted_suite(
-        loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed, measure.cache_types
+        loaded, measure.tasks or None, measure.limit, measure.num_fewshot, measure.seed, measure.cache_types,
+        measure.runtime,
     )
     hashes = HashCache(request.artifacts / ".hashes.json")
     return MeasureOptions(
@@ -157,7 +159,9 @@ def _step_measured_like_baseline(template: Step, label: str, file: ModelFile) ->
     changes: dict[str, str] = {"label": label, "model_file": file.path}
     by_turns = not isinstance(request, SpeedRequest) or request.settings.beside_baseline
     if (
-        isinstance(request, SharedBaselineRequest | CacheRequest | SimilarityRequest | SpeedRequest)
+        isinstance(
+            request, SharedBaselineRequest | CacheRequest | OpenVinoRequest | SimilarityRequest | SpeedRequest
+        )
         and by_turns and "baseline" not in template.inputs
     ):  # fmt: skip
         changes["baseline_file"] = request.model_file
@@ -171,7 +175,8 @@ def _vector_suite(suite: Suite) -> Suite:
     """The suite for a model that embeds texts or ranks documents: it has no tasks, perplexity or generated tokens."""
     return suite.model_copy(update={
         "tasks": (), "include_path": None, "needs_network": False, "apply_chat_template": False, "divergence": None,
-        "domains": None, "behaviour": None, "speed": None, "cache": None, "similarity": SimilaritySettings(),
+        "domains": None, "behaviour": None, "speed": None, "cache": None, "openvino": None,
+        "similarity": SimilaritySettings(),
     })  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from quantyard.protocol.evaluation import (
     DivergenceRequest,
     DomainsRequest,
     EvaluateRequest,
+    OpenVinoRequest,
     Runtime,
     SimilarityRequest,
     SpeedRequest,
@@ -80,10 +81,13 @@ def measuring_steps(options: MeasureOptions, baseline: str, files: Mapping[str, 
     if suite.speed is not None:
         by_turns = suite.speed.beside_baseline
         steps += _steps_beside_baseline(measured, "speed", SpeedRequest, suite.speed, beside=by_turns)
-    if suite.cache is not None:  # of the baseline only if it is alone: its cache is not what is served
-        served = {label: file for label, file in files.items() if label != baseline} or {baseline: files[baseline]}
+    # Of the baseline only if it is alone: it is not what is served.
+    served = tuple(label for label in files if label != baseline) or (baseline,)
+    if suite.cache is not None:
+        steps += _steps_beside_baseline(measured, "cache", CacheRequest, suite.cache, suite.cache.text, labels=served)
+    if suite.openvino is not None:
         steps += _steps_beside_baseline(
-            measured, "cache", CacheRequest, suite.cache, suite.cache.text, labels=tuple(served)
+            measured, "openvino", OpenVinoRequest, suite.openvino, suite.openvino.text, labels=served
         )
     return steps
 

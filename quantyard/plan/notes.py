@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from quantyard.formatting.numbers import format_count
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.builder import CalibrateRequest
-from quantyard.protocol.evaluation import CacheRequest, DivergenceRequest, SpeedRequest
+from quantyard.protocol.evaluation import CacheRequest, DivergenceRequest, OpenVinoRequest, SpeedRequest
 from quantyard.quants.narrow_rows import find_narrow_rows
 from quantyard.sources.projector import projector_note
 
@@ -74,6 +74,8 @@ def _stage_tokens_at_once(request: object) -> tuple[str, int]:
             return "a chunk of the divergence", request.settings.n_ctx
         case CacheRequest():
             return "a chunk of the cache's text", request.settings.n_ctx
+        case OpenVinoRequest():
+            return "a chunk in OpenVINO", request.settings.n_ctx
         case SpeedRequest():
             return "the timed prompt", max(request.settings.prompt_tokens, request.settings.generated_tokens)
     return "", 0

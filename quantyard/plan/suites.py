@@ -6,8 +6,8 @@
 
 A suite file has the fields of `protocol.evaluation.Suite`, all of them optional, with three shortcuts: `name` defaults
 to the file's name (for a `suite.yaml`, the folder's), a task without settings is just its name, and `divergence: false`
-or `speed: false` leaves that part out, `domains: true`, `cache: true` or `behaviour: true` adds one. `include_path`,
-`text` and `texts` are relative to the file and must be inside its folder.
+or `speed: false` leaves that part out, `domains: true`, `cache: true`, `openvino: true` or `behaviour: true` adds one.
+`include_path`, `text` and `texts` are relative to the file and must be inside its folder.
 
 Built-in suites are in `eval/suites`. The eval image contains them, so a stage looks in its input `suite` if it has one,
 else in its own `suites`.
@@ -32,6 +32,7 @@ from quantyard.protocol.base import FileEntry, files_digest
 from quantyard.protocol.behaviour import BehaviourEntry, BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.evaluation import DivergenceSettings, DomainSettings, SpeedSettings, Suite, TaskEntry
+from quantyard.protocol.openvino import OpenVinoSettings, RuntimeName
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact
 
@@ -40,9 +41,10 @@ SUITES_DIR = REPO_DIR / "eval" / "suites"
 BUILTIN = ("smoke", "quick", "standard", "full", "domains", "cache", "speed", "behaviour")
 _PARTS: Mapping[str, type[BaseModel]] = {
     "divergence": DivergenceSettings, "domains": DomainSettings, "behaviour": BehaviourSettings,
-    "speed": SpeedSettings, "cache": CacheSettings,
+    "speed": SpeedSettings, "cache": CacheSettings, "openvino": OpenVinoSettings,
 }  # fmt: skip
-_OPT_IN: Final = ("domains", "behaviour", "cache")  # parts that are measured only where the suite names them
+# Parts that are measured only where the suite names them.
+_OPT_IN: Final = ("domains", "behaviour", "cache", "openvino")
 
 
 class BadSuite(BadRequest):
@@ -89,10 +91,11 @@ def find_suite(text: str) -> LoadedSuite:
 def adjusted_suite(
     loaded: LoadedSuite, tasks: tuple[str, ...] | None = None, limit: int | None = None,
     num_fewshot: int | None = None, seed: int | None = None, cache_types: tuple[str, ...] = (),
+    runtime: RuntimeName | None = None,
 ) -> Suite:
     """The suite with the changes of the command line: other tasks (those of the suite keep their settings), and one
     limit, number of examples or seed for all of them. None changes nothing. Types of the KV cache take the place of the
-    suite's own.
+    suite's own. A runtime is measured beside llama.cpp.
 
     The changes become part of its name, so that its report does not replace that of the whole suite.
 
@@ -114,6 +117,9 @@ def adjusted_suite(
     if cache_types:
         data["cache"] = (suite.cache or CacheSettings()).model_dump() | {"types": cache_types}
         marks += [f"cache-{name.replace('/', '-')}" for name in cache_types]
+    if runtime is not None:
+        data[runtime] = (suite.openvino or OpenVinoSettings()).model_dump()
+        marks.append(runtime)
     data["name"] = "+".join([suite.name, *marks])
     changed = _validated_suite(data | ({} if seed is None else {"seed": seed}), "The command line")
     if tasks is not None and not chosen:
@@ -254,7 +260,7 @@ def _check_inside_suite_folder(folder: Path, relative: str, where: str) -> Path:
 def _local_suite_files(suite: Suite, folder: Path) -> Artifact | None:
     """The files below include_path, the text, and the domains' texts; other files of the folder are left out."""
     paths = _suite_task_files(folder, suite.include_path) if suite.include_path else []
-    texts = {part.text for part in (suite.divergence, suite.cache) if part and part.text}
+    texts = {part.text for part in (suite.divergence, suite.cache, suite.openvino) if part and part.text}
     paths += [_suite_text_file(folder, text) for text in sorted(texts)]
     paths += _suite_domain_files(folder, suite.domains.texts) if suite.domains and suite.domains.texts else []
     if not paths:

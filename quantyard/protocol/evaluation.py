@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageRequest
 from quantyard.protocol.behaviour import BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
+from quantyard.protocol.openvino import OpenVinoSettings
 
 THOUGHT_TOKENS: Final = 2048
 SuiteThoughts = Annotated[int, Field(ge=0, exclude_if=lambda value: value == THOUGHT_TOKENS)]
@@ -104,6 +105,8 @@ class Suite(Frozen):
     speed: SpeedSettings | None = SpeedSettings()
     behaviour: Annotated[BehaviourSettings | None, Field(exclude_if=lambda value: value is None)] = None
     cache: Annotated[CacheSettings | None, Field(exclude_if=lambda value: value is None)] = None  # None: not measured
+    # The files in OpenVINO, too; None: not measured.
+    openvino: Annotated[OpenVinoSettings | None, Field(exclude_if=lambda value: value is None)] = None
     # Of a model that embeds texts or ranks documents, in place of the others above; the plan sets it.
     similarity: Annotated[SimilaritySettings | None, Field(exclude_if=lambda value: value is None)] = None
 
@@ -233,6 +236,20 @@ class CacheRequest(StageRequest):
     machine: str = ""  # as in `SpeedRequest`
 
 
+class OpenVinoRequest(StageRequest):
+    """Run `/in/model` in OpenVINO and in llama.cpp, beside `/in/baseline` in llama.cpp if there is one, on the text
+    (`/in/suite` or ours). Leaves `openvino.json` (an `OpenVinoMeasurement`).
+    """
+
+    stage: Literal["openvino"] = "openvino"
+    label: str
+    model_file: RelativePath = "model.gguf"
+    baseline_file: RelativePath | None = None
+    settings: OpenVinoSettings = OpenVinoSettings()
+    runtime: Runtime = Runtime()
+    machine: str = ""  # as in `SpeedRequest`
+
+
 class SimilarityRequest(StageRequest):
     """Compare the embeddings, or the scores, of `/in/model` with those of `/in/baseline` if there is one. Leaves
     `similarity.json` (a `Similarity`).
@@ -249,7 +266,7 @@ class SimilarityRequest(StageRequest):
 
 class ReportRequest(StageRequest):
     """Compare every file with the baseline; inputs: `evaluate-<label>`, `divergence-<label>`, `domains-<label>`,
-    `behaviour-<label>`, `speed-<label>`, `cache-<label>`, `similarity-<label>`.
+    `behaviour-<label>`, `speed-<label>`, `cache-<label>`, `openvino-<label>`, `similarity-<label>`.
 
     Leaves `report.json` (an `EvalReport`), `report.md` and the plots.
     """

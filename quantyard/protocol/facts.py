@@ -15,6 +15,7 @@ from quantyard.protocol.base import Sha256, StageResult
 from quantyard.protocol.cache_types import CacheName
 from quantyard.protocol.embeddings import ScriptAgreement
 from quantyard.protocol.foreign_findings import ForeignFinding
+from quantyard.protocol.openvino import OpenVinoRefusal
 from quantyard.protocol.text_findings import TextFinding
 
 _MAX_COUNT: Final = 2**53  # integers up to here are exact in every JSON reader
@@ -163,6 +164,13 @@ class CacheFacts(Facts):
     mean_kld: Annotated[dict[CacheName, float], Field(max_length=100)] = {}
 
 
+class OpenVinoFacts(Facts):
+    """The divergence of one file in OpenVINO from itself in llama.cpp, in nats; or why OpenVINO does not run it."""
+
+    runtime_kld: float | None = None
+    refusal: OpenVinoRefusal = ""
+
+
 class BehaviourFacts(Facts):
     """The accuracy of one file in the scenarios of each kind, and why nothing was measured."""
 
@@ -210,8 +218,8 @@ MODELS: Final[Mapping[str, type[Facts]]] = {
     "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
     "projector": ProjectorFacts, "verify_foreign": ForeignFacts,
     "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "domains": DomainsFacts, "speed": SpeedFacts,
-    "similarity": SimilarityFacts, "behaviour": BehaviourFacts, "cache": CacheFacts, "report": ReportFacts,
-    "contract": ContractFacts,
+    "similarity": SimilarityFacts, "behaviour": BehaviourFacts, "cache": CacheFacts,
+    "openvino": OpenVinoFacts, "report": ReportFacts, "contract": ContractFacts,
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
 from quantyard.report_page.domains_table import page_domains_sentence, page_domains_table
+from quantyard.report_page.openvino_table import page_openvino_sentence, page_openvino_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.speed_table import page_energy_sentence, page_speed_table
 from quantyard.report_page.tables import (
@@ -115,6 +116,7 @@ def _page_content(
         "tasks_table": tasks_table,
         "speeds_table": page_speed_table(files), "energy": page_energy_sentence(files),
         "cache_sentence": page_cache_sentence(files),
+        "openvino_table": page_openvino_table(files), "openvino_sentence": page_openvino_sentence(files),
         "behaviours_table": page_behaviours_table(report, files),
         "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
         "seeds": behaviour_variance_sentence(report.measurements),

@@ -154,6 +154,9 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
 
     Args:
         source: the source that MODEL names, if resolved already.
+
+    Raises:
+        BadRequest: it measures in a runtime that the engine does not have; see also errors.py.
     """
     source = source or workflow_source(request)
     baseline = request.measure and request.measure.baseline
@@ -175,7 +178,25 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
         projector=found,
     )
     plan = make_build_plan(source, options)
-    return add_measuring_steps(plan, plan_measure_options(request, request.measure)) if request.measure else plan
+    if not request.measure:
+        return plan
+    plan = add_measuring_steps(plan, plan_measure_options(request, request.measure))
+    _refuse_runtime_without_engine(request, plan)
+    return plan
+
+
+def _refuse_runtime_without_engine(request: BuildRequest, plan: BuildPlan) -> None:
+    """OpenVINO is installed for ENGINE=local alone: its wheels are too large for every eval image.
+
+    Raises:
+        BadRequest: another engine would run the plan.
+    """
+    if not any(step.row.image == "openvino" for step in plan.steps):
+        return
+    name = workflow_engine(request)[0].name
+    if name != "local":
+        message = f"Files are measured in OpenVINO with ENGINE=local, and this is ENGINE={name}."
+        raise BadRequest(message, f"Type: make {request.command} … ENGINE=local")
 
 
 def _will_have_imatrix(request: BuildRequest, source: Source, quants: Sequence[Quant]) -> bool:

@@ -132,7 +132,7 @@ _DEFAULTS: Mapping[str, Behaviour] = {
     "lora": writes("adapter.gguf"), "verify": writes(), "verify_foreign": writes(), "datasets": writes("datasets.json"),
     "evaluate": writes("evaluation.json"), "divergence": diverges, "domains": diverges, "speed": writes("speed.json"),
     "report": reports, "contract": keeps_contract(), "behaviour": writes("behaviour.json"),
-    "cache": writes("cache.json"),
+    "cache": writes("cache.json"), "openvino": writes("openvino.json"),
 }  # fmt: skip
 
 

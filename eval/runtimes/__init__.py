@@ -1,0 +1,1 @@
+"""Other runtimes of the same GGUF, each in a process of its own environment."""
