@@ -28,13 +28,17 @@ def default_artifacts_path(environment: Mapping[str, str]) -> Path:
     return Path(home) / "artifacts" if home else Path("artifacts")
 
 
-def local_venv_path(environment: Mapping[str, str]) -> Path:
-    """The virtual environment of ENGINE=local: in a checkout its own, else in the user's data folder."""
+def local_venv_path(environment: Mapping[str, str], group: str = "local") -> Path:
+    """A virtual environment of ENGINE=local: in a checkout its own, else in the user's data folder.
+
+    Args:
+        group: `local`, or `openvino`.
+    """
     if IN_CHECKOUT:
-        return REPO_DIR / ".venv-local"
+        return REPO_DIR / f".venv-{group}"
     if home := environment.get("QUANTYARD_HOME"):
-        return Path(home).absolute() / "venv-local"
-    return default_data_path(environment) / "quantyard" / "venv-local"
+        return Path(home).absolute() / f"venv-{group}"
+    return default_data_path(environment) / "quantyard" / f"venv-{group}"
 
 
 def default_data_path(environment: Mapping[str, str]) -> Path:

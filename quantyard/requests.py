@@ -26,6 +26,7 @@ class RunEnvironment:
     ca_bundle: Path | None = None  # system certificates plus EXTRA_CA, in one PEM file
     memory_bytes: int | None = None  # None: all of the machine but a reserve
     local_venv: Path | None = None  # of ENGINE=local; None: .venv-local in repo_dir
+    openvino_venv: Path | None = None  # of the stage `openvino`; None: .venv-openvino in repo_dir
     brought_venv: bool = False  # `local_venv` is the user's own: it is used as it is
     set_up: Mapping[str, str] = field(default_factory=dict)  # LLAMA_WHEEL …, for the scripts that fill it
 

@@ -64,6 +64,7 @@ class _Measuring(TypedDict, total=False):
     n_gpu_layers: int
     max_length: int
     cache_type: Names
+    runtime: str
 
 
 class BuildSettings(MachineSettings, _Making, total=False):

@@ -124,7 +124,8 @@ def _typed_build_request(
         threads=integer_setting("THREADS", values, 0, 1024), workers=integer_setting("WORKERS", values, 1, 32),
         json=flag_setting("JSON", values), endpoint=endpoint_setting(values["HF_ENDPOINT"]), hf_token=hf_token,
         environment=RunEnvironment(
-            repo_dir=REPO_DIR, local_venv=local_venv_path(environment), hf_token=hf_token, proxies=proxies,
+            repo_dir=REPO_DIR, local_venv=local_venv_path(environment),
+            openvino_venv=local_venv_path(environment, "openvino"), hf_token=hf_token, proxies=proxies,
             ca_bundle=_ca_bundle(extra_ca, artifacts), memory_bytes=_typed_memory_limit(values["MEMORY"]),
             set_up={name: values[name] for name in ("LLAMA_WHEEL", "LLAMA_WHEEL_INDEX")}
             | ({"EXTRA_CA": str(extra_ca)} if extra_ca else {}),

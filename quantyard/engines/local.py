@@ -90,7 +90,7 @@ class LocalEngine:
 
     @property
     def _openvino_venv(self) -> Path:
-        return self._environment.repo_dir / ".venv-openvino"
+        return self._environment.openvino_venv or self._environment.repo_dir / ".venv-openvino"
 
     def _set_up(self, script: str, *arguments: str, on_note: OnNote) -> None:
         tail: deque[str] = deque(maxlen=_TAIL_LINES)

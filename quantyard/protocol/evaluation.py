@@ -105,8 +105,7 @@ class Suite(Frozen):
     speed: SpeedSettings | None = SpeedSettings()
     behaviour: Annotated[BehaviourSettings | None, Field(exclude_if=lambda value: value is None)] = None
     cache: Annotated[CacheSettings | None, Field(exclude_if=lambda value: value is None)] = None  # None: not measured
-    # The files in OpenVINO, too; None: not measured.
-    openvino: Annotated[OpenVinoSettings | None, Field(exclude_if=lambda value: value is None)] = None
+    openvino: Annotated[OpenVinoSettings | None, Field(exclude_if=lambda value: value is None)] = None  # as `cache`
     # Of a model that embeds texts or ranks documents, in place of the others above; the plan sets it.
     similarity: Annotated[SimilaritySettings | None, Field(exclude_if=lambda value: value is None)] = None
 
