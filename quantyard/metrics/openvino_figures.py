@@ -12,7 +12,7 @@ from quantyard.formatting.numbers import (
     format_kld,
     format_kld_interval,
     format_percent,
-    format_tokens_per_s,
+    format_speed,
 )
 from quantyard.metrics.intervals import estimate_interval
 from quantyard.protocol.measurements import Estimate, Measurement, OpenVinoMeasurement
@@ -67,10 +67,10 @@ OPENVINO_FIGURES: Final = (
                   lambda found: found.runtime_kld),
     OpenVinoFigure("same greedy text", "share of greedily generated tokens before the first that differs from "
                    "llama.cpp's", lambda found: found.greedy_same, format_percent),
-    OpenVinoFigure("prompt t/s", "tokens of a prompt read per second in OpenVINO",
-                   lambda found: found.prompt_tokens_per_s, format_tokens_per_s),
-    OpenVinoFigure("generated t/s", "tokens generated per second in OpenVINO",
-                   lambda found: found.generated_tokens_per_s, format_tokens_per_s),
+    OpenVinoFigure("prompt", "tokens of a prompt read per second in OpenVINO",
+                   lambda found: found.prompt_tokens_per_s, format_speed),
+    OpenVinoFigure("generated", "tokens generated per second in OpenVINO",
+                   lambda found: found.generated_tokens_per_s, format_speed),
 )  # fmt: skip
 
 

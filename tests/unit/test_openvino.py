@@ -207,7 +207,7 @@ def _report() -> EvalReport:
 
 def test_the_report_has_a_row_for_what_runs_and_a_reason_for_what_does_not() -> None:
     text = markdown_openvino_section(_report())
-    assert "| Q4_K_M | 0.0500 | 0.200 | 0.800 | 78.0 % | 0.150 | 25.0 % | 270 | 33.0 |" in text
+    assert "| Q4_K_M | 0.0500 | 0.200 | 0.800 | 78.0 % | 0.150 | 25.0 % | 270 tokens/s | 33.0 tokens/s |" in text
     assert "(`TENSOR_TYPE`)" in text and "weights became 60 % u4, 40 % u8 by bytes." in text
     assert "1,020 scored tokens" in text and "cache is of type u8" in text
     assert markdown_openvino_section(manifest_of().evaluations["standard"]) == ""
