@@ -25,7 +25,13 @@ from eval.analysis.kl_divergence import DivergenceRows, TokenValues, mean_estima
 from eval.divergence import decoded_divergence_chunks, divergence_chunks, fitting_divergence_settings
 from eval.llama.context import Context, ContextSettings, Ints, Rows
 from eval.llama.model import GgufModel
-from eval.runtimes.openvino_process import PYTHON_VARIABLE, OpenVinoModel, OpenVinoRefused, openvino_worker_argv
+from eval.runtimes.openvino_process import (
+    PYTHON_VARIABLE,
+    OpenVinoModel,
+    OpenVinoRefused,
+    openvino_worker_argv,
+    refuse_openvino_rows,
+)
 from quantyard.protocol.evaluation import DivergenceSettings, OpenVinoRequest
 from quantyard.protocol.measurements import OpenVinoMeasurement
 from quantyard.protocol.openvino import OpenVinoSettings
@@ -90,8 +96,7 @@ def _compared_runtimes(
     computes: dict[str, str] = {}
     for number, chunk in enumerate(cut):
         rows, computes = other.read(chunk.tolist(), cut.shape[1] // 2)
-        if rows.shape[1] != models[0].n_vocab:
-            raise OpenVinoRefused("VOCABULARY", f"{rows.shape[1]} in place of {models[0].n_vocab}")
+        refuse_openvino_rows(rows, models[0].n_vocab)
         _add_chunk(of_file, of_baseline, models, chunk, rows, threads)
         stage.progress(number + 1, len(cut), "chunks")
     fields = _openvino_divergences(of_file, of_baseline if len(models) > 1 else None, len(cut))

@@ -57,6 +57,18 @@ def openvino_refused(words: str) -> OpenVinoRefused:
     return OpenVinoRefused(reason, words)
 
 
+def refuse_openvino_rows(rows: Rows, n_vocab: int) -> None:
+    """Refuse rows of logits that cannot be compared.
+
+    Raises:
+        OpenVinoRefused: they are of another vocabulary, or a logit is NaN or +infinity.
+    """
+    if rows.shape[1] != n_vocab:
+        raise OpenVinoRefused("VOCABULARY", f"{rows.shape[1]} in place of {n_vocab}")
+    if np.isnan(rows).any() or np.isposinf(rows).any():
+        raise OpenVinoRefused("NOT_FINITE")
+
+
 class OpenVinoModel:
     """One GGUF in OpenVINO. Use it in a `with`; `loaded` says what became of the file."""
 

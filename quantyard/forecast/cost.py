@@ -98,8 +98,10 @@ def _forecast_stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str
     known = {}
     for step in steps:
         size_bytes = sizes.get(step.quant, base_bytes)
-        if step.row.name in ("quantize", "verify", "divergence", "domains", "cache", "openvino"):
+        if step.row.name in ("quantize", "verify", "divergence", "domains", "cache"):
             known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)
+        elif step.row.name == "openvino":  # which has a copy of its own kinds of weights
+            known[step.label] = 2 * size_bytes + (base_bytes if size_bytes != base_bytes else 0)
         elif step.row.name in ("evaluate", "speed", "contract"):
             cost = _file_cost(plan, "", size_bytes)
             known[step.label] = cost.serve_memory_bytes or size_bytes

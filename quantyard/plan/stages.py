@@ -99,6 +99,7 @@ STAGES: Mapping[str, StageRow] = {
         StageRow("domains", "eval", timeout_s=24 * HOUR_S, resumable=True, leaves=stage_allowed_shared),
         StageRow("speed", "eval", timeout_s=1 * HOUR_S, leaves=stage_allowed_files("speed.json")),
         StageRow("cache", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("cache.json")),
+        # Not an image: tools that the engine `local` alone has; see `workflows/planning.py`.
         StageRow("openvino", "openvino", timeout_s=12 * HOUR_S, package="eval",
             leaves=stage_allowed_files("openvino.json")),
         StageRow("similarity", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_files("similarity.json")),

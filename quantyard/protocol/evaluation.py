@@ -237,7 +237,8 @@ class CacheRequest(StageRequest):
 
 class OpenVinoRequest(StageRequest):
     """Run `/in/model` in OpenVINO and in llama.cpp, beside `/in/baseline` in llama.cpp if there is one, on the text
-    (`/in/suite` or ours). Leaves `openvino.json` (an `OpenVinoMeasurement`).
+    (`/in/suite` or ours). Leaves `openvino.json` (an `OpenVinoMeasurement`). No image holds OpenVINO: the stage runs
+    with ENGINE=local alone, in `.venv-local`, and starts a process of `.venv-openvino`.
     """
 
     stage: Literal["openvino"] = "openvino"

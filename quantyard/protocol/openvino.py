@@ -10,12 +10,13 @@ from quantyard.protocol.base import Frozen, RelativePath
 RUNTIMES: Final = ("openvino",)
 RuntimeName = Literal["openvino"]
 
-OpenVinoRefusal = Literal["", "ARCHITECTURE", "TENSOR_TYPE", "VOCABULARY", "CRASHED", "NOT_LOADED"]
+OpenVinoRefusal = Literal["", "ARCHITECTURE", "TENSOR_TYPE", "VOCABULARY", "NOT_FINITE", "CRASHED", "NOT_LOADED"]
 # Reason → what it means, after "is not measured: ".
 OPENVINO_REFUSALS: Final[dict[OpenVinoRefusal, str]] = {
     "ARCHITECTURE": "OpenVINO GenAI does not build this architecture from a GGUF",
     "TENSOR_TYPE": "OpenVINO GenAI does not read a type of its tensors",
     "VOCABULARY": "OpenVINO gives logits for another number of tokens",
+    "NOT_FINITE": "OpenVINO gives logits that are not numbers",
     "CRASHED": "OpenVINO's process ended by itself",
     "NOT_LOADED": "OpenVINO GenAI does not load it",
 }

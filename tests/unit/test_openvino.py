@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import quantyard
 from eval.analysis.greedy_texts import share_before_difference
 from eval.rendering.openvino_table import markdown_openvino_section
-from eval.runtimes.openvino_process import OpenVinoModel, OpenVinoRefused, openvino_refused, openvino_worker_argv
+from eval.runtimes.openvino_process import (
+    OpenVinoModel,
+    OpenVinoRefused,
+    openvino_refused,
+    openvino_worker_argv,
+    refuse_openvino_rows,
+)
 from quantyard.card.render import card_differences, render_card
 from quantyard.cli.parser import add_command_options
 from quantyard.cli.render.openvino_table import terminal_openvino_files
@@ -163,6 +170,16 @@ def test_what_it_cannot_load_has_a_named_reason(tmp_path: Path, words: str, reas
     with pytest.raises(OpenVinoRefused) as refused:
         _model(tmp_path, f"import json; print(json.dumps({{'failure': {words!r}}}))")
     assert refused.value.reason == reason and refused.value.detail == words.strip()
+
+
+@pytest.mark.parametrize(("logits", "reason"), [
+    ([[0.0, 1.0]], "VOCABULARY"), ([[0.0, 1.0, float("nan")]], "NOT_FINITE"), ([[float("inf"), 0.0, 1.0]], "NOT_FINITE"),
+])  # fmt: skip
+def test_logits_that_cannot_be_compared_have_a_named_reason(logits: list[list[float]], reason: str) -> None:
+    with pytest.raises(OpenVinoRefused) as refused:
+        refuse_openvino_rows(np.array(logits, np.float32), 3)
+    assert refused.value.reason == reason
+    refuse_openvino_rows(np.array([[0.0, float("-inf"), 1.0]], np.float32), 3)  # a token that cannot be
 
 
 @pytest.mark.parametrize("python", [None, "", "/nowhere/bin/python"])
