@@ -173,7 +173,8 @@ def test_what_it_cannot_load_has_a_named_reason(tmp_path: Path, words: str, reas
 
 
 @pytest.mark.parametrize(("logits", "reason"), [
-    ([[0.0, 1.0]], "VOCABULARY"), ([[0.0, 1.0, float("nan")]], "NOT_FINITE"), ([[float("inf"), 0.0, 1.0]], "NOT_FINITE"),
+    ([[0.0, 1.0]], "VOCABULARY"), ([[0.0, 1.0, float("nan")]], "NOT_FINITE"),
+    ([[float("inf"), 0.0, 1.0]], "NOT_FINITE"),
 ])  # fmt: skip
 def test_logits_that_cannot_be_compared_have_a_named_reason(logits: list[list[float]], reason: str) -> None:
     with pytest.raises(OpenVinoRefused) as refused:
