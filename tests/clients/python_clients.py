@@ -109,7 +109,8 @@ def anthropic_chat(server: Server) -> Any:
 
 def anthropic_stream(server: Server) -> Any:
     with _anthropic(server).messages.stream(
-        model=server.model, messages=[{"role": "user", "content": SAY}], max_tokens=N_TOKENS
+        model=server.model, messages=[{"role": "user", "content": SAY}], max_tokens=N_TOKENS,
+        extra_body={"temperature": 0},  # a sampled answer may be a word, and come at once
     ) as stream:
         texts = list(stream.text_stream)
         return len(texts) > 2 and stream.get_final_message().stop_reason in {"end_turn", "max_tokens"}

@@ -70,7 +70,7 @@ def _all_kept(contract: dict[str, Any]) -> None:
     broken = [check for check in contract["checks"] if check["status"] == "failed"]
     assert not broken
     apart = {check["name"]: check["finding"] for check in contract["checks"] if check["status"] == "not supported"}
-    assert set(apart) == {"json-schema", "tool-calls", "picture", "sound"}
+    assert set(apart) == {"as-measured", "json-schema", "tool-calls", "picture", "sound"}
     assert all("not applicable" in why for why in apart.values())
     assert "encoder-decoders" in contract["server"]
 

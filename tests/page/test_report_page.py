@@ -131,7 +131,7 @@ def test_the_keyboard_reaches_buttons_and_points_and_goes_on_with_arrows(browser
         browser.press(Keys.TAB)
         active = browser.driver.switch_to.active_element
         name = active.get_attribute("id") or (active.get_attribute("class") or "").split(" ")[0]
-        if name == "spot" and "spot" not in reached:
+        if name == "spot" and "spot" not in reached and browser.run("!!document.activeElement.closest('.tradeoff')"):
             reached["spot"] = browser.one("#tip").text
             outline = browser.run("getComputedStyle(document.activeElement.querySelector('.hit')).stroke")
             assert outline != "none"
@@ -139,7 +139,8 @@ def test_the_keyboard_reaches_buttons_and_points_and_goes_on_with_arrows(browser
             reached["next spot"] = browser.one("#tip").text
             browser.press(Keys.ESCAPE)
             assert not browser.one("#tip").is_displayed()
-        reached.setdefault(name, active.text)
+        if name != "spot":
+            reached.setdefault(name, active.text)
     assert {"skip", "theme", "all-files", "chip", "sort", "by-file", "by-verdict", "by-text", "clear"} <= set(reached)
     assert reached["spot"].startswith("Q8_0") and reached["next spot"].startswith("Q4_K_M")
 
