@@ -45,6 +45,7 @@ class _Log:
     @contextmanager
     def heard_by(self, listener: Callable[[str], None]) -> Iterator[None]:
         """Hand every line to a function, too: the kept ones are the last of many."""
+        set_llama_log(llama_cpp, self._keep)  # other code of the process may have set it since
         self._listener = listener
         try:
             yield

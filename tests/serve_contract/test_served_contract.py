@@ -31,7 +31,7 @@ def test_llama_server_keeps_every_promise(report: ContractReport) -> None:
 
 def test_tools_pictures_and_sounds_are_not_supported_and_the_reasons_given(report: ContractReport) -> None:
     missing = {check.name: check.finding for check in report.with_status("not supported")}
-    assert set(missing) == {"tool-calls", "picture", "sound"}
+    assert set(missing) == {"as-measured", "tool-calls", "picture", "sound"}
     assert "template has no tools" in missing["tool-calls"] and "reads no pictures" in missing["picture"]
 
 
