@@ -6,6 +6,7 @@ both end in the same words.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,16 @@ def refuse_large_sandbox_template(template: str) -> None:
         raise sandbox_template_failure(f"has {len(template):,} characters, more than the {MAX_CHARACTERS:,} allowed")
 
 
+def _jinja_folder() -> str:
+    """Where the worker finds Jinja: it is isolated, so it knows nothing of PYTHONPATH, by which an image has its
+    libraries.
+    """
+    found = importlib.util.find_spec("jinja2")
+    assert found, "a dependency of ours"
+    assert found.origin, "a package with a file"
+    return str(Path(found.origin).parents[1])
+
+
 class ChatTemplate:
     """One template, rendered by Jinja as transformers does it, in a process of its own."""
 
@@ -52,7 +63,7 @@ class ChatTemplate:
         refuse_large_sandbox_template(text)
         self.text = text
         self._names = {"bos_token": bos_token, "eos_token": eos_token}
-        self._worker = SandboxWorker([sys.executable, "-I", str(_WORKER)], cpu_s)
+        self._worker = SandboxWorker([sys.executable, "-I", str(_WORKER), _jinja_folder()], cpu_s)
         self._is_told = False
 
     def close(self) -> None:

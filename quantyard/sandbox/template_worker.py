@@ -19,6 +19,9 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.append(sys.argv[1])
+
 import jinja2
 import jinja2.ext
 from jinja2.sandbox import SandboxedEnvironment
@@ -101,8 +104,8 @@ def _rendered_question(compiled: jinja2.Template, given: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Answer until stdin closes. The one argument is the seconds for each answer."""
-    cpu_s = int(sys.argv[1])
+    """Answer until stdin closes. The arguments: the folder that holds Jinja, and the seconds for each answer."""
+    cpu_s = int(sys.argv[2])
     state: dict[str, Any] = {}
     for line in sys.stdin:
         _BOUNDED["sandbox_this_process"](cpu_s)
