@@ -51,6 +51,16 @@ def test_neither_torch_nor_transformers_nor_a_compiler_is_there(eval_image: str)
     assert _answer(eval_image, code) == []
 
 
+def test_it_renders_a_chat_template(eval_image: str) -> None:
+    """Its libraries are known by PYTHONPATH alone, which the isolated process of a template does not read."""
+    code = """if True:
+        import json
+        from quantyard.sandbox.chat_template import ChatTemplate
+        template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}", "", "")
+        print(json.dumps(template.render([{"role": "user", "content": "hi"}], add_generation_prompt=False)))"""
+    assert _answer(eval_image, code) == "[hi]"
+
+
 def test_of_ours_it_holds_the_eval_package_and_what_is_shared(eval_image: str) -> None:
     code = """if True:
         import json, pathlib

@@ -77,7 +77,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(
 
 def test_a_machine_with_neither_engine_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(request, "local_venv_path", lambda _environment: tmp_path)
+    monkeypatch.setattr(request, "local_venv_path", lambda _environment, _name="local": tmp_path)
     findings = _examine(tmp_path, monkeypatch)
     assert findings["engine"].state == "missing"
     assert findings["engine"].remedy
