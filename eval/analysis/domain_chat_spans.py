@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eval.llama.thoughts import thought_marks
-from quantyard.sandbox.chat_template import ChatTemplate
+from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 
 ANSWERS: Final = "answers"
 CALLS: Final = "tool calls"
@@ -71,7 +71,7 @@ def templated_chat(
                 raise ChatNotShown(f"the chat template does not show the messages of the role {message['role']}")
             continue
         before = template.render(messages[:at], add_generation_prompt=True, tools=tools)
-        if not said and not all(str(tool.get("function", tool).get("name")) in before for tool in tools):
+        if not said and not _are_tools_shown(template, messages[:at], tools, before):
             raise ChatNotShown("the chat template does not show the tools")
         after = template.render(messages[: at + 1], add_generation_prompt=False, tools=tools)
         span = _written_span(whole, before, after, messages[: at + 1], marks.closes if marks else "")
@@ -84,6 +84,18 @@ def templated_chat(
     if not spans:
         raise ChatNotShown("the chat template does not show what the assistant writes")
     return ShownChat(whole, tuple(spans), sum(map(len, said)), sum(map(len, shown)))
+
+
+def _are_tools_shown(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], text: str
+) -> bool:
+    """Whether a text names every tool, and oftener than the messages do by themselves."""
+    try:
+        alone = template.render(messages, add_generation_prompt=True) if tools else ""
+    except ChatRefused:  # a template for tools only
+        alone = ""
+    names = (str(tool.get("function", tool).get("name")) for tool in tools)
+    return all(text.count(name) > alone.count(name) for name in names)
 
 
 def _written_span(
