@@ -33,7 +33,7 @@ from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_g
 from quantyard.formats.purpose import gguf_purpose
 from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_patterns
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Reference, VerifyRequest
+from quantyard.protocol.builder import Reference, VerifyForeignRequest, VerifyRequest
 from quantyard.protocol.embeddings import EMBEDDINGS_FILE, EmbeddingReference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.protocol.text_findings import PLAIN_TEXT, TextFinding
@@ -55,7 +55,7 @@ def verify(stage: Stage, request: VerifyRequest) -> StageOutcome:
     source = _read_gguf_to_verify(stage.in_dir / "source" / request.source_file)
     reference = _reference_to_verify(stage) if request.has_reference else None
     _verify_structure(source, model, request)
-    with open_llama_runtime(stage, model, _verify_threads(request, model)) as runtime:
+    with open_llama_runtime(stage, model, verify_threads(request, model)) as runtime:
         _verify_blocks(stage, model, source)
         stage.begin("tokenizer and chat template")
         check_chat_template(runtime)
@@ -94,7 +94,7 @@ def _embeddings_to_verify(stage: Stage) -> EmbeddingReference | None:
         raise StageFailure(ExitCode.BAD_REQUEST, "verify-reference", message, "Convert the model again.") from error
 
 
-def _verify_threads(request: VerifyRequest, model: GgufHeader) -> int:
+def verify_threads(request: VerifyRequest | VerifyForeignRequest, model: GgufHeader) -> int:
     """One for a small model: it gains nothing from more, and threads that wait for each other on busy cores
     were seen to turn 0.3 s into 25 s.
     """

@@ -28,14 +28,13 @@ from builder.checks.text_report import token_findings
 from builder.llama.ggml_rows import open_ggml
 from builder.llama.open import open_llama_runtime
 from builder.llama.runtime import LlamaRuntime
+from builder.verify import PROMPTS, verify_threads
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import Reference, VerifyForeignRequest
 from quantyard.protocol.foreign_findings import ForeignFinding, foreign_finding
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
-_PROMPTS: Final = ("Hello, world!", "def add(a, b):\n    return", "Однажды 千里の道も 3 + 4 =")
-_ONE_THREAD_BELOW_BYTES: Final = 1 << 30
 _HINT: Final = "It is not measured. Compare files of the same model and revision as MODEL."
 
 
@@ -53,13 +52,13 @@ def verify_foreign(stage: Stage, request: VerifyForeignRequest) -> StageOutcome:
     errors = _foreign_errors(stage, request, source, model)
     of_weights = (_damaged_weights_finding(stage, model), other_weights_finding(errors))
     _refuse_foreign([found for found in of_weights if found])
-    with open_llama_runtime(stage, model, _foreign_threads(request, model)) as runtime:
+    with open_llama_runtime(stage, model, verify_threads(request, model)) as runtime:
         stage.begin("tokenizer and chat template")
         reference = _foreign_reference(stage) if request.has_reference else None
         findings += _foreign_text_findings(runtime, reference, source, model)
         stage.begin("first decode")
         if why_gguf_cannot_generate(model) is None:
-            runtime.finite_logits(_PROMPTS)
+            runtime.finite_logits(PROMPTS)
         facts = _foreign_facts(model, findings, errors)
         return StageOutcome(facts=facts, tools={"llama.cpp": runtime.version()}, argv=(runtime.argv,))
 
@@ -103,11 +102,6 @@ def _damaged_weights_finding(stage: Stage, model: GgufHeader) -> ForeignFinding 
     name, count = next(iter(bad.items()))
     what = f"{len(bad)} tensors have blocks that are NaN or infinite, first {name} ({count})."
     return foreign_finding("damaged-weights", what)
-
-
-def _foreign_threads(request: VerifyForeignRequest, model: GgufHeader) -> int:
-    """One for a small model, as of `verify`."""
-    return request.threads or (1 if model.tensor_bytes < _ONE_THREAD_BELOW_BYTES else 0)
 
 
 def _foreign_reference(stage: Stage) -> Reference:
