@@ -30,9 +30,9 @@ from eval.llama.cache_context import CacheAllocated, CacheRefused, open_cache_co
 from eval.llama.context import Context, ContextSettings, Ints, Rows
 from eval.llama.model import GgufModel
 from quantyard.protocol.base import ExitCode
+from quantyard.protocol.cache_results import CacheMeasurement, CacheTypeResult
 from quantyard.protocol.cache_types import DEFAULT_CACHE, CacheSettings
 from quantyard.protocol.evaluation import CacheRequest, DivergenceSettings, DomainSettings, Runtime
-from quantyard.protocol.measurements import CacheMeasurement, CacheTypeResult
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _BATCH_TOKENS: Final = 128  # a context for each type is open at once, each with the logits of a batch

@@ -46,8 +46,8 @@ from eval.llama.prefix_tree import Request
 from eval.llama.scorer import Scorer
 from eval.weights_divergence import WeightsPass, weights_divergences
 from quantyard.protocol.base import ExitCode
+from quantyard.protocol.divergence_results import Divergence, DivergenceParts
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
-from quantyard.protocol.measurements import Divergence, DivergenceParts
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _LEAST_CONTEXT: Final = 8  # tokens of a chunk

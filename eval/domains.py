@@ -38,8 +38,8 @@ from quantyard.hardware.machine import available_memory_bytes
 from quantyard.metrics.domain_figures import worst_domain
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.cache_types import DEFAULT_CACHE
+from quantyard.protocol.divergence_results import DomainDivergence, DomainLeftOut, Domains
 from quantyard.protocol.evaluation import DomainsRequest
-from quantyard.protocol.measurements import DomainDivergence, DomainLeftOut, Domains
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time

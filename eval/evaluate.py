@@ -22,8 +22,8 @@ from eval.tasks import offline
 from quantyard.hardware.machine import hardware_facts
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import EvaluateRequest
-from quantyard.protocol.measurements import Evaluation, TaskOutcome
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.task_results import Evaluation, TaskOutcome
 
 if TYPE_CHECKING:  # importing lm_eval reads the environment, so offline.take_datasets_offline must run before
     from eval.llama.lm import LlamaLM

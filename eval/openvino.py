@@ -33,8 +33,8 @@ from eval.runtimes.openvino_process import (
     refuse_openvino_rows,
 )
 from quantyard.protocol.evaluation import DivergenceSettings, OpenVinoRequest
-from quantyard.protocol.measurements import OpenVinoMeasurement
 from quantyard.protocol.openvino import OpenVinoSettings
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 
 _Times = tuple[float, float]  # seconds until the first token, and for each one after it

@@ -25,21 +25,15 @@ from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.layout_figures import pooled_layout_noise
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.behaviour_run import BehaviourRun
+from quantyard.protocol.cache_results import CacheMeasurement
+from quantyard.protocol.divergence_results import Divergence, Domains
 from quantyard.protocol.evaluation import ReportRequest
-from quantyard.protocol.measurements import (
-    CacheMeasurement,
-    Comparison,
-    Divergence,
-    Domains,
-    EvalReport,
-    Evaluation,
-    FileFacts,
-    Measurement,
-    OpenVinoMeasurement,
-    Similarity,
-    Speed,
-)
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.similarity_results import Similarity
+from quantyard.protocol.speed_results import Speed
+from quantyard.protocol.task_results import Evaluation, FileFacts
 
 _Input = TypeVar("_Input", bound=Frozen)
 _AGAIN = "Run the measurement again: type the same command."

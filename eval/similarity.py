@@ -26,9 +26,11 @@ from eval.llama.model import LOG, GgufModel
 from quantyard.formats.purpose import POOLINGS, gguf_pooling, gguf_purpose
 from quantyard.llama.pooled import PooledError, PooledTexts
 from quantyard.protocol.base import ExitCode
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import SimilarityRequest
-from quantyard.protocol.measurements import Estimate, FileFacts, Similarity
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.similarity_results import Similarity
+from quantyard.protocol.task_results import FileFacts
 
 _MAX_TOKENS: Final = 512  # of a text; ours have some 20
 Vectors = npt.NDArray[np.float64]

@@ -25,9 +25,10 @@ from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints
 from eval.llama.model import GgufModel
 from quantyard.hardware.energy import EnergyMeter, find_energy_meter
 from quantyard.hardware.machine import peak_memory_bytes
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, SpeedSettings
-from quantyard.protocol.measurements import Interval, Speed, SpeedTest
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+from quantyard.protocol.speed_results import Speed, SpeedTest
 
 _WARM_UP_TOKENS: Final = 4  # generated before the first repeat
 _FACTS: Final = ("prompt_tokens_per_s", "generated_tokens_per_s", "peak_memory_bytes")

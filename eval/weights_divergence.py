@@ -18,7 +18,7 @@ from eval.llama.context import Ints, Rows
 from eval.llama.float_copy import float32_copy, why_no_float_copies
 from eval.llama.model import GgufModel
 from quantyard.formats.gguf import GgufHeader
-from quantyard.protocol.measurements import DivergenceParts, DivergencePartsMissing
+from quantyard.protocol.divergence_results import DivergenceParts, DivergencePartsMissing
 from quantyard.protocol.runner import Stage, StageFailure
 
 _FLOAT_BYTES: Final = 4

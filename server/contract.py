@@ -20,9 +20,9 @@ from quantyard.formats.purpose import Purpose, gguf_purpose
 from quantyard.formatting.numbers import format_elapsed
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest, SchemaRate
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.measurements import Evaluation
 from quantyard.protocol.predictions import FilePredictions
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.task_results import Evaluation
 from server.api_checks.launch import Launch, ServedModel, Wire
 from server.api_checks.outcome import CheckOutcome
 from server.api_checks.session import ApiSession, BrokenPromise

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from quantyard.protocol.cache_results import CacheMeasurement, CachePosition, CacheTypeResult
 from quantyard.protocol.cache_types import CacheRefusal, CacheSettings
-from quantyard.protocol.measurements import CacheMeasurement, CachePosition, CacheTypeResult, Estimate, Interval
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.store.manifest import Manifest
 
 

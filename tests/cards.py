@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from quantyard.card.render import CardContext
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.evaluation import TaskEntry
 from quantyard.protocol.gate import BudgetResult, GateReport
-from quantyard.protocol.measurements import Interval
 from quantyard.sources.licence import Licence
 from quantyard.store.manifest import Manifest
 from tests.manifests import manifest_of, with_imatrix

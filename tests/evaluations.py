@@ -9,19 +9,12 @@ import numpy as np
 
 from eval.analysis.columns import evaluation_scores
 from eval.analysis.verdicts import compare_evaluations
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import SpeedSettings, Suite, TaskEntry
-from quantyard.protocol.measurements import (
-    Divergence,
-    Estimate,
-    EvalReport,
-    Evaluation,
-    FileFacts,
-    Measurement,
-    MetricOutcome,
-    SelfCheck,
-    Speed,
-    TaskOutcome,
-)
+from quantyard.protocol.measurements import EvalReport, Measurement
+from quantyard.protocol.speed_results import Speed
+from quantyard.protocol.task_results import Evaluation, FileFacts, MetricOutcome, SelfCheck, TaskOutcome
 
 LN2 = float(np.log(2))
 # task, entry, chance, questions, what a middling model gets right

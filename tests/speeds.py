@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quantyard.protocol.measurements import EvalReport, Interval, Speed, SpeedTest
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.speed_results import Speed, SpeedTest
 
 
 def _around(value: float, share: float = 0.03) -> Interval:

@@ -14,14 +14,9 @@ import numpy as np
 from eval.analysis.sampled_answers import sampled_answers_difference, sampled_answers_mean
 from eval.analysis.statistics import Numbers, paired_proportions_interval
 from quantyard.protocol.behaviour_run import BehaviourOutcome, BehaviourRun
-from quantyard.protocol.measurements import (
-    BehaviourScore,
-    Comparison,
-    Evaluation,
-    Interval,
-    MetricOutcome,
-    TaskOutcome,
-)
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import BehaviourScore, Comparison
+from quantyard.protocol.task_results import Evaluation, MetricOutcome, TaskOutcome
 
 _PREFIX: Final = "behaviour:"  # of the task that stands for a kind where verdicts are found
 _METRIC: Final = "accuracy"

@@ -11,8 +11,9 @@ import numpy as np
 
 from eval.analysis.kl_divergence import Doubles, TokenValues, mean_estimate
 from quantyard.metrics.intervals import estimate_interval, mapped_interval
+from quantyard.protocol.cache_results import CachePosition
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.evaluation import DomainSettings
-from quantyard.protocol.measurements import CachePosition, Estimate, Interval
 
 # Tokens of context: the ends of the ranges of the domain `long`, and beyond them four times as many each.
 _EDGES: Final = (*DomainSettings().positions, 32_768, 131_072)

@@ -19,7 +19,9 @@ import numpy as np
 from eval.analysis import statistics
 from eval.analysis.statistics import Numbers, as_float64
 from quantyard.metrics.intervals import Z
-from quantyard.protocol.measurements import Evaluation, Interval, MetricOutcome, Score, TaskOutcome
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import Score
+from quantyard.protocol.task_results import Evaluation, MetricOutcome, TaskOutcome
 
 Kind = Literal["right or wrong", "mean", "perplexity", "bits", "opaque"]
 Key = tuple[str, str]  # task, metric

@@ -29,7 +29,7 @@ from eval.analysis.domain_chat_spans import (
 )
 from eval.analysis.domain_texts import DomainDocument
 from quantyard.formatting.numbers import format_percent
-from quantyard.protocol.measurements import DomainForm
+from quantyard.protocol.divergence_results import DomainForm
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
 

@@ -17,7 +17,8 @@ from eval.analysis.kl_divergence import (
     document_cluster_ends,
     perplexity_value,
 )
-from quantyard.protocol.measurements import DomainPart, Estimate
+from quantyard.protocol.divergence_results import DomainPart
+from quantyard.protocol.estimates import Estimate
 
 LEAST_TOKENS: Final = 16  # of a domain or a part of one; fewer say nothing
 Names = npt.NDArray[np.str_]

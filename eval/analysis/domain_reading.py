@@ -11,8 +11,8 @@ from eval.analysis.domain_passages import Passage, chat_passage, document_passag
 from eval.analysis.domain_texts import LONG, DomainText, domain_reading_lengths
 from eval.llama.model import GgufModel
 from quantyard.formatting.numbers import format_count, format_percent
+from quantyard.protocol.divergence_results import DomainForm
 from quantyard.protocol.evaluation import DomainSettings
-from quantyard.protocol.measurements import DomainForm
 from quantyard.sandbox.chat_template import ChatTemplate
 
 _TEXT: Final = "text"  # the kind of a document's tokens

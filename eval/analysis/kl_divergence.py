@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.llama.logprobs import NOT_FINITE, unusable_logits
-from quantyard.protocol.measurements import DivergenceParts, Estimate
+from quantyard.protocol.divergence_results import DivergenceParts
+from quantyard.protocol.estimates import Estimate
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
 _BLOCK_FLOATS: Final = 1 << 18  # two scratch blocks of 1 MiB, which fit in the CPU cache

@@ -12,7 +12,8 @@ import numpy as np
 
 from eval.analysis import statistics
 from eval.analysis.columns import MetricColumn, metric_columns
-from quantyard.protocol.measurements import Evaluation, Interval, TaskOutcome
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.task_results import Evaluation, TaskOutcome
 
 
 class NotComparable(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from quantyard.protocol.measurements import Estimate
+from quantyard.protocol.estimates import Estimate
 
 Scores = npt.NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from eval.analysis.statistics import (
     proportion_interval,
 )
 from quantyard.metrics.intervals import wilson_interval
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.sampled_answers import SampledMean
 
 _SEED_BYTES: Final = 4  # llama.cpp's seeds have 32 bits

@@ -25,8 +25,8 @@ from eval.llama.logprobs import LogSoftmax
 from eval.llama.prefix_tree import Request, answer_request
 from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.measurements import SelfCheck
 from quantyard.protocol.runner import StageFailure
+from quantyard.protocol.task_results import SelfCheck
 
 NOISE_FACTOR: Final = 1.5
 ROLLING_TOLERANCE: Final = 1e-3  # nats per token

@@ -9,7 +9,8 @@ from statistics import mean, stdev
 from typing import Literal
 
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import Estimate, Interval, SpeedTest
+from quantyard.protocol.estimates import Estimate, Interval
+from quantyard.protocol.speed_results import SpeedTest
 
 
 @dataclass(frozen=True)

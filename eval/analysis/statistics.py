@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantyard.metrics.intervals import Z, estimate_interval, normal_share_below, t_share_within, wilson_interval
-from quantyard.protocol.measurements import Estimate, Interval
+from quantyard.protocol.estimates import Estimate, Interval
 
 Numbers = NDArray[np.float64]
 Groups = Sequence[int]  # of each question, the group of questions about one passage

@@ -28,7 +28,9 @@ from eval.analysis.statistics import Numbers
 from quantyard.metrics.holm import holm_adjusted
 from quantyard.metrics.intervals import Z, normal_quantile, normal_share_below
 from quantyard.metrics.power import POWER
-from quantyard.protocol.measurements import CONFIDENCE, Comparison, Evaluation, Verdict
+from quantyard.protocol.estimates import CONFIDENCE
+from quantyard.protocol.measurements import Comparison, Verdict
+from quantyard.protocol.task_results import Evaluation
 
 _ALPHA: Final = 1 - CONFIDENCE
 _MOST_QUESTIONS: Final = 1 << 40

@@ -18,7 +18,7 @@ from eval.llama.model import LOG, GgufModel
 from quantyard.formats.gguf import GgufHeader
 from quantyard.formatting.numbers import format_memory
 from quantyard.hardware.machine import available_memory_bytes, physical_cores
-from quantyard.protocol.measurements import DivergencePartsMissing
+from quantyard.protocol.divergence_results import DivergencePartsMissing
 
 _BYTES: Final = 4  # of a weight
 _MARGIN: Final = 1.1  # the copy's metadata, and the working memory of a decode

@@ -16,7 +16,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from eval.llama.lm import LlamaLM
-from quantyard.protocol.measurements import LayoutNoise
+from quantyard.protocol.task_results import LayoutNoise
 
 _SHARE: Final = 20  # one question in so many
 _LEAST, _MOST = 8, 32  # of a task; never more than half of it, which would be the same packing

@@ -20,8 +20,8 @@ import llama_cpp
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
 from quantyard.llama.library import set_llama_log
 from quantyard.protocol.base import ExitCode, Sha256
-from quantyard.protocol.measurements import FileFacts
 from quantyard.protocol.runner import StageFailure
+from quantyard.protocol.task_results import FileFacts
 
 NO_TOKEN: Final = -1  # LLAMA_TOKEN_NULL
 _LOG_LINES: Final = 20

@@ -15,7 +15,8 @@ from quantyard.metrics.domain_figures import (
     worst_domain_sentence,
 )
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import DomainDivergence, EvalReport, Measurement
+from quantyard.protocol.divergence_results import DomainDivergence
+from quantyard.protocol.measurements import EvalReport, Measurement
 
 _HOW_READ = """\
 Mean KLD of every domain, in nats per token, and of the *worst*. Each document is read from its first token; of

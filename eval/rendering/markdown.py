@@ -36,7 +36,8 @@ from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.layout_figures import LAYOUT_COLUMNS, LAYOUT_NOTE, layout_rows
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
 from quantyard.metrics.verdicts import open_verdict_note, verdict_legend
-from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score, SelfCheck
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
+from quantyard.protocol.task_results import SelfCheck
 
 _HOW_TO_READ = """\
 Every file answered the same questions as the baseline, so differences are paired. *Lost* questions were right on the

@@ -26,7 +26,8 @@ from eval.rendering.style import THEMES, Theme, plot_style, save_plot
 from quantyard.formatting.numbers import format_count, format_margin
 from quantyard.metrics.plots.panels import plot_divergence, plot_forest, plot_speed, plotted_files
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
-from quantyard.protocol.measurements import EvalReport, Speed
+from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.speed_results import Speed
 
 
 def draw_report_plots(report: EvalReport, folder: Path) -> list[Path]:

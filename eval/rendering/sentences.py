@@ -19,7 +19,8 @@ from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.pareto import pareto_entries, pareto_metric, pareto_standings
 from quantyard.metrics.similarity_figures import similarity_sentence
 from quantyard.metrics.speed import pace_sentence
-from quantyard.protocol.measurements import Comparison, Divergence, EvalReport, Measurement, Verdict
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Verdict
 
 GOOD_TO_BAD: Final[tuple[Verdict, ...]] = ("better", "same", "worse", "too few questions", "no signal")
 _MAX_NAMED: Final = 3

@@ -13,7 +13,7 @@ from lm_eval.loggers import EvaluationTracker
 from eval.llama.layout_noise import layout_noise_of_task
 from eval.tasks.passages import question_groups
 from quantyard.protocol.evaluation import EvaluateRequest
-from quantyard.protocol.measurements import LayoutNoise, MetricOutcome, TaskOutcome
+from quantyard.protocol.task_results import LayoutNoise, MetricOutcome, TaskOutcome
 
 if TYPE_CHECKING:
     from eval.llama.lm import LlamaLM

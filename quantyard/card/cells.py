@@ -12,8 +12,10 @@ from quantyard.metrics.budget_figures import metric_budget_interval, metric_budg
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.api_tests import SchemaRate
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
+from quantyard.protocol.measurements import Comparison, Measurement, Score
 
 NOTHING: Final = SafeMarkdown(DASH)
 CONFORMANCE: Final = "answers that conform to their JSON schema"  # the head of a column

@@ -11,8 +11,10 @@ from quantyard.card.escaping import SafeMarkdown, escape_markdown
 from quantyard.formatting.numbers import DASH, format_bytes, format_digits, format_percent, format_signed
 from quantyard.metrics import intervals
 from quantyard.protocol.api_tests import SchemaRate
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import Comparison, Divergence, Interval, Measurement, Score
+from quantyard.protocol.measurements import Comparison, Measurement, Score
 
 NOTHING: Final = SafeMarkdown(DASH)
 CONFORMANCE: Final = "answers that keep to their JSON schema"

@@ -21,8 +21,8 @@ from quantyard.choose.pick import ChoiceBudget
 from quantyard.formatting.numbers import format_kld, format_kld_interval, format_memory
 from quantyard.memory.kv_cache import can_quantize_kv_cache
 from quantyard.metrics.intervals import estimate_interval
+from quantyard.protocol.cache_results import CacheTypeResult
 from quantyard.protocol.cache_types import DEFAULT_CACHE
-from quantyard.protocol.measurements import CacheTypeResult
 
 _TRIED: Final = ("q8_0", "q4_0")  # whose memory is named where none was measured
 

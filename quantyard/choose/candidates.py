@@ -21,9 +21,12 @@ from quantyard.metrics.choice import worse_behaviours
 from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
+from quantyard.protocol.cache_results import CacheTypeResult
 from quantyard.protocol.cache_types import CACHE_REFUSALS, DEFAULT_CACHE
-from quantyard.protocol.measurements import CacheTypeResult, Estimate, EvalReport, Interval, Measurement, Speed
+from quantyard.protocol.estimates import Estimate, Interval
+from quantyard.protocol.measurements import EvalReport, Measurement
 from quantyard.protocol.removals import Removal, RemovalName
+from quantyard.protocol.speed_results import Speed
 from quantyard.store.manifest import Manifest, QuantRecord
 
 DEFAULT_CONTEXT: Final = 8192

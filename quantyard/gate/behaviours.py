@@ -7,7 +7,8 @@ from typing import Final
 
 from quantyard.gate.sample_size import gate_accuracy_loss
 from quantyard.metrics.intervals import Z
-from quantyard.protocol.measurements import BehaviourScore, Interval
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import BehaviourScore
 
 
 def _loss(score: BehaviourScore, z: float) -> Interval | None:

@@ -17,8 +17,9 @@ from quantyard.gate.budgets import TEXT, most_specific_gate_budget
 from quantyard.metrics.domain_figures import domain_name, worst_domain
 from quantyard.metrics.holm import holm_adjusted
 from quantyard.metrics.intervals import estimate_interval, normal_share_below, t_share_within
+from quantyard.protocol.divergence_results import DomainDivergence, Domains
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.gate import Outcome
-from quantyard.protocol.measurements import DomainDivergence, Domains, Estimate, Interval
 
 WORST: Final = "worst"
 _LARGE_DF: Final = 1000

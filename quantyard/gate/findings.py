@@ -16,8 +16,10 @@ from quantyard.metrics.budget_figures import (
 )
 from quantyard.metrics.divergence_parts import divergence_parts_sentence
 from quantyard.plan.suites import BUILTIN
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import Outcome
-from quantyard.protocol.measurements import Comparison, Divergence, Interval
+from quantyard.protocol.measurements import Comparison
 from quantyard.store.manifest import Manifest
 
 # With their articles, for sentences.

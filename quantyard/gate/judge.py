@@ -34,8 +34,9 @@ from quantyard.gate.sample_size import (
 from quantyard.metrics.headline_metrics import headline_entry, metric_rank
 from quantyard.metrics.intervals import estimate_interval, mapped_interval, normal_quantile, wilson_interval
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import BudgetResult, GateReport, Outcome
-from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Measurement
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
 from quantyard.quants.catalog import is_unquantized_type, quant_family
 from quantyard.store.manifest import Manifest
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from quantyard.metrics.intervals import Z
-from quantyard.protocol.measurements import Comparison, Interval
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import Comparison
 
 
 def gate_accuracy_loss(found: Comparison, z: float) -> Interval:

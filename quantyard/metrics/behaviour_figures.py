@@ -10,7 +10,8 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH, Written, format_digits
 from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.behaviour import BehaviourName
-from quantyard.protocol.measurements import BehaviourScore, EvalReport, Interval, Measurement, Verdict
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import BehaviourScore, EvalReport, Measurement, Verdict
 
 # What each kind of scenario asks. To add a kind: add a row.
 BEHAVIOUR_TITLES: Final[Mapping[BehaviourName, str]] = {

@@ -8,8 +8,8 @@ from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import Written
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import BudgetResult, Outcome
-from quantyard.protocol.measurements import Interval
 
 # The units of limits that are shown as they were typed.
 _POINTS: Final = ("max_accuracy_loss", "max_behaviour_loss", "max_unfinished_increase", "max_loops_increase")

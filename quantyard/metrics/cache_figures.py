@@ -20,8 +20,10 @@ from quantyard.formatting.numbers import (
     format_percent,
 )
 from quantyard.metrics.intervals import estimate_interval
+from quantyard.protocol.cache_results import CacheMeasurement, CacheTypeResult
 from quantyard.protocol.cache_types import CACHE_REFUSALS
-from quantyard.protocol.measurements import CacheMeasurement, CacheTypeResult, Estimate, Interval, Measurement
+from quantyard.protocol.estimates import Estimate, Interval
+from quantyard.protocol.measurements import Measurement
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _cache_deepest(found: CacheTypeResult) -> Estimate | None:
     return found.by_position[-1].mean_kld if found.by_position else None
 
 
-# To add a figure: its field in `protocol.measurements.CacheTypeResult`, and a row.
+# To add a figure: its field in `protocol.cache_results.CacheTypeResult`, and a row.
 CACHE_FIGURES: Final = (
     CacheFigure("KLD from f16", "mean KL divergence from the same file with an f16 cache, nats per token",
                 *_cache_estimate(lambda found: found.mean_kld)),

@@ -18,7 +18,8 @@ from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.intervals import interval_difference, ppl_change_interval
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_beaten_by, pareto_metric, pareto_quality, pareto_shown
 from quantyard.metrics.similarity_figures import similarity_sentence
-from quantyard.protocol.measurements import Estimate, EvalReport, Interval, Measurement
+from quantyard.protocol.estimates import Estimate, Interval
+from quantyard.protocol.measurements import EvalReport, Measurement
 
 # Nats of mean KLD. Over 28 quants of Qwen3.6-35B-A3B and 41 of Devstral-Small-2-24B the rank correlation of KLD and
 # benchmarks is -0.72 and -0.86; over those near the baseline, the "silent zone", it is 0.00 and not significant

@@ -11,7 +11,9 @@ from typing import Final
 
 from quantyard.formatting.numbers import DASH, format_count, format_delta_interval, format_kld, format_kld_interval
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import Divergence, DivergenceParts, Estimate, Measurement
+from quantyard.protocol.divergence_results import Divergence, DivergenceParts
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import Measurement
 
 FILE_PART: Final = "lost by the file"
 BACKEND_PART: Final = "added by this backend"

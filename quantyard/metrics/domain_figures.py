@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from quantyard.formatting.numbers import DASH, format_count, format_kld, format_kld_interval, format_percent
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import CONFIDENCE, DomainDivergence, Domains, Interval, Measurement
+from quantyard.protocol.divergence_results import DomainDivergence, Domains
+from quantyard.protocol.estimates import CONFIDENCE, Interval
+from quantyard.protocol.measurements import Measurement
 
 
 @dataclass(frozen=True)

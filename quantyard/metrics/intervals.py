@@ -8,7 +8,8 @@ from functools import lru_cache
 from statistics import NormalDist, mean, stdev
 from typing import Final
 
-from quantyard.protocol.measurements import CONFIDENCE, Divergence, Estimate, Interval
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import CONFIDENCE, Estimate, Interval
 
 _LARGE_DF: Final = 100  # from here on two terms of the expansion are exact to 1e-5
 _BISECTIONS: Final = 60

@@ -8,7 +8,8 @@ from typing import Final
 
 from quantyard.formatting.numbers import format_count, format_difference, format_percent
 from quantyard.metrics.intervals import wilson_interval
-from quantyard.protocol.measurements import LayoutNoise, Measurement
+from quantyard.protocol.measurements import Measurement
+from quantyard.protocol.task_results import LayoutNoise
 
 LAYOUT_COLUMNS: Final = ("file", "questions asked again", "SD of a score, nats", "picks flipped")
 LAYOUT_NOTE: Final = (

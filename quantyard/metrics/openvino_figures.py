@@ -15,8 +15,10 @@ from quantyard.formatting.numbers import (
     format_speed,
 )
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import Estimate, Measurement, OpenVinoMeasurement
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import Measurement
 from quantyard.protocol.openvino import OPENVINO_REFUSALS
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 
 _Value = Callable[[OpenVinoMeasurement], float | None]
 
@@ -53,7 +55,7 @@ def _value_of_estimate(pick: Callable[[OpenVinoMeasurement], Estimate | None]) -
     return value
 
 
-# To add a figure: its field in `protocol.measurements.OpenVinoMeasurement`, and a row.
+# To add a figure: its field in `protocol.openvino_results.OpenVinoMeasurement`, and a row.
 OPENVINO_FIGURES: Final = (
     _openvino_kld("KLD, llama.cpp", "mean KL divergence from the baseline as llama.cpp runs the file, nats per token",
                   lambda found: found.llama_kld),

@@ -14,7 +14,8 @@ from typing import Final, Literal
 from quantyard.formatting.numbers import format_change, format_kld, format_rough_percent, format_tokens_per_s
 from quantyard.metrics.divergence_parts import file_divergence
 from quantyard.metrics.intervals import ppl_change_interval
-from quantyard.protocol.measurements import Estimate, EvalReport, Measurement
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import EvalReport, Measurement
 
 Metric = Literal["mean KLD", "KLD of the file", "ΔPPL", "cosine distance", "rank distance"]
 _OF_BASELINE: Final = Estimate(value=0.0, stderr=0.0)

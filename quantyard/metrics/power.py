@@ -16,7 +16,7 @@ import math
 from typing import Final
 
 from quantyard.metrics.intervals import normal_quantile
-from quantyard.protocol.measurements import CONFIDENCE
+from quantyard.protocol.estimates import CONFIDENCE
 
 POWER: Final = 0.8  # the chance with which a verdict is to be settled
 _BISECTIONS: Final = 40

@@ -3,7 +3,8 @@
 from quantyard.metrics.intervals import interval_difference
 from quantyard.metrics.pareto import pareto_metric, pareto_quality
 from quantyard.protocol.base import Frozen, Sha256
-from quantyard.protocol.measurements import Comparison, EvalReport, Interval, Measurement
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
 
 _ROUNDING = 1e-9  # a difference of divergences below it is that of summation
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting.numbers import DASH, format_cosine, format_percent
-from quantyard.protocol.measurements import Estimate, Measurement, Similarity
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import Measurement
+from quantyard.protocol.similarity_results import Similarity
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def _similarity_of(name: str) -> Callable[[Similarity], float | None]:
     return value
 
 
-# To add a figure: its field in `protocol.measurements.Similarity`, and a row.
+# To add a figure: its field in `protocol.similarity_results.Similarity`, and a row.
 SIMILARITY_FIGURES: Final = (
     SimilarityFigure("mean cosine", "of a text's embedding and the baseline's", _similarity_of("mean_cosine")),
     SimilarityFigure("p1 cosine", "one text in a hundred is further from the baseline", _similarity_of("p1_cosine")),

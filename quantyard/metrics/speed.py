@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.formatting.numbers import format_digits
-from quantyard.protocol.measurements import Interval, Speed
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.speed_results import Speed
 
 _LEAST_RUNS: Final = 3  # below, there is no spread to hold a difference against
 

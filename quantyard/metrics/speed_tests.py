@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting.numbers import DASH, format_digits, format_tokens_per_s
-from quantyard.protocol.measurements import Interval, Measurement, Speed, SpeedTest
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import Measurement
+from quantyard.protocol.speed_results import Speed, SpeedTest
 
 SPEED_HEAD: Final = ("test", "tokens/s", "95 %", "J/token", "J 95 %", "beside the baseline")
 

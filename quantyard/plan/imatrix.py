@@ -22,8 +22,9 @@ from quantyard.metrics.intervals import interval_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.builder import CalibrateRequest
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
-from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.quants.catalog import Quant, find_quant
 from quantyard.store.artifact import Artifact
 from quantyard.store.outputs import read_stored_output

@@ -7,7 +7,7 @@ from pydantic import Field
 from quantyard.protocol.base import Frozen, RelativePath, StageRequest
 from quantyard.protocol.behaviour import BehaviourName, BehaviourSettings
 from quantyard.protocol.evaluation import DEFAULT_SEED, THOUGHT_TOKENS, Runtime
-from quantyard.protocol.measurements import FileFacts
+from quantyard.protocol.task_results import FileFacts
 
 _Count = Annotated[int, Field(ge=0)]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from quantyard.protocol.base import Frozen
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 
 GATE_REPORT_VERSION: Final = 1
 # Worst first: the worst result decides the gate. "not judged" does not count: if the baseline itself only guesses on a

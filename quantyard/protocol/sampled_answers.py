@@ -1,7 +1,7 @@
 """The record of sampled answers: several answers, each with a seed of its own, to every question."""
 
 from quantyard.protocol.base import Frozen
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 
 
 class SampledMean(Frozen):

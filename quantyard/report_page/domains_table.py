@@ -8,7 +8,8 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_name, worst_domain
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.measurements import DomainDivergence, Estimate
+from quantyard.protocol.divergence_results import DomainDivergence
+from quantyard.protocol.estimates import Estimate
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
 
 

@@ -11,7 +11,7 @@ from quantyard.metrics.openvino_figures import (
     openvino_rows,
     openvino_sentences,
 )
-from quantyard.protocol.measurements import OpenVinoMeasurement
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
 
 

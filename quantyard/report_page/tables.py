@@ -21,8 +21,11 @@ from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF, NO_MARK
 from quantyard.metrics.similarity_figures import SIMILARITY_FIGURES, SimilarityFigure
 from quantyard.protocol.api_tests import ContractReport
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import OUTCOMES, BudgetResult, Outcome
-from quantyard.protocol.measurements import Divergence, EvalReport, Interval, Measurement, Speed
+from quantyard.protocol.measurements import EvalReport, Measurement
+from quantyard.protocol.speed_results import Speed
 from quantyard.store.manifest import Manifest
 
 

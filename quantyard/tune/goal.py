@@ -11,8 +11,9 @@ from quantyard.metrics.intervals import estimate_interval
 from quantyard.plan.imatrix import plan_kld_difference
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.evaluation import DivergenceRequest, Runtime
-from quantyard.protocol.measurements import Divergence, Interval
 from quantyard.quants.exact_sizes import nearest_stock_quant
 from quantyard.requests import TuneRequest
 from quantyard.tune.knapsack import TypeMix, tuned_mix_within_kld, tuned_mix_within_size

@@ -18,8 +18,8 @@ from quantyard.plan.imatrix import read_planned_divergence
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, Step, StepOutput
 from quantyard.protocol.builder import RoundingRequest
+from quantyard.protocol.divergence_results import Divergence
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, Runtime
-from quantyard.protocol.measurements import Divergence
 from quantyard.quants.exact_sizes import Sizes
 from quantyard.quants.recipe import Recipe
 from quantyard.store.artifact import Artifact

@@ -28,7 +28,8 @@ from quantyard.plan.regression import (
 from quantyard.plan.steps import BuildPlan
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.base import FileEntry, files_digest
-from quantyard.protocol.measurements import Estimate, EvalReport
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import EvalReport
 from quantyard.requests import BuildRequest
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact

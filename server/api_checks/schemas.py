@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from quantyard.formatting.numbers import format_percent, format_score_interval
 from quantyard.metrics.intervals import wilson_interval
 from quantyard.protocol.api_tests import SCHEMA_LIMIT, AnswerKind, SchemaFailure, SchemaRate
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 
 Schema = dict[str, Any]
 FORMATS: Final = FormatChecker(("date", "uuid", "ipv4"))

@@ -20,7 +20,7 @@ import pytest
 
 from eval.analysis.chunks import read_divergence_text
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.measurements import Divergence
+from quantyard.protocol.divergence_results import Divergence
 from tests.hostile.sampling import WHOLE
 from tests.measure.conftest import demo_gguf  # noqa: F401  (a fixture)
 

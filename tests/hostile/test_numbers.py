@@ -19,8 +19,8 @@ from quantyard.formats.finite_json import dump_finite_json, only_finite_json
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord
 from quantyard.protocol.base import StageResult
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import Estimate, Interval
 from quantyard.protocol.runner import Stage
 from quantyard.protocol.runner import _failed_stage_result as failed
 from quantyard.sources.resolve import Source

@@ -21,8 +21,8 @@ from quantyard.memory.kv_cache import ContextUse, kv_bytes
 from quantyard.memory.layers import read_cache_layers
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import StageResult
+from quantyard.protocol.cache_results import CacheMeasurement
 from quantyard.protocol.cache_types import CacheSettings
-from quantyard.protocol.measurements import CacheMeasurement
 from tests import tiny_gguf
 from tests.tiny_gguf import write_tiny
 

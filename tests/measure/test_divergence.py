@@ -31,8 +31,8 @@ from eval.llama.float_copy import why_no_float_copies
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.divergence_results import Divergence
 from quantyard.protocol.evaluation import DivergenceSettings
-from quantyard.protocol.measurements import Divergence
 from quantyard.protocol.runner import StageFailure
 from tests.tiny_gguf import write_tiny
 

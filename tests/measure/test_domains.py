@@ -25,8 +25,8 @@ from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.divergence_results import Domains
 from quantyard.protocol.evaluation import DomainSettings
-from quantyard.protocol.measurements import Domains
 from tests.tiny_gguf import write_tiny
 
 Demo = Callable[[str], Path]

@@ -15,7 +15,7 @@ pytest.importorskip("llama_cpp")
 
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import StageResult
-from quantyard.protocol.measurements import OpenVinoMeasurement
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 
 pytestmark = pytest.mark.slow
 PYTHON = REPO_DIR / ".venv-openvino/bin/python"

@@ -22,8 +22,8 @@ from quantyard.hardware.machine import physical_cores
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode, StageResult
 from quantyard.protocol.evaluation import Runtime, SpeedSettings
-from quantyard.protocol.measurements import Speed
 from quantyard.protocol.runner import Stage
+from quantyard.protocol.speed_results import Speed
 from tests.tiny_gguf import write_tiny
 
 QUIET = Stage("speed", Path("/nowhere"), Path("/nowhere"), {})

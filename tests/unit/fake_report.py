@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import math
 
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.evaluation import ReportRequest, SpeedSettings
-from quantyard.protocol.measurements import (
-    Comparison,
-    Divergence,
-    Estimate,
-    EvalReport,
-    FileFacts,
-    Interval,
-    Measurement,
-    Score,
-    Speed,
-)
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement, Score
+from quantyard.protocol.speed_results import Speed
+from quantyard.protocol.task_results import FileFacts
 
 _SCORE = Score(
     task="arc_easy", metric="acc", n=200, result=Interval(value=0.475, low=0.41, high=0.54), chance=0.25,

@@ -30,7 +30,8 @@ from quantyard.plan.suites import BadSuite, adjusted_suite, find_suite
 from quantyard.protocol.behaviour import BEHAVIOUR_NAMES, BehaviourEntry, BehaviourName, BehaviourSettings
 from quantyard.protocol.behaviour_run import BehaviourAnswer, BehaviourOutcome, BehaviourRun
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
-from quantyard.protocol.measurements import EvalReport, FileFacts
+from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.task_results import FileFacts
 from tests.evaluations import evaluation, outcome, right_or_wrong
 
 

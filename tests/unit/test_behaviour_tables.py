@@ -12,7 +12,8 @@ from eval.rendering.markdown import render_report_markdown
 from quantyard.card.render import card_differences, render_card
 from quantyard.cli.render.evaluation import terminal_measured_behaviours
 from quantyard.metrics.behaviour_figures import behaviours_left_out
-from quantyard.protocol.measurements import BehaviourScore, Comparison, EvalReport, Interval
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import BehaviourScore, Comparison, EvalReport
 from quantyard.report_page.render import render_report_page
 from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT

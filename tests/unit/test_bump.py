@@ -14,9 +14,10 @@ from quantyard.errors import BadRequest
 from quantyard.metrics.regression import file_change
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import ReportRequest
 from quantyard.protocol.exit_codes import Answer
-from quantyard.protocol.measurements import Comparison, Estimate, EvalReport
+from quantyard.protocol.measurements import Comparison, EvalReport
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.workflows import bump as workflow

@@ -41,7 +41,8 @@ from quantyard.hub.client import HubAccess
 from quantyard.memory.kv_cache import ContextUse
 from quantyard.metrics.choice import SILENT_ZONE_NATS, is_quality_tie
 from quantyard.metrics.pareto import pareto_beaten_by
-from quantyard.protocol.measurements import Estimate, EvalReport
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import EvalReport
 from quantyard.requests import ChooseRequest
 from quantyard.sources.resolve import find_source
 from quantyard.store.hash_cache import HashCache

@@ -14,7 +14,8 @@ from eval.analysis.paired import NotComparable
 from eval.analysis.verdicts import compare_evaluations
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.protocol.evaluation import Suite, TaskEntry
-from quantyard.protocol.measurements import Comparison, Evaluation, TaskOutcome
+from quantyard.protocol.measurements import Comparison
+from quantyard.protocol.task_results import Evaluation, TaskOutcome
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 

@@ -16,8 +16,9 @@ from quantyard.errors import BadRequest, FileTooLarge, StageFailed
 from quantyard.metrics.removals import report_removals
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, StageResult
+from quantyard.protocol.divergence_results import DomainDivergence, Domains
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import ReportRequest
-from quantyard.protocol.measurements import DomainDivergence, Domains, Estimate
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Workspace
 from quantyard.store.comparison import ComparisonRecord

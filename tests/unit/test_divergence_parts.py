@@ -11,7 +11,8 @@ from quantyard.metrics.divergence_parts import divergence_parts_notes, divergenc
 from quantyard.metrics.pareto import pareto_entries, pareto_metric
 from quantyard.metrics.plots.panels import plotted_files
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
-from quantyard.protocol.measurements import Divergence, DivergencePartsMissing, EvalReport, Measurement
+from quantyard.protocol.divergence_results import Divergence, DivergencePartsMissing
+from quantyard.protocol.measurements import EvalReport, Measurement
 from tests.evaluations import LARGE, simulated
 
 

@@ -13,8 +13,9 @@ from quantyard.gate.domain_limits import judged_domains, kld_limit_p
 from quantyard.gate.judge import judge_gate_budgets
 from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_rows, worst_domain
 from quantyard.metrics.intervals import estimate_interval, t_quantile
+from quantyard.protocol.divergence_results import DomainDivergence, DomainLeftOut, Domains
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import DomainDivergence, DomainLeftOut, Domains, Estimate
 from quantyard.report_page.render import render_report_page
 from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT

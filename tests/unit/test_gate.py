@@ -18,8 +18,9 @@ from quantyard.gate.sample_size import gate_accuracy_loss, gate_answer_sample_si
 from quantyard.metrics.headline_metrics import headline_scores
 from quantyard.metrics.intervals import normal_quantile, ppl_change_interval, wilson_interval
 from quantyard.protocol.api_tests import SCHEMA_LIMIT
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.gate import BudgetResult, GateReport
-from quantyard.protocol.measurements import Comparison, Estimate, EvalReport, Interval, Measurement
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
 from quantyard.quants.catalog import FAMILIES, QUANTS, quant_family
 from quantyard.store.manifest import Manifest
 from tests.caches import cache_measurement

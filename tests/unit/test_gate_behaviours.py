@@ -8,8 +8,9 @@ import pytest
 
 from quantyard.gate.budgets import BadBudgets, load_gate_budgets
 from quantyard.gate.judge import judge_gate_budgets
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import GateReport
-from quantyard.protocol.measurements import BehaviourScore, Comparison, Interval
+from quantyard.protocol.measurements import BehaviourScore, Comparison
 from quantyard.store.manifest import Manifest
 from tests.manifests import manifest_of
 

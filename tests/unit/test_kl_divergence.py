@@ -30,7 +30,7 @@ from eval.analysis.kl_divergence import (
 )
 from quantyard.metrics.intervals import estimate_interval, interval_difference
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.measurements import Divergence
+from quantyard.protocol.divergence_results import Divergence
 from quantyard.protocol.runner import StageFailure
 
 N_VOCAB = 50

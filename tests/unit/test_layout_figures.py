@@ -8,7 +8,8 @@ import pytest
 from eval.analysis.statistics import mcnemar_p, paired_proportions_interval
 from eval.rendering.markdown import render_report_markdown
 from quantyard.metrics.layout_figures import layout_rows, pooled_layout_noise
-from quantyard.protocol.measurements import EvalReport, LayoutNoise
+from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.task_results import LayoutNoise
 from tests.evaluations import LARGE, simulated
 
 _ONE = LayoutNoise(n_questions=8, n_requests=32, sd_nats=0.03, flips=1)

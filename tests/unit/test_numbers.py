@@ -25,7 +25,8 @@ from quantyard.gate.judge import judge_gate_budgets
 from quantyard.metrics.intervals import estimate_interval, ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.paths import REPO_DIR
-from quantyard.protocol.measurements import Interval, Measurement
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import Measurement
 from quantyard.publish.registry.annotations import oci_evaluation_annotations
 from quantyard.report_page.tables import page_files as files_of
 from quantyard.report_page.tables import page_files_table as page_files

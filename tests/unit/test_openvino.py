@@ -27,8 +27,10 @@ from quantyard.cli.request import read_command_request
 from quantyard.engines.local import LocalEngine
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import DASH
-from quantyard.protocol.measurements import Estimate, EvalReport, OpenVinoMeasurement
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.openvino import OpenVinoSettings
+from quantyard.protocol.openvino_results import OpenVinoMeasurement
 from quantyard.protocol.runner import StageFailure
 from quantyard.report_page.openvino_table import page_openvino_sentence, page_openvino_table
 from quantyard.report_page.render import render_report_page

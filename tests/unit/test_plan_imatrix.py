@@ -40,8 +40,9 @@ from quantyard.plan.notes import plan_notes
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, StepOutput
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult, stage_request_digest
 from quantyard.protocol.builder import QuantizeRequest
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
-from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import Stage, StageFailure, file_sha256
 from quantyard.quants.catalog import QUANTS
 from quantyard.quants.selection import parse_quants

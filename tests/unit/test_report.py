@@ -23,8 +23,9 @@ from quantyard.formatting.numbers import (
 )
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import ReportRequest, Suite, TaskEntry
-from quantyard.protocol.measurements import EvalReport, Evaluation
+from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import Stage, StageFailure
+from quantyard.protocol.task_results import Evaluation
 from tests.evaluations import LARGE, SMALL, evaluation, metric, outcome, right_or_wrong, simulated
 
 SUITE = Suite(name="smoke", tasks=(TaskEntry(task="arc"),))

@@ -8,7 +8,7 @@ import pytest
 
 from quantyard.metrics.choice import SILENT_ZONE_NATS, best_file, silent_zone_of
 from quantyard.metrics.pareto import ParetoEntry
-from quantyard.protocol.measurements import Estimate, Interval
+from quantyard.protocol.estimates import Estimate, Interval
 
 
 @dataclass(frozen=True)

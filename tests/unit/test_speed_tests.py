@@ -10,7 +10,8 @@ from eval.rendering.speed_table import markdown_speed_section
 from quantyard.metrics.plots.panels import MeasuredFile, plot_overview
 from quantyard.metrics.speed import pace_sentence
 from quantyard.metrics.speed_tests import energy_sentence, speed_rows
-from quantyard.protocol.measurements import EvalReport, Interval
+from quantyard.protocol.estimates import Interval
+from quantyard.protocol.measurements import EvalReport
 from tests.caches import add_caches, cache_measurement
 from tests.manifests import manifest_of
 from tests.speeds import with_speed_tests

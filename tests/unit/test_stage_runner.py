@@ -13,7 +13,7 @@ import pytest
 from eval.analysis.kl_divergence import perplexity_value
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.builder import VerifyRequest
-from quantyard.protocol.measurements import Estimate
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 from quantyard.protocol.stage_result import parse_stage_result
 

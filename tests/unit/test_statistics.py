@@ -24,7 +24,7 @@ from eval.analysis.statistics import (
     proportion_interval,
 )
 from quantyard.metrics.intervals import t_quantile, wilson_interval
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 
 flips = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400)).filter(lambda t: sum(t) > 0)
 

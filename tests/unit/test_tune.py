@@ -22,8 +22,9 @@ from quantyard.formats.tensor_patterns import resolve_tensor_patterns, tensor_na
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.builder import QuantizeRequest, RoundingRequest
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.evaluation import DivergenceRequest
-from quantyard.protocol.measurements import Divergence, Estimate
 from quantyard.protocol.runner import file_sha256
 from quantyard.quants.catalog import find_quant
 from quantyard.quants.exact_sizes import Sizes, nearest_stock_quant, stock_quant_sizes

@@ -10,7 +10,7 @@ import pytest
 from eval.analysis.paired import PairedDifference, paired_differences
 from eval.analysis.verdicts import compare_evaluations, questions_needed
 from quantyard.metrics.holm import holm_adjusted
-from quantyard.protocol.measurements import Evaluation
+from quantyard.protocol.task_results import Evaluation
 from tests.evaluations import evaluation, metric, outcome, right_or_wrong
 
 Bits = np.ndarray

@@ -10,7 +10,7 @@ from quantyard.choose.removals import choice_removals
 from quantyard.cli.json_outputs.base import Finite, JsonOutput, JsonRow
 from quantyard.metrics.choice import DecidedBy, silent_zone_of
 from quantyard.metrics.pareto import Metric, pareto_beaten_by
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 from quantyard.protocol.removals import Removal
 from quantyard.quants.recipe import Recipe
 from quantyard.workflows.tune import Tuned

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from quantyard.cli.json_outputs.base import ErrorFacts, JsonOutput
 from quantyard.metrics.regression import FileChange
-from quantyard.protocol.measurements import Estimate, EvalReport
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import EvalReport
 from quantyard.store.comparison import ComparedFile, NotCompared
 from quantyard.workflows.bump import Bumped
 from quantyard.workflows.compare import ComparedFiles

@@ -27,7 +27,7 @@ from quantyard.formatting.numbers import (
 from quantyard.metrics.choice import SILENT_ZONE_NATS, is_quality_tie
 from quantyard.metrics.intervals import estimate_interval, interval_difference, mapped_interval
 from quantyard.metrics.pareto import pareto_beaten_by
-from quantyard.protocol.measurements import Interval
+from quantyard.protocol.estimates import Interval
 
 _SHORT: Final = {"RAM": "above RAM", "MIN_TPS": "below MIN_TPS", "MAX_KLD": "above MAX_KLD"}
 

@@ -18,7 +18,10 @@ from quantyard.metrics.kinds import score_metric_kind
 from quantyard.metrics.plots.axes import CHAR_PX, AxisScale, plot_axis_span, shorten_plot_name
 from quantyard.metrics.plots.marks import MARK_OF
 from quantyard.metrics.speed_tests import generation_joules
-from quantyard.protocol.measurements import Comparison, Divergence, Estimate, EvalReport, Measurement, Speed
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
+from quantyard.protocol.speed_results import Speed
 
 NARROW_PX: Final = 344
 ROW_PX: Final = 21

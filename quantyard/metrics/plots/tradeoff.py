@@ -31,7 +31,7 @@ from quantyard.metrics.plots.axes import (
     shorten_plot_name,
 )
 from quantyard.metrics.plots.panels import NARROW_PX, PlotSpot, PlottedFile
-from quantyard.protocol.measurements import Estimate, Interval
+from quantyard.protocol.estimates import Estimate, Interval
 
 WIDE_PX: Final = 720
 LEAST_FOR_LINE: Final = 3  # points of a front; a line through two is no trend

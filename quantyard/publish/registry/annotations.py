@@ -11,8 +11,11 @@ from pathlib import PurePosixPath
 from quantyard.errors import BadRequest
 from quantyard.formatting.numbers import format_for_machine
 from quantyard.metrics.intervals import ppl_change_interval
+from quantyard.protocol.divergence_results import Divergence
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.gate import OUTCOMES
-from quantyard.protocol.measurements import Comparison, Divergence, Estimate, Interval, Measurement, Speed
+from quantyard.protocol.measurements import Comparison, Measurement
+from quantyard.protocol.speed_results import Speed
 from quantyard.publish.registry.errors import plain_registry_text
 from quantyard.store.manifest import Manifest
 
