@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from eval.llama.chat_shown import Message, are_tools_shown, is_shown_in, shapes_of_said
 from eval.llama.thoughts import thought_marks
-from quantyard.sandbox.chat_template import ChatRefused, ChatTemplate
+from quantyard.sandbox.chat_template import ChatTemplate
 
 ANSWERS: Final = "answers"
 CALLS: Final = "tool calls"
 IS_CALL: Final = "is_call"  # the key of a message whose calls are in its content
-Message = Mapping[str, Any]
 _END_MARK: Final = re.compile(r"\s*(<[^<>]*>|\[[^\[\]]*[\[\]])")  # a special token
 _OPEN_MARK: Final = re.compile(r"[<\[][^<>\[\]]*\Z")  # half of one
 
@@ -67,11 +67,11 @@ def templated_chat(
     spans, said, shown = list[WrittenSpan](), list[str](), list[str]()
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
-            if message["role"] != "user" and not _is_in(_content_of(message), whole):
+            if message["role"] != "user" and not is_shown_in(_content_of(message), whole):
                 raise ChatNotShown(f"the chat template does not show the messages of the role {message['role']}")
             continue
         before = template.render(messages[:at], add_generation_prompt=True, tools=tools)
-        if not said and not _are_tools_shown(template, messages[:at], tools, before):
+        if not said and not are_tools_shown(template, messages[:at], tools, before):
             raise ChatNotShown("the chat template does not show the tools")
         after = template.render(messages[: at + 1], add_generation_prompt=False, tools=tools)
         span = _written_span(whole, before, after, messages[: at + 1], marks.closes if marks else "")
@@ -80,22 +80,10 @@ def templated_chat(
         written = whole[span.start : span.end] if span else ""
         spans += [span] if span else []
         said += (own := _texts_of(message))
-        shown += [text for text in own if _is_in(text, written)]
+        shown += [text for text in own if is_shown_in(text, written)]
     if not spans:
         raise ChatNotShown("the chat template does not show what the assistant writes")
     return ShownChat(whole, tuple(spans), sum(map(len, said)), sum(map(len, shown)))
-
-
-def _are_tools_shown(
-    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], text: str
-) -> bool:
-    """Whether a text names every tool, and oftener than the messages do by themselves."""
-    try:
-        alone = template.render(messages, add_generation_prompt=True) if tools else ""
-    except ChatRefused:  # a template for tools only
-        alone = ""
-    names = (str(tool.get("function", tool).get("name")) for tool in tools)
-    return all(text.count(name) > alone.count(name) for name in names)
 
 
 def _written_span(
@@ -130,7 +118,7 @@ def _end_of_messages(text: str, messages: Sequence[Message]) -> int:
     """Where the last of the messages ends that are found in the text, one after the other."""
     end = 0
     for message in messages:
-        for shape in _shapes_of(_content_of(message) or next(_names_called(message), "")):
+        for shape in shapes_of_said(_content_of(message) or next(_names_called(message), "")):
             if (at := text.find(shape, end)) >= 0:
                 end = at + len(shape)
                 break
@@ -169,15 +157,6 @@ def _texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for one in value.values() if isinstance(value, Mapping) else value:
             yield from _texts_in(one)
-
-
-def _is_in(text: str, whole: str) -> bool:
-    return any(shape in whole for shape in _shapes_of(text))
-
-
-def _shapes_of(text: str) -> tuple[str, ...]:
-    """A text as it is, and as it stands within JSON."""
-    return (text, *(json.dumps(text, ensure_ascii=escaped)[1:-1] for escaped in (False, True)))
 
 
 def written_kind(message: Message) -> str:

@@ -21,13 +21,13 @@ from typing import Any, Final
 from eval.analysis.domain_chat_spans import (
     IS_CALL,
     ChatNotShown,
-    Message,
     ShownChat,
     WrittenSpan,
     templated_chat,
     written_kind,
 )
 from eval.analysis.domain_texts import DomainDocument
+from eval.llama.chat_shown import Message, begins_with_system_message, without_system_role
 from quantyard.formatting.numbers import format_percent
 from quantyard.protocol.divergence_results import DomainForm
 from quantyard.sandbox.bounded_process import OverLimit
@@ -99,17 +99,9 @@ def _in_template(template: ChatTemplate, messages: Sequence[Message], tools: Seq
     try:
         return templated_chat(template, messages, tools)
     except (ChatRefused, ChatNotShown):
-        if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        if not begins_with_system_message(messages):
             raise
-        return templated_chat(template, _without_system_role(messages), tools)
-
-
-def _without_system_role(messages: Sequence[Message]) -> list[Message]:
-    """With the system message at the beginning of the user's first one, as llama.cpp has it for templates that refuse
-    or do not show that role.
-    """
-    system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        return templated_chat(template, without_system_role(messages), tools)
 
 
 def _with_calls(document: DomainDocument, empty: str | None, *, as_json: bool) -> list[Message]:

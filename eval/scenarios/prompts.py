@@ -1,7 +1,7 @@
 """Renders scenarios with the GGUF's own chat template, as llama.cpp's server does.
 
-A template that does not know tools gets them in the system message, with the form of a call in JSON; one that refuses
-a system message gets it before the question.
+A template that does not show tools gets them in the system message, with the form of a call in JSON; one that refuses
+or leaves out a system message gets it before the question.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from eval.llama.chat_shown import Message, are_tools_shown, chat_with_system_shown
 from eval.llama.model import GgufModel
 from eval.scenarios.scenario import Scenario, scenario_tools
 from quantyard.formatting.numbers import format_count
@@ -23,7 +24,6 @@ You can call these functions:
 
 To call functions, answer with JSON alone: {{"tool_calls": [{{"name": "…", "arguments": {{…}}}}]}}. Call only what the \
 user needs; if no function fits, answer in words."""
-Message = dict[str, str]
 
 
 class UnfitTemplate(Exception):
@@ -76,9 +76,9 @@ class ScenarioPrompts:
         """Whether the template shows the tools that it is given."""
         if self._knows_tools is None:
             ask: list[Message] = [{"role": "user", "content": "?"}]
-            name = str(tools[0]["function"]["name"])
             try:
-                self._knows_tools = name in self._template.render(ask, add_generation_prompt=True, tools=tools)
+                text = self._template.render(ask, add_generation_prompt=True, tools=tools)
+                self._knows_tools = are_tools_shown(self._template, ask, tools, text)
             except ChatRefused:
                 self._knows_tools = False
             except OverLimit as error:
@@ -88,16 +88,11 @@ class ScenarioPrompts:
     def _conversation(self, scenario: Scenario, system: str, tools: Sequence[Mapping[str, Any]]) -> str:
         turns = [turn for said in scenario.history for turn in zip(("user", "assistant"), said, strict=True)]
         messages = [{"role": role, "content": text} for role, text in (*turns, ("user", scenario.user))]
-        joined = [{"role": "user", "content": f"{system}\n\n{messages[0]['content']}"}, *messages[1:]]
-        asked = [[{"role": "system", "content": system}, *messages], joined] if system else [messages]
-        refused = ""
-        for each in asked:
-            try:
-                return self._template.render(each, add_generation_prompt=True, tools=tools)
-            except ChatRefused as error:
-                refused = " ".join(str(error).split())
-            except OverLimit as error:
-                raise sandbox_template_failure(str(error)) from error
-        raise UnfitTemplate(f"its chat template refuses a conversation ({refused})")
-
-
+        first = [{"role": "system", "content": system}] if system else []
+        try:
+            return chat_with_system_shown(self._template, [*first, *messages], tools)
+        except ChatRefused as error:
+            refused = " ".join(str(error).split())
+            raise UnfitTemplate(f"its chat template refuses a conversation ({refused})") from error
+        except OverLimit as error:
+            raise sandbox_template_failure(str(error)) from error

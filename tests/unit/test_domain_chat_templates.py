@@ -18,8 +18,6 @@ OTHER_FORMS = dict.fromkeys((
     "HuggingFaceTB-SmolLM3-3B", "google-gemma-2-2b-it", "llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-ai-DeepSeek-V3.1",
     "CohereForAI-c4ai-command-r-plus-tool_use",  # wants a description of each parameter
-    # These two never end on a type such as ["string", "null"].
-    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
 ), "chat template, tools as text") | dict.fromkeys((
     "LFM2-8B-A1B", "LFM2.5-Instruct", "ibm-granite-granite-3.3-2B-Instruct",
 ), "chat template, calls as text")  # fmt: skip
@@ -42,7 +40,7 @@ def shown_domain(template: str, domain: str, n_documents: int | None = None) -> 
 
 @pytest.mark.parametrize("name", SOME)
 def test_real_templates_show_all_that_the_assistant_writes(name: str) -> None:
-    _check_template(name, n_documents=4 if "Hermes" not in name else None)  # of one of its tools it makes too much
+    _check_template(name, n_documents=4)
 
 
 @pytest.mark.slow

@@ -133,6 +133,13 @@ def test_calls_have_the_form_that_the_strictest_templates_show() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_each_parameter_has_at_most_one_type() -> None:
+    """The macro of the Hermes templates never ends on the type "null", nor does Transformers with it."""
+    schemas = [tool["function"]["parameters"] for row in _rows("tools") for tool in row.get("tools", [])]
+    types = re.findall(r'"type": (\[[^]]*\]|"\w+")', json.dumps(schemas))
+    assert set(types) == {'"object"', '"array"', '"string"', '"integer"', '"number"', '"boolean"'}
+
+
 def test_answers_that_are_asked_for_as_json_are_json() -> None:
     structured = [row for row in _rows("tools") if "tools" not in row]
     assert structured
