@@ -173,6 +173,20 @@ class EngineError(QuantyardError):
     exit_code = Answer.ENGINE
 
 
+class StoreUnreachable(QuantyardError):
+    """The shared store does not answer, or its file system fails."""
+
+    kind = "store-unreachable"
+    exit_code = ExitCode.NETWORK
+
+
+class StoreDamaged(QuantyardError):
+    """What the shared store holds is not what its name says."""
+
+    kind = "store-damaged"
+    exit_code = Answer.VERIFY_FAILED
+
+
 class GateClosed(QuantyardError):
     """The quality gate stops the files from being published; `outcome` says why."""
 
