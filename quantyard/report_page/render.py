@@ -29,18 +29,13 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.answer import page_answer, page_figures, page_links
 from quantyard.report_page.behaviour_table import page_behaviours_table
 from quantyard.report_page.cache_table import page_cache_sentence, page_cache_table
+from quantyard.report_page.check_tables import page_checks_table, page_gate_table
 from quantyard.report_page.domains_table import page_domains_sentence, page_domains_table
+from quantyard.report_page.files_table import page_files_table
 from quantyard.report_page.openvino_table import page_openvino_sentence, page_openvino_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.speed_table import page_energy_sentence, page_speed_table
-from quantyard.report_page.tables import (
-    PageFile,
-    PageTable,
-    page_checks_table,
-    page_files,
-    page_files_table,
-    page_gate_table,
-)
+from quantyard.report_page.tables import PageFile, PageTable, page_files
 from quantyard.report_page.task_tables import page_scores_table, page_tasks_table
 from quantyard.store.manifest import Manifest
 

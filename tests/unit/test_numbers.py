@@ -28,8 +28,8 @@ from quantyard.paths import REPO_DIR
 from quantyard.protocol.estimates import Interval
 from quantyard.protocol.measurements import Measurement
 from quantyard.publish.registry.annotations import oci_evaluation_annotations
+from quantyard.report_page.files_table import page_files_table as page_files
 from quantyard.report_page.tables import page_files as files_of
-from quantyard.report_page.tables import page_files_table as page_files
 from quantyard.report_page.task_tables import page_tasks_table as page_tasks
 from quantyard.store.manifest import Manifest
 from tests.cards import CONTEXT, whole
