@@ -54,10 +54,15 @@ FROM scratch AS compiled-wheels
 COPY --from=compiled /wheels /
 
 # ---- all other wheels ------------------------------------------------------------------------------
+# The packages of pure Python without a wheel are built here, in seconds; nothing else is built from source.
 FROM ${BASE} AS collected
 USER root
 SHELL ["/bin/sh", "-euc"]
 RUN --mount=type=bind,source=locks/eval.txt,target=/build/eval.txt \
+    --mount=type=bind,source=docker/compile-wheels.sh,target=/pure/docker/compile-wheels.sh \
+    --mount=type=bind,source=docker/pure-wheels.sh,target=/pure/docker/pure-wheels.sh \
+    --mount=type=bind,source=locks/build.txt,target=/pure/locks/build.txt \
+    --mount=type=bind,source=locks/pure-sdists.txt,target=/pure/locks/pure-sdists.txt \
     --mount=type=bind,from=compiled-wheels,target=/compiled \
     --mount=type=bind,from=brought,target=/brought \
     --mount=type=cache,target=/root/.cache/pip,sharing=locked \
@@ -75,7 +80,8 @@ RUN --mount=type=bind,source=locks/eval.txt,target=/build/eval.txt \
     if [ -s /run/secrets/pip_conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip_conf; fi; \
     python3 -m pip download -q --disable-pip-version-check --cache-dir /root/.cache/pip --require-hashes \
         --only-binary :all: --find-links /compiled --dest /wheels -r /compiled/compiled.txt -r /build/eval.txt; \
-    cp /compiled/compiled.txt /wheels/
+    cp /compiled/compiled.txt /wheels/; \
+    bash /pure/docker/pure-wheels.sh /wheels
 
 # What bake's target eval-wheels writes to a folder, for WHEELS on a machine without a network.
 FROM scratch AS wheels

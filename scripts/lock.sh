@@ -3,8 +3,9 @@
 #
 # One lock per place that something is installed in, valid for Linux (x86_64, aarch64) and macOS and every Python from
 # requires-python on. The lock of `bench` holds nearly everything and constrains the others, so that a package has one
-# version everywhere. Three locks are cut out of it, because they are installed in other ways:
+# version everywhere. Four locks are cut out of it, because they are installed in other ways:
 #   sdists     packages without wheels: scripts/wheels.sh compiles them once
+#   pure-sdists  those of pure Python, which take seconds: docker/pure-wheels.sh
 #   torch      torch as PyPI has it, with CUDA on Linux
 #   torch-cpu  PyTorch's own CPU builds of the same version for Linux, which PyPI does not carry. Their hashes are those of
 #              the files that pip finds where this script looks for them (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS). Of
@@ -27,8 +28,10 @@ cd "$(dirname "$0")/.."
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
 SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project test:project,test lint:lint"
 SEPARATE="build:build clients:clients oldclients:oldclients docs:docs openvino:openvino pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
-# To add a package without wheels: name it here. Set-ups and images install nothing else from source.
+# To add a package without wheels: name it here; one of pure Python as PURE_SDISTS, since another list SDISTS compiles
+# llama.cpp again everywhere. Set-ups and images install nothing else from source.
 SDISTS="llama-cpp-python rouge-score sqlitedict word2number"
+PURE_SDISTS="langdetect"
 TORCH="torch triton nvidia-.* cuda-.*"
 # What is installed of `converter`, in front of an environment that has the rest.
 CONVERTER="transformers tokenizers huggingface-hub"
@@ -81,8 +84,8 @@ keep_versions() {
         name=${row%%:*}
         cat "locks/$name.txt" 2>/dev/null >"$WORK/full/$name.txt" || true
         case $name in
-            bench | local) cat locks/{sdists,torch}.txt 2>/dev/null >>"$WORK/full/$name.txt" || true ;;
-            eval) cat locks/sdists.txt 2>/dev/null >>"$WORK/full/$name.txt" || true ;;
+            bench | local) cat locks/{sdists,pure-sdists,torch}.txt 2>/dev/null >>"$WORK/full/$name.txt" || true ;;
+            eval) cat locks/{sdists,pure-sdists}.txt 2>/dev/null >>"$WORK/full/$name.txt" || true ;;
         esac
     done
 }
@@ -98,12 +101,14 @@ make_locks() {
     done
     # shellcheck disable=SC2086  # one word per name
     for row in $SHARED $SEPARATE; do
-        entries leave $SDISTS $TORCH <"$WORK/full/${row%%:*}.txt" | write "${row%%:*}"
+        entries leave $SDISTS $PURE_SDISTS $TORCH <"$WORK/full/${row%%:*}.txt" | write "${row%%:*}"
     done
     # shellcheck disable=SC2086
     entries take $CONVERTER <"$WORK/full/converter.txt" | write converter
     # shellcheck disable=SC2086
     entries take $SDISTS <"$WORK/full/bench.txt" | write sdists
+    # shellcheck disable=SC2086
+    entries take $PURE_SDISTS <"$WORK/full/bench.txt" | write pure-sdists
     # shellcheck disable=SC2086
     entries take $TORCH <"$WORK/full/bench.txt" | write torch
     torch_cpu >"$WORK/torch-cpu"

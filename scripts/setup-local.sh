@@ -23,10 +23,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup-venv.sh"
 before_install() {
     was=$(sed -n 's/^wheels //p' "$venv/.ready" 2>/dev/null) || true
     wheels=$(scripts/wheels.sh) || die "llama-cpp-python cannot be had, as said above. To go on, $again"
+    pure=$(scripts/wheels.sh --pure) || die "To go on, $again"
 }
 
 more_inputs() {
-    cat locks/{sdists,torch,torch-cpu,build,converter}.txt docker/llama-cpp.cmake docker/compile-wheels.sh scripts/setup-local.sh
+    cat locks/{sdists,pure-sdists,torch,torch-cpu,build,converter}.txt docker/llama-cpp.cmake
+    cat docker/{compile,pure}-wheels.sh scripts/setup-local.sh
     cat scripts/llama_self_check.py
     echo "${CMAKE_ARGS-}"
     [[ ${LLAMA_WHEEL:-auto} == auto ]] || echo "$LLAMA_WHEEL"
@@ -41,7 +43,7 @@ made_with() {
 install_lock() {
     local torch=(-r locks/torch.txt)
     if cpu_torch; then torch=(); fi
-    install --find-links "$wheels" -r "$wheels/compiled.txt" "${torch[@]+"${torch[@]}"}" -r "locks/$group.txt"
+    install --find-links "$wheels" --find-links "$pure" -r "$wheels/compiled.txt" -r "$pure/compiled.txt" "${torch[@]+"${torch[@]}"}" -r "locks/$group.txt"
     [[ -z $was || $was == "${wheels##*/}" ]] || install_other_wheels
 }
 

@@ -13,6 +13,7 @@
 #         scripts/wheels.sh --plan      do nothing; say which of the two it will be, and why: `WORD: a sentence`, where
 #                                       WORD is kept, prebuilt, compile, or for what will fail: refused, missing
 #         scripts/wheels.sh --refuse FOLDER   FOLDER's prebuilt wheel does not run on this CPU: never take it here again
+#         scripts/wheels.sh --pure      the packages of locks/pure-sdists.txt alone, in seconds; print their folder
 #         scripts/wheels.sh --cached    compile nothing; print the container's folder if it is there, else nothing
 #         LLAMA_WHEEL=compile|cu124|…   never upstream's wheel, or only this one; see llama_wheel.py
 #         CMAKE_ARGS=… scripts/wheels.sh    here, with these options of llama.cpp, e.g. "$(scripts/cmake-args.sh)"
@@ -29,18 +30,38 @@ pin() { sed -n "s/^$1=//p" versions.env; }
 main() {
     case ${1-} in
         "") provide ;;
+        --pure) pure ;;
         --plan) plan ;;
         --refuse) cpu >>"$2/refused" ;;
         --cached) if is_complete "$(container_folder)"; then container_folder; fi ;;
-        *) say "Unknown argument '$1'. Usage: scripts/wheels.sh [--plan|--refuse FOLDER|--cached]"; exit 2 ;;
+        *) say "Unknown argument '$1'. Usage: scripts/wheels.sh [--plan|--pure|--refuse FOLDER|--cached]"; exit 2 ;;
     esac
+}
+
+# One at a time; the lock ends with this process.
+take_turn() {
+    mkdir -p "$ROOT"
+    exec 8<"$ROOT"
+    "${PYTHON:-python3}" -c 'import fcntl; fcntl.flock(8, fcntl.LOCK_EX)'
+}
+
+# A folder that was not finished never has the final name, here and below.
+pure() {
+    local folder
+    folder=$ROOT/pure-$(cat locks/{pure-sdists,build}.txt docker/{pure,compile}-wheels.sh | hash)
+    take_turn
+    if ! is_complete "$folder"; then
+        need_pip
+        rm -rf "$folder.new"
+        docker/pure-wheels.sh "$folder.new" >&2 || die "The packages of locks/pure-sdists.txt could not be built, as said above."
+        mv "$folder.new" "$folder"
+    fi
+    echo "$folder"
 }
 
 provide() {
     local why
-    mkdir -p "$ROOT"
-    exec 8<"$ROOT" # one at a time; the lock ends with this process
-    "${PYTHON:-python3}" -c 'import fcntl; fcntl.flock(8, fcntl.LOCK_EX)'
+    take_turn
     kept && return
     need_pip
     if why=$(why_not_prebuilt); then
@@ -165,7 +186,7 @@ need_pip() {
 }
 
 # Upstream's wheel, and the small packages built beside it by the same script, from a shorter list: none has a line of C.
-# Sets `why` where it fails. A folder that was not finished never has the final name, here and below.
+# Sets `why` where it fails.
 prebuilt() {
     local entry list=$TEMPORARY/list
     rm -rf "$1.new"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def load_tasks(
     builder = _Builder(index, include_dir, on_task)
     leaves = [_leaf_task(entry, task, seed) for entry in entries for task in builder.build(entry.task)]
     _refuse_repeated_leaf_tasks(leaves)
+    _fix_seed_of_language_detector()
     return tuple(leaves)
 
 
@@ -223,6 +225,12 @@ def _n_shots_of_task(entry: TaskEntry, task: Any) -> int:
     if task.get_config("output_type") == "loglikelihood_rolling":
         return 0
     return says or 0 if entry.num_fewshot is None or says == 0 else entry.num_fewshot
+
+
+def _fix_seed_of_language_detector() -> None:
+    """langdetect, which IFEval checks with, draws at random: without a seed, one answer gets several verdicts."""
+    if detector := sys.modules.get("langdetect"):
+        detector.DetectorFactory.seed = 0
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------

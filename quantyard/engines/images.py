@@ -38,10 +38,12 @@ class ImageParts:
 _ON_BUILDER = ("docker/builder.Dockerfile", "locks/builder.txt", "locks/converter.txt")
 # The files that determine the compiled wheels, together with the image they are compiled in.
 _COMPILED = ("locks/sdists.txt", "locks/build.txt", "docker/compile-wheels.sh", "docker/llama-cpp.cmake")
+# And those that determine the wheels of pure Python that are built beside them.
+_PURE = ("locks/pure-sdists.txt", "docker/pure-wheels.sh")
 # To add an image: see docker-bake.hcl, and add a row.
 RECIPES: Mapping[str, ImageParts] = {
     "builder": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder",), _ON_BUILDER[1:]),
-    "eval": ImageParts(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",), ("locks/eval.txt", *_COMPILED)),
+    "eval": ImageParts(("EVAL_BASE_IMAGE", "EVAL_BASE_TAG"), ("eval",), ("locks/eval.txt", *_PURE, *_COMPILED)),
     "server": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_SERVER_TAG"), files=("server/image/*.sh",)),
     "contract": ImageParts(("LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG"), ("builder", "server"), _ON_BUILDER),
 }

@@ -29,15 +29,28 @@ WORDS = [
     {"question": f"Ann has {n} apples and gets {n} more. How many?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
     for n in (600, 7, 8, 9, 10, 11, 12)
 ]
+# Each asks for what one of IFEval's checkers sees: a language, sentences, commas, words, JSON.
+INSTRUCTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("language:response_language", {"language": "de"}),
+    ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 3}),
+    ("punctuation:no_comma", {}),
+    ("length_constraints:number_words", {"relation": "at least", "num_words": 5}),
+    ("detectable_format:json_format", {}),
+]
+IFEVAL = [
+    {"key": number, "prompt": f"Write a line ({name}).", "instruction_id_list": [name], "kwargs": [given]}
+    for number, (name, given) in enumerate(INSTRUCTIONS)
+]
 
 
-def fetched(folder: Path, path: str, name: str, rows: list[dict[str, Any]]) -> offline.FetchedSet:
+def fetched(folder: Path, path: str, name: str | None, rows: list[dict[str, Any]]) -> offline.FetchedSet:
     """A data set as the stage `datasets` leaves it."""
     splits = {split: datasets.Dataset.from_list(rows) for split in ("train", "test")}
-    datasets.DatasetDict(splits).save_to_disk(str(folder / "sets" / name))
+    place = f"sets/{path.rpartition('/')[2]}"
+    datasets.DatasetDict(splits).save_to_disk(str(folder / place))
     return offline.FetchedSet(
         path=path, name=name, options={}, commit="0" * 40, rows={split: len(rows) for split in splits},
-        folder=f"sets/{name}",
+        folder=place,
     )
 
 
@@ -54,7 +67,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def load(tmp_path: Path, no_network: None) -> Any:
     """Builds one task of lm-eval's from the hand-made data."""
-    sets = (fetched(tmp_path, MATH, SUBJECT, PROBLEMS), fetched(tmp_path, "openai/gsm8k", "main", WORDS))
+    sets = (
+        fetched(tmp_path, MATH, SUBJECT, PROBLEMS), fetched(tmp_path, "openai/gsm8k", "main", WORDS),
+        fetched(tmp_path, "google/IFEval", None, IFEVAL),
+    )  # fmt: skip
     (tmp_path / offline.INDEX).write_text(offline.FetchedSets(sets=sets).model_dump_json())
     (tmp_path / "scratch").mkdir()
     offline.take_datasets_offline(tmp_path, tmp_path / "scratch")
@@ -101,5 +117,40 @@ def test_answers_of_gsm8k_are_found_in_their_text(load: Any) -> None:
     assert scores(leaf, given) == [1, 1, 0, 0, 1, 0, 1]
 
 
+@pytest.fixture
+def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NLTK's data for splitting English into sentences, in its format: one abbreviation, nothing learnt beside it."""
+    nltk = pytest.importorskip("nltk")
+    folder = tmp_path / offline.NLTK_DATA / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True)
+    for name in ("collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (folder / name).write_text("")
+    (folder / "abbrev_types.txt").write_text("dr\n")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / offline.NLTK_DATA)])
+
+
+@pytest.mark.parametrize(
+    ("answers", "right"),
+    [
+        (("Das ist ein kurzer Satz auf Deutsch.", "Dr. Lee came. He sat.", "No comma", "a b c d e", "[1]"), 5 * [1]),
+        (("This is a short sentence in English.", "He came. He sat. He left.", "A, b", "a b c d", "one"), 5 * [0]),
+    ],
+)
+def test_answers_of_ifeval_are_checked_by_its_instructions(
+    load: Any, sentences: None, answers: tuple[str, ...], right: list[int]
+) -> None:
+    pytest.importorskip("langdetect")
+    leaf = load("ifeval", 0)
+    for metric in ("prompt_level_strict_acc", "prompt_level_loose_acc"):
+        assert scores(leaf, list(answers), metric) == right
+
+
+def test_the_language_of_an_answer_is_the_same_at_every_look(load: Any, sentences: None) -> None:
+    langdetect = pytest.importorskip("langdetect")
+    load("ifeval", 0)
+    mixed = "die si et"  # without a seed: Afrikaans, Italian or French
+    assert len({langdetect.detect(mixed) for _ in range(20)}) == 1
+
+
 def test_the_suite_full_asks_them() -> None:
-    assert {"gsm8k", "leaderboard_math_hard"} <= {entry.task for entry in find_suite("full").suite.tasks}
+    assert {"gsm8k", "ifeval", "leaderboard_math_hard"} <= {entry.task for entry in find_suite("full").suite.tasks}
