@@ -28,8 +28,9 @@ from eval.analysis.domain_divergence import (
 )
 from eval.analysis.domain_passages import Passage, passage_batches
 from eval.analysis.domain_reading import domain_reading
-from eval.analysis.domain_texts import LONG, DomainText, read_domain_texts
+from eval.analysis.domain_texts import LONG, DomainText
 from eval.analysis.kl_divergence import DivergenceRows
+from eval.analysis.long_documents import read_domains_with_long_documents
 from eval.llama.cache_context import open_cache_context
 from eval.llama.compared_models import compared_models, labelled_models, refuse_other_vocabulary
 from eval.llama.context import BATCH_TOKENS, PAD, Context, ContextSettings
@@ -62,7 +63,7 @@ def domains(stage: Stage, request: DomainsRequest) -> StageOutcome:
             measured (see `GgufModel.load`).
     """
     started = time.monotonic()
-    texts = read_domain_texts(stage.in_dir / "suite", request.settings)
+    texts = read_domains_with_long_documents(stage.in_dir / "suite", request.settings)
     with compared_models(stage, request) as models:
         for model in models[1:]:
             refuse_other_vocabulary(models[0], model)

@@ -8,7 +8,6 @@ per cent of the time to measure.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,7 +15,8 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from eval.llama.lm import LlamaLM
-from quantyard.protocol.task_results import LayoutNoise
+from eval.llama.packing_noise import accuracy_noise, answer_spread, score_sd
+from quantyard.protocol.task_results import AccuracyNoise, LayoutNoise
 
 _SHARE: Final = 20  # one question in so many
 _LEAST, _MOST = 8, 32  # of a task; never more than half of it, which would be the same packing
@@ -26,8 +26,6 @@ Sample = Mapping[str, Any]  # lm-eval's: `arguments`, (context, continuation) of
 
 def layout_noise_of_task(lm: LlamaLM, samples: Sequence[Sample]) -> LayoutNoise | None:
     """Score some of a task's questions again, without the others; None where there are too few.
-
-    The difference of two packings has twice the variance of one.
 
     Args:
         samples: of one filter, each question once; their requests are loglikelihoods.
@@ -39,14 +37,26 @@ def layout_noise_of_task(lm: LlamaLM, samples: Sequence[Sample]) -> LayoutNoise 
     fresh = LlamaLM(lm.model, lm.max_length, lm.scorer.n_threads)  # which counts its own requests
     again = fresh.loglikelihood([Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)])
     before = [(float(score), bool(greedy)) for sample in chosen for score, greedy in _sample_scores(sample)]
-    differences = np.array([new[0] - old[0] for new, old in zip(again, before, strict=True)])
-    flips, start = 0, 0
+    moved = [new[0] - old[0] for new, old in zip(again, before, strict=True)]
+    flips, start, moved_by_question = 0, 0, list[Sequence[float]]()
     for sample in chosen:
         end = start + len(sample["arguments"])
         flips += _picked_answer(again[start:end]) != _picked_answer(before[start:end])
+        moved_by_question.append(moved[start:end])
         start = end
-    sd = math.sqrt(float((differences**2).mean()) / 2)
-    return LayoutNoise(n_questions=len(chosen), n_requests=len(asked), sd_nats=sd, flips=flips)
+    return LayoutNoise(
+        n_questions=len(chosen), n_requests=len(asked), sd_nats=score_sd(moved), flips=flips,
+        accuracy=_accuracy_noise(samples, answer_spread(moved_by_question)),
+    )  # fmt: skip
+
+
+def _accuracy_noise(samples: Sequence[Sample], spread: float) -> AccuracyNoise | None:
+    """Of a task with choices and an accuracy; None of another."""
+    right = [bool(sample["acc"]) for sample in samples if "acc" in sample]
+    scores = [[score for score, _ in _sample_scores(sample)] for sample in samples]
+    if len(right) < max(2, len(samples)) or min(map(len, scores)) < 2:
+        return None
+    return accuracy_noise(right, scores, spread)
 
 
 def _questions_to_repack(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -37,6 +37,15 @@ class SelfCheck(Frozen):
     rolling_difference: float  # loglikelihood against rolling loglikelihood of the same text
 
 
+class AccuracyNoise(Frozen):
+    """Two uncertainties of an accuracy, as shares: that of the packing of the questions, and that of their draw."""
+
+    n_questions: int  # all that were asked
+    expected_flips: float  # of them, questions with another most likely answer in a second packing
+    layout_sd: float  # standard deviation over packings, at most
+    sample_stderr: float  # standard error over questions
+
+
 class LayoutNoise(Frozen):
     """How far scores depend on what is decoded beside them: questions scored in a second packing."""
 
@@ -44,6 +53,8 @@ class LayoutNoise(Frozen):
     n_requests: int  # theirs
     sd_nats: float  # of one score, over packings
     flips: int  # questions with another most likely answer in the second packing
+    # None: the task has no choices to pick from, or no accuracy.
+    accuracy: Annotated[AccuracyNoise | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class MetricOutcome(Frozen):

@@ -21,6 +21,8 @@ from quantyard.hub.files import HubPlace
 from quantyard.metrics.behaviour_figures import behaviour_variance_sentence, behaviours_left_out
 from quantyard.metrics.budget_figures import limits_sentence
 from quantyard.metrics.headline_metrics import headline_scores
+from quantyard.metrics.layout_figures import LAYOUT_NOTE
+from quantyard.metrics.plots.domain_panels import plot_domains
 from quantyard.metrics.plots.marks import MARK_OF, SHAPES, VERDICTS
 from quantyard.metrics.plots.panels import MAX_PANELS, plot_divergence, plot_forest, plot_overview, plot_speed
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
@@ -32,6 +34,7 @@ from quantyard.report_page.cache_table import page_cache_sentence, page_cache_ta
 from quantyard.report_page.check_tables import page_checks_table, page_gate_table
 from quantyard.report_page.domains_table import page_domains_sentence, page_domains_table
 from quantyard.report_page.files_table import page_files_table
+from quantyard.report_page.layout_table import page_layout_table
 from quantyard.report_page.openvino_table import page_openvino_sentence, page_openvino_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.speed_table import page_energy_sentence, page_speed_table
@@ -114,6 +117,8 @@ def _page_content(
         "openvino_table": page_openvino_table(files), "openvino_sentence": page_openvino_sentence(files),
         "behaviours_table": page_behaviours_table(report, files),
         "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
+        "domain_panels": plot_domains(files),
+        "layout_table": page_layout_table(files), "layout_note": LAYOUT_NOTE,
         "seeds": behaviour_variance_sentence(report.measurements),
         "not_asked": [*behaviours_left_out(report)],
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),

@@ -23,7 +23,9 @@ def _samples(lm: LlamaLM, n: int) -> list[dict[str, Any]]:
     asked = [[(f"Question: {q['question']}\nAnswer:", f" {choice}") for choice in q["choices"]] for q in lines]
     flat = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(p for pairs in asked for p in pairs)]
     scores = iter(lm.loglikelihood(flat))
-    return [{"arguments": pairs, "resps": [[next(scores)] for _ in pairs], "filter": "none"} for pairs in asked]
+    found = [{"arguments": pairs, "resps": [[next(scores)] for _ in pairs], "filter": "none"} for pairs in asked]
+    picks = [max(range(len(s["resps"])), key=lambda at, s=s: s["resps"][at][0][0]) for s in found]
+    return [s | {"acc": float(pick == q["answer"])} for s, pick, q in zip(found, picks, lines, strict=True)]
 
 
 def test_a_score_in_another_packing_differs_by_little_and_costs_nothing_of_the_count(demo_gguf: Any) -> None:
@@ -33,6 +35,8 @@ def test_a_score_in_another_packing_differs_by_little_and_costs_nothing_of_the_c
     found = layout_noise_of_task(lm, samples)
     assert found is not None and (found.n_questions, found.n_requests) == (8, 32)
     assert 0 < found.sd_nats < 0.5 and 0 <= found.flips <= 8
+    assert found.accuracy is not None and found.accuracy.n_questions == 16
+    assert 0 < found.accuracy.expected_flips < 4 and 0 < found.accuracy.layout_sd < found.accuracy.sample_stderr
     assert lm.counts() == before
     assert layout_noise_of_task(lm, samples[:1]) is None, "half of one question is none"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -14,10 +15,15 @@ import pytest
 from quantyard.errors import BadRequest
 from quantyard.hub.files import HubPlace
 from quantyard.metrics.plots.axes import AxisScale, Box, place_plot_names
+from quantyard.metrics.plots.domain_panels import plot_domains
 from quantyard.protocol.base import FileEntry
+from quantyard.protocol.divergence_results import DomainDivergence, Domains
+from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.task_results import AccuracyNoise, LayoutNoise
 from quantyard.report_page.render import TEMPLATES, render_report_page
+from quantyard.report_page.tables import page_files
 from quantyard.store.manifest import Manifest, SourceCard
 from tests.evaluations import LARGE, SMALL
 from tests.manifests import COMMIT, NAME, manifest_of, with_narrow_rows
@@ -351,3 +357,67 @@ def test_names_cover_neither_each_other_nor_points() -> None:
     boxes = [placed.box for placed in place_plot_names(points, [], Box(0, 0, 400, 250))]
     assert all(a.overlap(b) == 0 for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     assert all(box.distance(x, y) > 5 for box in boxes for x, y, _ in points)
+
+
+# ---- domains and layout noise ------------------------------------------------------------------------
+
+
+def with_domains_and_noise(manifest: Manifest) -> Manifest:
+    """Every file but the baseline diverges on four domains, each on another one most."""
+    (suite, report), = manifest.evaluations.items()
+    measured = []
+    for at, m in enumerate(report.measurements):
+        klds = [0.01 * (1 + (3 * at + i) % 4) for i in range(4)]
+        told = [
+            {} if at == 0 else {
+                "mean_kld": Estimate(value=kld, stderr=kld / 9, df=8), "kld_p99": 9 * kld,
+                "top1_agreement": Estimate(value=0.9, stderr=0.01, df=8),
+            } for kld in klds
+        ]  # fmt: skip
+        ppl = Estimate(value=9.0, stderr=0.2, df=8)
+        domains = tuple(
+            DomainDivergence(domain=name, form="text", n_documents=9, n_tokens=4000, n_read=4000, n_bytes=16_000,
+                             perplexity=ppl, **figures)
+            for name, figures in zip(("code", "language_de", "long", "prose"), told, strict=True)
+        )  # fmt: skip
+        accuracy = AccuracyNoise(n_questions=160, expected_flips=2.1, layout_sd=0.0064, sample_stderr=0.031)
+        noise = LayoutNoise(n_questions=8, n_requests=32, sd_nats=0.021, flips=1, accuracy=accuracy)
+        domains_found = Domains(label=m.file.label, domains=domains)
+        measured.append(m.model_copy(update={"domains": domains_found, "layout_noise": noise}))
+    shown = report.model_copy(update={"measurements": tuple(measured)})
+    return manifest.model_copy(update={"evaluations": {suite: shown}})
+
+
+def test_each_file_has_a_panel_of_domains_in_one_order_with_its_worst_marked() -> None:
+    manifest = with_domains_and_noise(manifest_of())
+    (report,) = manifest.evaluations.values()
+    panels = plot_domains(page_files(manifest, report))
+    assert len(panels) == len(report.measurements) - 1, "nothing diverges from itself"
+    orders = {tuple(row.label for row in panel.rows) for panel in panels}
+    assert len(orders) == 1 and {len(order) for order in orders} == {4}
+    for panel in panels:
+        worst = max(panel.rows, key=lambda row: row.spot.x)
+        assert [row.label for row in panel.rows if row.mark == "down"] == [worst.label]
+        assert all(panel.left <= row.spot.low <= row.spot.x <= row.spot.high <= panel.right for row in panel.rows)
+    page = render_report_page(manifest, "standard")
+    assert page.count('id="domains-1"') == 1 and "the worst domain of the file" in page
+    assert "the worst domain of the file" not in render_report_page(manifest_of(), "standard")
+
+
+def test_a_domain_without_divergence_is_in_the_table_and_not_in_the_plot() -> None:
+    """A log scale cannot show 0."""
+    manifest = with_domains_and_noise(manifest_of())
+    (suite, report), = manifest.evaluations.items()
+    data = json.loads(report.model_dump_json())
+    for m in data["measurements"][1:]:
+        m["domains"]["domains"][0] |= {"kld_p99": 0.0, "mean_kld": {"value": 0.0, "stderr": 0.0}}
+    shown = manifest.model_copy(update={"evaluations": {suite: EvalReport.model_validate(data)}})
+    (report,) = shown.evaluations.values()
+    assert {len(panel.rows) for panel in plot_domains(page_files(shown, report))} == {3}
+    assert ">code<" in render_report_page(shown, suite)
+
+
+def test_the_noise_of_the_packing_stands_beside_that_of_the_sample() -> None:
+    page = _text(render_report_page(with_domains_and_noise(manifest_of()), "standard"))
+    assert "0.64 points" in page and "3.1 points" in page and "1: 12.5 %" in page
+    assert "Layout noise" not in _text(render_report_page(manifest_of(), "standard"))

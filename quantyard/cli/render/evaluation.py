@@ -15,6 +15,7 @@ from quantyard.metrics.divergence_parts import divergence_parts_sentence
 from quantyard.metrics.domain_figures import compared_by_domain, domain_rows
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
+from quantyard.metrics.layout_figures import layout_sentence
 from quantyard.metrics.pareto import pareto_beaten_by, pareto_entries
 from quantyard.metrics.similarity_figures import SimilarityFigure, similarity_figures
 from quantyard.metrics.verdicts import open_verdict_note
@@ -146,13 +147,14 @@ def terminal_measured_behaviours(report: EvalReport) -> FittedTable | None:
 
 
 def terminal_report_paths(measured: Measured) -> str:
-    """The paths of the report and its plots."""
+    """The paths of the report and its plots; of each file the parts of its divergence, and the noise of the packing."""
     plots = sorted(path for path in measured.folder.rglob("*") if path.suffix in (".svg", ".png"))
     lines = [f"[bold]{'report':<13}[/]{escape_rich_markup(str(measured.folder / 'report.md'))}"]
     if plots:
         lines.append(f"[bold]{'plots':<13}[/]{len(plots)} in {escape_rich_markup(str(plots[0].parent))}")
-    for label, d in ((m.file.label, m.divergence) for m in measured.report.measurements):
-        if d and d.parts:
-            said = escape_rich_markup(f"{label}: {divergence_parts_sentence(d.parts)}")
-            lines.append(f"[bold]{'divergence':<13}[/]{said}")
+    for m in measured.report.measurements:
+        parts = m.divergence.parts if m.divergence else None
+        split, moves = divergence_parts_sentence(parts) if parts else "", layout_sentence(m.layout_noise)
+        for name, said in (("divergence", split), ("layout noise", moves)):
+            lines += [f"[bold]{name:<13}[/]{escape_rich_markup(f'{m.file.label}: {said}')}"] if said else []
     return "\n".join(lines)
