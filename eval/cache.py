@@ -23,8 +23,9 @@ from pydantic import JsonValue
 
 from eval.analysis.cache_types import cache_divergence, paired_speed_share
 from eval.analysis.chunks import DivergenceText, read_divergence_text
-from eval.analysis.domain_texts import LONG, read_domain_texts
+from eval.analysis.domain_texts import LONG
 from eval.analysis.kl_divergence import DivergenceRows, TokenValues, chunk_segments, mean_estimate
+from eval.analysis.long_documents import read_domains_with_long_documents
 from eval.divergence import divergence_chunks
 from eval.llama.cache_context import CacheAllocated, CacheRefused, open_cache_context
 from eval.llama.context import Context, ContextSettings, Ints, Rows
@@ -105,7 +106,7 @@ def read_cache_text(suite_dir: Path, settings: CacheSettings) -> DivergenceText:
     """
     if settings.text is not None:
         return read_divergence_text(suite_dir, settings.text)
-    (found,) = read_domain_texts(suite_dir, DomainSettings(names=(LONG,)))
+    (found,) = read_domains_with_long_documents(suite_dir, DomainSettings(names=(LONG,)))
     documents = tuple(document.text for document in found.documents)
     return DivergenceText(OUR_LONG_TEXT, "\n\n".join(documents), documents)
 
