@@ -35,5 +35,5 @@ def test_an_explanation_has_three_sentences() -> None:
     explained = re.findall(r"^([^\n]+)\n: ((?:.+\n)(?:  .+\n)*)", PAGE, re.MULTILINE)
     assert len(explained) > 20
     for name, text in explained:
-        sentences = re.split(r"(?<=[a-z0-9)`%])[.:;] (?=[`\[A-Z*√])", " ".join(text.split()))
+        sentences = re.split(r"(?<=[a-z0-9)`%*])[.:;] (?=[`\[A-Z*√])", " ".join(text.split()))
         assert 3 <= len(sentences) <= 5, (name, sentences)
