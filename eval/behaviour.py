@@ -2,12 +2,13 @@
 
 Each block of questions is computed on its own and put in place with a rename, so an interrupted run repeats only the
 block it was in. A block keeps every answer as text. Sampled answers draw the same numbers on every file, see
-`eval/llama/answers.py`.
+`eval/llama/answers.py`. A shard answers some of the blocks; a run with the shards as inputs finds them answered.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from quantyard.protocol.base import Frozen
 from quantyard.protocol.behaviour import BehaviourEntry
 from quantyard.protocol.behaviour_run import BehaviourAnswer, BehaviourOutcome, BehaviourRequest, BehaviourRun
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+from quantyard.protocol.shard import shard_folders, shard_members
 
 _PROMPT_END: Final = 64  # characters of a prompt, where a template may begin a call
 _TEMPERATURE: Final = 0.7  # of sampled answers, where neither the suite nor the model says
@@ -73,6 +75,11 @@ class _Asker:
             questions=tuple(each.id for each in asked), hashes=tuple(each.digest for each in asked),
             answers=tuple(tuple(found[each.id, seed] for seed in range(entry.n_answers)) for each in asked),
         )  # fmt: skip
+
+    def answer_blocks(self, blocks: Sequence[_Block]) -> None:
+        """Answer these blocks, and leave them."""
+        for entry, number, block in blocks:
+            self._block(entry, number, block)
 
     def _block(self, entry: BehaviourEntry, number: int, block: Sequence[Scenario]) -> BlockRecord:
         """Answer one block, or read what an earlier run finished."""
@@ -138,6 +145,12 @@ def behaviour(stage: Stage, request: BehaviourRequest) -> StageOutcome:
     """
     started = time.monotonic()
     path = stage.in_dir / "model" / request.model_file
+    for folder in shard_folders(stage.in_dir):
+        shutil.copytree(folder, stage.files_dir, dirs_exist_ok=True)
+    if request.shard:
+        with GgufModel.load(path, request.runtime.n_gpu_layers) as model:
+            _asked_behaviours(stage, request, model)
+        return StageOutcome(tools=_behaviour_versions())
     sha256 = next((file.sha256 for file in stage.input_files("model") if file.path == request.model_file), None)
     with GgufModel.load(path, request.runtime.n_gpu_layers) as model:
         outcomes, reason = _asked_behaviours(stage, request, model)
@@ -154,18 +167,36 @@ def _asked_behaviours(
 ) -> tuple[list[BehaviourOutcome], str]:
     """What was found, or why the model cannot be asked."""
     entries = request.settings.suites
-    blocks = [block for entry in entries for block in drawn_scenario_blocks(entry, request.seed)]
+    blocks = _own_behaviour_blocks(request)
     try:
         prompts = ScenarioPrompts(model)
     except UnfitTemplate as unfit:
         return [], str(unfit)
     try:
-        asker = _Asker(stage, request, model, prompts, sum(map(len, blocks)))
+        asker = _Asker(stage, request, model, prompts, sum(len(block) for _, _, block in blocks))
+        if request.shard:
+            asker.answer_blocks(blocks)
+            return [], ""
         return [asker.outcome(entry) for entry in entries], ""
     except UnfitTemplate as unfit:
         return [], str(unfit)
     finally:
         prompts.close()
+
+
+_Block = tuple[BehaviourEntry, int, list[Scenario]]  # its kind, its number, its questions
+
+
+def _own_behaviour_blocks(request: BehaviourRequest) -> list[_Block]:
+    """The blocks that this run computes: all, or those of its shard."""
+    blocks = [
+        (entry, number, block) for entry in request.settings.suites
+        for number, block in enumerate(drawn_scenario_blocks(entry, request.seed))
+    ]  # fmt: skip
+    if request.shard is None:
+        return blocks
+    costs = [len(block) * entry.n_answers * ANSWER_TOKENS[entry.suite] for entry, _, block in blocks]
+    return [blocks[at] for at in shard_members(costs, request.shard)]
 
 
 def _behaviour_versions() -> dict[str, str]:

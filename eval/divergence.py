@@ -7,12 +7,14 @@ writes 11 to 37 GiB) nor a buffer of context times vocabulary.
 Of an encoder-decoder the encoder reads the first half of a chunk (and the EOS that ends its texts), and the decoder
 scores the second half after its start token: the same half of the chunk as of a decoder, given the same half, and its
 first token too.
+
+A shard measures some of the chunks (eval/analysis/divergence_shards.py); a run with the shards as inputs sums them up.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +25,14 @@ import numpy as np
 from pydantic import JsonValue
 
 from eval.analysis.chunks import DivergenceText, divergence_text_chunks, divergence_text_windows, read_divergence_text
-from eval.analysis.kl_divergence import (
-    ChunkSegment,
-    DivergenceRows,
-    Doubles,
-    TokenValues,
-    chunk_segments,
-    divergence_comparison,
-    perplexity_estimate,
-    perplexity_value,
+from eval.analysis.divergence_shards import (
+    DivergenceShard,
+    packed_doubles,
+    packed_token_values,
+    read_divergence_shards,
+    summed_divergence,
 )
+from eval.analysis.kl_divergence import ChunkSegment, DivergenceRows, chunk_segments, perplexity_value
 from eval.llama.backend import backend_name
 from eval.llama.compared_models import (
     compared_models,
@@ -44,14 +44,16 @@ from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, Ints, Row
 from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request
 from eval.llama.scorer import Scorer
-from eval.weights_divergence import WeightsPass, weights_divergences
-from quantyard.protocol.base import ExitCode
-from quantyard.protocol.divergence_results import Divergence, DivergenceParts
+from eval.weights_divergence import WeightsKld, WeightsPass, weights_divergences
+from quantyard.protocol.base import ExitCode, Frozen
+from quantyard.protocol.divergence_results import Divergence, DivergencePartsMissing
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.shard import shard_folders, shard_range
 
 _LEAST_CONTEXT: Final = 8  # tokens of a chunk
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
+_AGAIN_COST: Final = 2.0  # of a chunk that is read again as float32, whose copies are made first, in chunks
 OnProgress = Callable[[int], None]  # chunks or windows read
 
 
@@ -62,19 +64,32 @@ def divergence(stage: Stage, request: DivergenceRequest) -> StageOutcome:
         StageFailure: 2 if the text is unusable or too short, if the baseline tokenizes it differently, or if a chunk is
             longer than the model's context; 2 or 3 if a file cannot be measured (see `GgufModel.load`).
     """
+    if folders := shard_folders(stage.in_dir):
+        found = summed_divergence(read_divergence_shards(folders))
+        _write_divergence(stage, request, found.label, found)
+        return StageOutcome(facts=divergence_facts(found), tools=_divergence_tools())
     started = time.monotonic()
     text = read_divergence_text(stage.in_dir / "suite", request.settings.text)
     with compared_models(stage, request) as models:
         measured = _measure_divergence(stage, request, models, text)
-    took_s = (time.monotonic() - started) / len(measured)
-    for found in measured:
-        folder = stage.files_dir / found.label if request.is_joined else stage.files_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        timed = found.model_copy(update={"duration_s": took_s})
-        (folder / "divergence.json").write_text(timed.model_dump_json(indent=2) + "\n")
-    facts = {found.label: divergence_facts(found) for found in measured}
-    tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
-    return StageOutcome(facts=facts if request.is_joined else facts[request.label], tools=tools)
+    took_s, facts = (time.monotonic() - started) / len(measured), dict[str, dict[str, JsonValue]]()
+    for part in measured:
+        timed = part.model_copy(update={"duration_s": took_s})
+        whole = None if request.shard else summed_divergence([timed])
+        facts[part.label] = divergence_facts(whole) if whole else {}
+        _write_divergence(stage, request, part.label, whole or timed)
+    return StageOutcome(facts=facts if request.is_joined else facts[request.label], tools=_divergence_tools())
+
+
+def _write_divergence(stage: Stage, request: DivergenceRequest, label: str, found: Frozen) -> None:
+    """Leave what was found of one file."""
+    folder = stage.files_dir / label if request.is_joined else stage.files_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "divergence.json").write_text(found.model_dump_json(indent=2) + "\n")
+
+
+def _divergence_tools() -> dict[str, str]:
+    return {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
 
 
 def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
@@ -82,59 +97,78 @@ def divergence_facts(found: Divergence) -> dict[str, JsonValue]:
     return {"perplexity": found.perplexity.value, "mean_kld": found.mean_kld.value if found.mean_kld else None}
 
 
+@dataclass(frozen=True)
+class _DivergenceWork:
+    """What one run reads: all, or a shard's part of it."""
+
+    n_chunks: int  # of the whole text
+    cut: Ints  # the chunks, shape (chunks, n_ctx)
+    again: Ints  # those that are read again as float32
+    windows_of: Sequence[list[Request]]  # of each requested file; () without `rolling`
+
+    def n_units(self, n_models: int) -> int:
+        """Chunks and windows, for the progress."""
+        return len(self.cut) + sum(map(len, self.windows_of)) + len(self.again) * n_models
+
+
+def _divergence_work(
+    request: DivergenceRequest, settings: DivergenceSettings, models: Sequence[GgufModel], text: DivergenceText
+) -> _DivergenceWork:
+    every = divergence_chunks(models, text.whole, settings)
+    asked = [model for _, model in labelled_models(request, models)]
+    windows = [divergence_rolling_windows(model, text, settings) for model in asked] if settings.rolling else []
+    again = every[: settings.weights_chunks] if len(models) > 1 else every[:0]
+    if request.shard is None:
+        return _DivergenceWork(len(every), every, again, windows)
+    own = shard_range(len(every), _AGAIN_COST * len(again) + sum(map(len, windows)) / len(asked), request.shard)
+    cut = every[own.start : own.stop]
+    if request.shard.is_last:
+        return _DivergenceWork(len(every), cut, again, windows)
+    return _DivergenceWork(len(every), cut, every[:0], [])
+
+
 def _measure_divergence(
     stage: Stage, request: DivergenceRequest, models: Sequence[GgufModel], text: DivergenceText
-) -> list[Divergence]:
+) -> list[DivergenceShard]:
     """Measure every requested model; the baseline decodes the chunks once, however many others there are."""
     settings, threads = fitting_divergence_settings(request.settings, models), request.runtime.threads
-    cut = divergence_chunks(models, text.whole, settings)
-    asked = labelled_models(request, models)
-    windows_of = [divergence_rolling_windows(model, text, settings) for _, model in asked] if settings.rolling else []
-    n_again = len(cut[: settings.weights_chunks]) * len(models) if len(models) > 1 else 0
-    n_units, n_read = len(cut) + sum(len(found) for found in windows_of) + n_again, 0
+    work, asked = _divergence_work(request, settings, models, text), labelled_models(request, models)
+    n_units, n_read = work.n_units(len(models)), 0
 
     def report(done: int) -> None:
         stage.progress(n_read + done, n_units, "chunks")
 
-    rows = divergence_side_by_side(models, cut, threads, report)
-    n_read, rolled = len(cut), dict[str, float]()
-    for (label, model), found in zip(asked, windows_of, strict=False):  # windows_of is empty without `rolling`
+    rows = divergence_side_by_side(models, work.cut, threads, report)
+    n_read, rolled = len(work.cut), dict[str, float]()
+    for (label, model), found in zip(asked, work.windows_of, strict=False):  # windows_of may be empty
         rolled[label] = divergence_rolling_perplexity(model, found, threads, report)
         n_read += len(found)
-    values, baseline_nll = {id(m): v for m, v in zip(models[1:], rows.models(), strict=True)}, rows.baseline_nll()
-    common = {
-        "text": text.name, "n_ctx": settings.n_ctx, "n_chunks": len(cut), "n_tokens": len(baseline_nll),
-        "backend": backend_name(request.runtime.n_gpu_layers),
-    }  # fmt: skip
-    again = WeightsPass(
-        cut[: settings.weights_chunks], partial(decoded_divergence_chunks, threads=threads), threads, report
-    )
-    compared = {label: (m, values[id(m)]) for label, m in asked if id(m) in values}
-    of_weights = _divergence_parts_by_label(stage, models[0], compared, again)
+    values = {id(m): packed_token_values(v) for m, v in zip(models[1:], rows.models(), strict=True)}
+    how = WeightsPass(work.again, partial(decoded_divergence_chunks, threads=threads), threads, report)
+    compared = {label: model for label, model in asked if id(model) in values}
+    of_weights = weights_divergences(stage, models[0], compared, how) if len(work.again) and compared else {}
     stage.progress(n_units, n_units, "chunks")
+    common: dict[str, Any] = {
+        "text": text.name, "n_ctx": settings.n_ctx, "n_chunks": work.n_chunks,
+        "backend": backend_name(request.runtime.n_gpu_layers), "baseline_nll": packed_doubles(rows.baseline_nll()),
+        "n_weights_chunks": len(work.again),
+    }
     return [
-        _divergence_of_model(
-            label, values.get(id(model)), baseline_nll, rolling_perplexity=rolled.get(label), **common,
-            **of_weights.get(label, {}),
+        DivergenceShard(
+            label=label, values=values.get(id(model)), rolling_perplexity=rolled.get(label),
+            **common, **_weights_fields(of_weights.get(label)),
         )
         for label, model in asked
     ]  # fmt: skip
 
 
-def _divergence_parts_by_label(
-    stage: Stage, baseline: GgufModel, files: Mapping[str, tuple[GgufModel, TokenValues]], how: WeightsPass
-) -> dict[str, dict[str, Any]]:
-    """Label → the fields of a `Divergence` that tell the file's part from the backend's; {} where not asked for."""
-    if not len(how.chunks) or not files:
+def _weights_fields(found: WeightsKld | None) -> dict[str, Any]:
+    """The fields of a `DivergenceShard` that tell the file's part from the backend's; {} where not asked for."""
+    if found is None:
         return {}
-    found = weights_divergences(
-        stage, baseline, {label: model for label, (model, _) in files.items()},
-        {label: values.kld for label, (_, values) in files.items()}, how,
-    )  # fmt: skip
-    return {
-        label: {"parts": part} if isinstance(part, DivergenceParts) else {"parts_missing": part}
-        for label, part in found.items()
-    }
+    if isinstance(found, DivergencePartsMissing):
+        return {"parts_missing": found}
+    return {"weights_kld": packed_doubles(found)}
 
 
 def decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iterator[tuple[Rows, Ints]]:
@@ -149,14 +183,6 @@ def decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iter
             for part in chunk.parts:
                 rows = _decode_divergence_segment(context, chunk.decoded, part)
                 yield rows, chunk.decoded[part.first + 1 : part.end + 1]
-
-
-def _divergence_of_model(label: str, values: TokenValues | None, baseline_nll: Doubles, **common: Any) -> Divergence:
-    """`values` None: this file is the baseline."""
-    n_chunks = common["n_chunks"]
-    compared: dict[str, Any] = divergence_comparison(values, baseline_nll, n_chunks) if values else {}
-    nll = values.nll if values else baseline_nll
-    return Divergence(label=label, perplexity=perplexity_estimate(nll, n_chunks), **common, **compared)
 
 
 # ---- chunks: llama-perplexity's definition -----------------------------------------------------------
@@ -190,6 +216,8 @@ def divergence_side_by_side(
         on_chunk: called with the number of chunks read so far.
     """
     rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
+    if not len(cut):  # of a shard that has only the tail
+        return rows
     chunks = [_divergence_chunk(models[0], chunk) for chunk in cut]
     with ExitStack() as stack:
         settings = ContextSettings(cut.shape[1], threads=threads, n_encoded=max(len(chunk.encoded) for chunk in chunks))

@@ -3,6 +3,8 @@
 All models read the same tokens side by side in one process, passage by passage, as in the stage `divergence`: the
 baseline is decoded once however many files there are, and logits are compared in llama.cpp's own buffers. A finished
 domain is kept, so that an interrupted run repeats only the domain that it was in.
+
+A shard measures some of the domains; a run with the shards as inputs puts them together.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ from quantyard.metrics.domain_figures import worst_domain
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.protocol.divergence_results import DomainDivergence, DomainLeftOut, Domains
-from quantyard.protocol.evaluation import DomainsRequest
+from quantyard.protocol.evaluation import DomainSettings, DomainsRequest
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+from quantyard.protocol.shard import shard_folders, shard_members
 
 _MAX_ROWS: Final = 256  # rows of logits per model at a time
 _CACHE_SHARE: Final = 0.5  # of the free memory, for KV caches
@@ -64,6 +67,14 @@ def domains(stage: Stage, request: DomainsRequest) -> StageOutcome:
     """
     started = time.monotonic()
     texts = read_domains_with_long_documents(stage.in_dir / "suite", request.settings)
+    tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
+    if folders := shard_folders(stage.in_dir):
+        whole = domains_of_shards(folders, texts)
+        (stage.files_dir / "domains.json").write_text(whole.model_dump_json(indent=2) + "\n")
+        return StageOutcome(facts=domains_facts(whole), tools=tools)
+    if request.shard:
+        costs = [domain_cost(text.name, request.settings) for text in texts]
+        texts = [texts[at] for at in shard_members(costs, request.shard)]
     with compared_models(stage, request) as models:
         for model in models[1:]:
             refuse_other_vocabulary(models[0], model)
@@ -77,8 +88,7 @@ def domains(stage: Stage, request: DomainsRequest) -> StageOutcome:
         folder = stage.files_dir / label if request.is_joined else stage.files_dir
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "domains.json").write_text(found.model_dump_json(indent=2) + "\n")
-        facts[label] = domains_facts(found)
-    tools = {"llama.cpp": f"llama-cpp-python {llama_cpp.__version__}"}
+        facts[label] = {} if request.shard else domains_facts(found)
     own = facts if request.is_joined else facts[request.label]
     assert isinstance(own, dict)
     return StageOutcome(facts=own, tools=tools)
@@ -97,6 +107,22 @@ def _domains_of_file(label: str, records: Sequence[DomainRecord], took_s: float)
     measured = tuple(record.files[label] for record in records if label in record.files)
     left_out = tuple(one for record in records for one in record.left_out)
     return Domains(label=label, domains=measured, left_out=left_out, duration_s=took_s)
+
+
+def domain_cost(name: str, settings: DomainSettings) -> float:
+    """About how many tokens of a domain are read."""
+    return settings.long_documents * settings.positions[-1] if name == LONG else settings.tokens
+
+
+def domains_of_shards(folders: Sequence[Path], texts: Sequence[DomainText]) -> Domains:
+    """The domains of one file that shards measured, in the order of the texts."""
+    parts = [Domains.model_validate_json((folder / "domains.json").read_bytes()) for folder in folders]
+    places = {text.name: at for at, text in enumerate(texts)}
+    return Domains(
+        label=parts[0].label, duration_s=sum(part.duration_s for part in parts),
+        domains=tuple(sorted((one for part in parts for one in part.domains), key=lambda one: places[one.domain])),
+        left_out=tuple(sorted((one for part in parts for one in part.left_out), key=lambda one: places[one.domain])),
+    )
 
 
 # ---- one domain after the other ----------------------------------------------------------------------

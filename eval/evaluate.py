@@ -2,6 +2,8 @@
 
 The self-check runs first. The results of each entry of the suite are put in place with a rename, so an interrupted run
 repeats only the entry it was in. lm-eval's own result files are kept beside them, for tools that read them.
+
+A shard answers some of the questions (eval/tasks/sharded_questions.py); a run with the shards as inputs judges them.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from quantyard.hardware.machine import hardware_facts
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
+from quantyard.protocol.shard import Shard, shard_folders
 from quantyard.protocol.task_results import Evaluation, TaskOutcome
 
 if TYPE_CHECKING:  # importing lm_eval reads the environment, so offline.take_datasets_offline must run before
     from eval.llama.lm import LlamaLM
     from eval.tasks.load import LeafTask
+    from eval.tasks.sharded_questions import ShardRecord
 
 _DONE: Final = "entry.json"
 _BOOTSTRAP_ITERATIONS: Final = 1000  # for lm-eval's standard errors of the few metrics without a formula
@@ -73,9 +77,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     datasets = stage.in_dir / "datasets"
     offline.take_datasets_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    from eval.analysis.self_check import self_check
     from eval.llama.lm import LlamaLM
-    from eval.llama.predictions import file_predictions
     from eval.tasks.load import load_tasks, task_include_dir
 
     started = time.monotonic()
@@ -89,27 +91,59 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     leaves = load_tasks(
         request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
     ) if request.tasks else ()
-    stage.begin("self-check of the scores")
-    checked = self_check(lm)
-    predictions = file_predictions(lm.model, runtime.threads)
+    if request.shard:
+        return _evaluate_shard(stage, request, lm, leaves, request.shard)
+    before = _checked_before(stage, request, lm)
     records = _evaluate_entries(stage, request, lm, leaves)
-    threads = lm.scorer.n_threads
     evaluation = Evaluation(
-        file=lm.model.facts(request.label, _evaluated_sha256(stage, request)), self_check=checked,
+        file=lm.model.facts(request.label, _evaluated_sha256(stage, request)), self_check=before.self_check,
         outcomes=tuple(outcome for record in records for outcome in record.outcomes),
         n_requests=sum(record.n_requests for record in records),
         n_tokens_decoded=sum(record.n_tokens_decoded for record in records),
         n_tokens_requested=sum(record.n_tokens_requested for record in records),
         n_truncated=sum(record.n_truncated for record in records),
         n_unanswered=sum(record.n_unanswered for record in records),
-        duration_s=time.monotonic() - started, versions=_evaluation_versions(), hardware=hardware_facts(threads),
-        predictions=predictions,
+        duration_s=before.duration_s + time.monotonic() - started, versions=before.versions, hardware=before.hardware,
+        predictions=before.predictions,
     )
     (stage.files_dir / "evaluation.json").write_text(evaluation.model_dump_json(indent=1) + "\n")
     return StageOutcome(
         facts=_evaluation_facts(evaluation, records),
         tools=_evaluation_versions(),
         argv=(("lm_eval", "llama-cpp", str(model)),),
+    )
+
+
+def _evaluate_shard(
+    stage: Stage, request: EvaluateRequest, lm: LlamaLM, leaves: Sequence[LeafTask], shard: Shard
+) -> StageOutcome:
+    """Check the scores on this machine, and answer the questions of this shard."""
+    from eval.tasks.sharded_questions import SHARD, answer_shard, evaluation_units
+
+    started = time.monotonic()
+    units = evaluation_units(lm, leaves, request)
+    record = _checked_before(stage, request, lm)
+    answer_shard(stage, lm, units, shard)
+    record = record.model_copy(update={"duration_s": time.monotonic() - started})
+    (stage.files_dir / SHARD).write_text(record.model_dump_json(indent=1) + "\n")
+    return StageOutcome(tools=_evaluation_versions())
+
+
+def _checked_before(stage: Stage, request: EvaluateRequest, lm: LlamaLM) -> ShardRecord:
+    """What comes before the questions: the self-check, or what shards found; `lm` then knows their answers."""
+    from eval.analysis.self_check import self_check
+    from eval.llama.predictions import file_predictions
+    from eval.tasks.sharded_questions import ShardRecord, shard_answers, shard_records, shards_hardware
+
+    if folders := shard_folders(stage.in_dir):
+        lm.answered, records = shard_answers(folders), shard_records(folders)
+        took_s = sum(record.duration_s for record in records)
+        return records[0].model_copy(update={"hardware": shards_hardware(records), "duration_s": took_s})
+    stage.begin("self-check of the scores")
+    checked = self_check(lm)
+    return ShardRecord(
+        self_check=checked, versions=_evaluation_versions(), hardware=hardware_facts(lm.scorer.n_threads),
+        predictions=file_predictions(lm.model, request.runtime.threads), duration_s=0.0,
     )
 
 
@@ -152,7 +186,7 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
     from eval.tasks.drawn_questions import ask_drawn_questions
     from eval.tasks.outcomes import layout_noise_by_task, task_outcomes, write_task_results
 
-    started = time.monotonic()
+    started, before_s = time.monotonic(), lm.answered_s
     lm.blocks = {leaf.name: ask_drawn_questions(leaf.task, leaf.entry.limit, request.seed) for leaf in leaves}
     before = lm.counts()
     try:
@@ -165,8 +199,9 @@ def _evaluate_tasks(request: EvaluateRequest, lm: LlamaLM, leaves: list[LeafTask
         message = f"The perplexity of {leaves[0].entry.task} is beyond any measure: larger than any number."
         hint = "The model's weights may be random or broken: try another checkpoint."
         raise StageFailure(ExitCode.UNSUPPORTED_MODEL, "not-finite", message, hint) from error
-    duration_s = time.monotonic() - started
-    outcomes = task_outcomes(results, leaves, duration_s, layout_noise_by_task(lm, leaves, results["samples"]))
+    noise = layout_noise_by_task(lm, leaves, results["samples"])
+    duration_s = time.monotonic() - started + lm.answered_s - before_s
+    outcomes = task_outcomes(results, leaves, duration_s, noise)
     write_task_results(results, lm, request, folder)
     spent = [now - then for now, then in zip(lm.counts(), before, strict=True)]
     return EntryRecord(

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from eval.analysis.kl_divergence import DivergenceRows, Doubles, divergence_parts
+from eval.analysis.kl_divergence import DivergenceRows, Doubles
 from eval.llama.context import Ints, Rows
 from eval.llama.float_copy import float32_copy, why_no_float_copies
 from eval.llama.model import GgufModel
 from quantyard.formats.gguf import GgufHeader
-from quantyard.protocol.divergence_results import DivergenceParts, DivergencePartsMissing
+from quantyard.protocol.divergence_results import DivergencePartsMissing
 from quantyard.protocol.runner import Stage, StageFailure
 
 _FLOAT_BYTES: Final = 4
-Part = DivergenceParts | DivergencePartsMissing
+WeightsKld = Doubles | DivergencePartsMissing
 # Decodes chunks with one model, and yields the scored rows and the tokens that follow them.
 DecodeChunks = Callable[[GgufModel, Ints], Iterator[tuple[Rows, Ints]]]
 
@@ -38,13 +38,9 @@ class WeightsPass:
 
 
 def weights_divergences(
-    stage: Stage, baseline: GgufModel, files: Mapping[str, GgufModel], whole: Mapping[str, Doubles], how: WeightsPass
-) -> dict[str, Part]:
-    """Label → the parts of its divergence, or why they are not known.
-
-    Args:
-        whole: label → KL divergence of every scored token of the text, in nats, as this backend computes it.
-    """
+    stage: Stage, baseline: GgufModel, files: Mapping[str, GgufModel], how: WeightsPass
+) -> dict[str, WeightsKld]:
+    """Label → the KL divergence of the weights at every scored token, in nats, or why it is not known."""
     n_rows = how.chunks.size  # at most
     missing = why_no_float_copies(
         [model.header for model in (baseline, *files.values())], stage.scratch_dir,
@@ -57,16 +53,16 @@ def weights_divergences(
         how.on_chunk(len(how.chunks))
     except StageFailure as failure:
         return dict.fromkeys(files, _not_converted(failure))
-    found = dict[str, Part]()
+    found = dict[str, WeightsKld]()
     for number, (label, model) in enumerate(files.items(), 2):
-        found[label] = _parts_of_file(stage, model, kept, whole[label], how)
+        found[label] = _weights_kld_of_file(stage, model, kept, how)
         how.on_chunk(number * len(how.chunks))
     return found
 
 
-def _parts_of_file(
-    stage: Stage, model: GgufModel, baseline: Sequence[tuple[Rows, Ints]], whole: Doubles, how: WeightsPass
-) -> Part:
+def _weights_kld_of_file(
+    stage: Stage, model: GgufModel, baseline: Sequence[tuple[Rows, Ints]], how: WeightsPass
+) -> WeightsKld:
     found = DivergenceRows(model.n_vocab, 1)
     try:
         for (theirs, targets), (rows, _) in zip(baseline, _decoded_float32(stage, model.header, how), strict=True):
@@ -74,7 +70,7 @@ def _parts_of_file(
     except StageFailure as failure:
         return _not_converted(failure)
     (values,) = found.models()
-    return divergence_parts(values.kld, whole[: len(values.kld)], len(how.chunks))
+    return values.kld
 
 
 def _decoded_float32(stage: Stage, header: GgufHeader, how: WeightsPass) -> Iterator[tuple[Rows, Ints]]:

@@ -67,6 +67,7 @@ class MeasureRequest:
     max_length: int = 0
     cache_types: tuple[str, ...] = ()  # of the KV cache; (): as the suite says
     runtime: RuntimeName | None = None  # measured beside llama.cpp; None: as the suite says
+    shards: int = 1  # that each measurement is divided into
 
 
 @dataclass(frozen=True)

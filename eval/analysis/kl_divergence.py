@@ -32,6 +32,7 @@ Rows = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_NO_TOKENS: Final = np.empty(0, np.float64)
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,16 @@ class DivergenceRows:
 
     def baseline_nll(self) -> Doubles:
         """The baseline's negative log-probability of every scored token, in nats, shape (tokens,)."""
-        return np.concatenate(self._baseline)
+        return np.concatenate([_NO_TOKENS, *self._baseline])
 
     def models(self) -> list[TokenValues]:
         """The values of each model, in the order of the models."""
         return [
             TokenValues(
-                nll=np.concatenate([part.nll for part in parts]), kld=np.concatenate([part.kld for part in parts]),
-                delta_p=np.concatenate([part.delta_p for part in parts]),
-                same_top=np.concatenate([part.same_top for part in parts]),
+                nll=np.concatenate([_NO_TOKENS, *(part.nll for part in parts)]),
+                kld=np.concatenate([_NO_TOKENS, *(part.kld for part in parts)]),
+                delta_p=np.concatenate([_NO_TOKENS, *(part.delta_p for part in parts)]),
+                same_top=np.concatenate([_NO_TOKENS.astype(np.bool_), *(part.same_top for part in parts)]),
             )
             for parts in self._models
         ]

@@ -9,7 +9,7 @@ per cent of the time to measure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -21,21 +21,24 @@ from quantyard.protocol.task_results import AccuracyNoise, LayoutNoise
 _SHARE: Final = 20  # one question in so many
 _LEAST, _MOST = 8, 32  # of a task; never more than half of it, which would be the same packing
 
+T = TypeVar("T")
 Sample = Mapping[str, Any]  # lm-eval's: `arguments`, (context, continuation) of each request, and `resps`
 
 
-def layout_noise_of_task(lm: LlamaLM, samples: Sequence[Sample]) -> LayoutNoise | None:
+def layout_noise_of_task(lm: LlamaLM, samples: Sequence[Sample], task: str = "") -> LayoutNoise | None:
     """Score some of a task's questions again, without the others; None where there are too few.
 
     Args:
         samples: of one filter, each question once; their requests are loglikelihoods.
+        task: its name, by which answers of another run are found.
     """
-    chosen = _questions_to_repack(samples)
+    chosen = questions_to_repack(samples)
     asked = [arguments for sample in chosen for arguments in sample["arguments"]]
     if not asked:
         return None
-    fresh = LlamaLM(lm.model, lm.max_length, lm.scorer.n_threads)  # which counts its own requests
-    again = fresh.loglikelihood([Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)])
+    known = lm.answered.get(repacked_unit_name(task))
+    again = known.values() if known else repacked_scores(lm, asked)
+    lm.answered_s += known.duration_s if known else 0.0
     before = [(float(score), bool(greedy)) for sample in chosen for score, greedy in _sample_scores(sample)]
     moved = [new[0] - old[0] for new, old in zip(again, before, strict=True)]
     flips, start, moved_by_question = 0, 0, list[Sequence[float]]()
@@ -59,10 +62,21 @@ def _accuracy_noise(samples: Sequence[Sample], spread: float) -> AccuracyNoise |
     return accuracy_noise(right, scores, spread)
 
 
-def _questions_to_repack(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Evenly spread over the task."""
-    n = min(_MOST, max(_LEAST, len(samples) // _SHARE), len(samples) // 2)
-    return [samples[i * len(samples) // n] for i in range(n)]
+def repacked_unit_name(task: str) -> str:
+    """The name of the unit with a task's questions in another packing; see `question_units`."""
+    return f"again {task}"
+
+
+def repacked_scores(lm: LlamaLM, asked: Sequence[Sequence[Any]]) -> list[tuple[float, bool]]:
+    """The loglikelihoods of these pairs of context and continuation, scored together."""
+    fresh = LlamaLM(lm.model, lm.max_length, lm.scorer.n_threads)  # which counts its own requests
+    return fresh.loglikelihood([Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)])
+
+
+def questions_to_repack(questions: Sequence[T]) -> Sequence[T]:
+    """Some of a task's questions, evenly spread."""
+    n = min(_MOST, max(_LEAST, len(questions) // _SHARE), len(questions) // 2)
+    return [questions[i * len(questions) // n] for i in range(n)]
 
 
 def _sample_scores(sample: Sample) -> Sequence[tuple[float, bool]]:

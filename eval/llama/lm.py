@@ -29,6 +29,7 @@ from eval.llama.chat import ChatTemplate
 from eval.llama.generator import Generator, Prompt, Sampling
 from eval.llama.model import NO_TOKEN, GgufModel
 from eval.llama.prefix_tree import Request, answer_request
+from eval.llama.question_units import UnitAnswers, question_units
 from eval.llama.scorer import Scorer
 from eval.llama.thoughts import opens_thoughts, thought_marks
 from quantyard.protocol.base import ExitCode
@@ -36,7 +37,6 @@ from quantyard.protocol.runner import StageFailure
 
 DEFAULT_MAX_LENGTH: Final = 4096  # tokens; longer contexts, also where the model allows them, cost memory
 DEFAULT_MAX_GEN_TOKENS: Final = 256  # lm-eval's default
-PART: Final = 8192  # requests scored together; neighbours share prefixes, distant ones rarely do
 _SHOWN: Final = 60
 
 Encoded = tuple[tuple[str, str], list[int], list[int]]
@@ -79,6 +79,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
         self.n_truncated = 0
         self.n_unanswered = 0  # generations that ended within thoughts
         self.blocks: Mapping[str, Mapping[int, int]] = {}  # task → number of a question → its block
+        self.answered: Mapping[str, UnitAnswers] = {}  # by other runs, by the unit's name
+        self.answered_s = 0.0  # what the answers of other runs took that were used
         self.on_progress: Callable[[int, int], None] = lambda _done, _total: None  # requests of one call
         self._asked = (0, 0, 0)  # requests of this call: before the current part, in it, in total
         self._template: ChatTemplate | None = None
@@ -129,17 +131,18 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
                 raise _bad_lm_request(
                     f"Request {number} ({_shown_lm_text(request.args[0])}) has an empty continuation."
                 )
-        return self._in_blocks(requests, lambda part: super(LlamaLM, self).loglikelihood(part, disable_tqdm))
+        ask = super().loglikelihood
+        return self._in_blocks("loglikelihood", requests, lambda part: ask(part, disable_tqdm))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """See `LM.loglikelihood_rolling`: nats per text, conditioned on one BOS (or EOS)."""
         del disable_tqdm
-        return self._in_blocks(requests, self._rolling)
+        return self._in_blocks("loglikelihood_rolling", requests, self._rolling)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """See `LM.generate_until`: texts, cut before their first stop string."""
         del disable_tqdm
-        return self._in_blocks(requests, self._generate)
+        return self._in_blocks("generate_until", requests, self._generate)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation, rendered with the GGUF's own template."""
@@ -192,23 +195,33 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
-    def _in_blocks(self, requests: Sequence[Instance], ask: Callable[[Sequence[Instance]], list[Any]]) -> list[Any]:
-        """Answer all requests, each block on its own and at most `PART` at a time, so that memory does not grow with
-        their number, and what is computed together depends on the block alone.
+    def _in_blocks(
+        self, kind: str, requests: Sequence[Instance], ask: Callable[[Sequence[Instance]], list[Any]]
+    ) -> list[Any]:
+        """Answer all requests, each unit on its own, so that memory does not grow with their number, and what is
+        computed together depends on the unit alone. What another run has answered is not asked again.
         """
-        blocks: dict[tuple[str, int], list[int]] = {}
-        for number, request in enumerate(requests):
-            task = request.task_name or ""
-            blocks.setdefault((task, self.blocks.get(task, {}).get(request.doc_id, 0)), []).append(number)
         results: list[Any] = [None] * len(requests)
-        parts = [of[start : start + PART] for of in blocks.values() for start in range(0, len(of), PART)]
         done = 0
-        for part in parts:
+        for name, part in question_units(kind, requests, self.blocks):
             self._asked = (done, len(part), len(requests))
-            for number, answer in zip(part, ask([requests[number] for number in part]), strict=True):
+            known = self.answered.get(name)
+            answers = self._take_answers(known) if known else ask([requests[number] for number in part])
+            for number, answer in zip(part, answers, strict=True):
                 results[number] = answer
             done += len(part)
         return results
+
+    def _take_answers(self, known: UnitAnswers) -> list[Any]:
+        """The answers of another run, counted as its own."""
+        n_requests, n_decoded, n_requested, n_truncated, n_unanswered = known.counts
+        self.n_requests += n_requests
+        self.scorer.n_tokens_decoded += n_decoded
+        self.scorer.n_tokens_requested += n_requested
+        self.n_truncated += n_truncated
+        self.n_unanswered += n_unanswered
+        self.answered_s += known.duration_s
+        return known.values()
 
     def _report_part(self, done: int, n: int) -> None:
         before, part, total = self._asked

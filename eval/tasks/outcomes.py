@@ -52,7 +52,9 @@ def layout_noise_by_task(
     for leaf in leaves:
         if leaf.output_type in ("multiple_choice", "loglikelihood"):
             of_task = samples[leaf.name]
-            found[leaf.name] = layout_noise_of_task(lm, [s for s in of_task if s["filter"] == of_task[0]["filter"]])
+            found[leaf.name] = layout_noise_of_task(
+                lm, [s for s in of_task if s["filter"] == of_task[0]["filter"]], leaf.name
+            )
     return found
 
 

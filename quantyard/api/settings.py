@@ -63,6 +63,7 @@ class _Measuring(TypedDict, total=False):
     allow_unsafe_code: bool
     n_gpu_layers: int
     max_length: int
+    shards: int
     cache_type: Names
     runtime: str
 

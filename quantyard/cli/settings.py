@@ -146,6 +146,10 @@ SETTINGS: Final = (
         "longest request in tokens; 0: what the model was trained for, at most 4096", "integer",
     ),
     Setting(
+        "SHARDS", "1", "measuring",
+        "parts that each measurement is divided into, for several machines; its numbers stay the same", "integer",
+    ),
+    Setting(
         "RAM", "", "choosing", "memory of the machine that will serve, such as 8GiB; default: this machine's", "size",
     ),
     Setting("MIN_TPS", "0", "choosing", "the least generated tokens/s, on the machine that measured", "decimal"),

@@ -17,6 +17,9 @@ class Capacity:
     memory_bytes: int  # for one stage
     concurrent_stages: int
     gpu: str = ""  # its name; "" if stages cannot use one
+    # How many machines run stages, each one stage at a time. With several, every stage runs as soon as its inputs are
+    # there, measurements too: it has a machine for itself.
+    nodes: int = 1
 
     @property
     def machine(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
+from quantyard.protocol.base import NodeFacts
 from quantyard.protocol.evaluation import CacheRequest, OpenVinoRequest, SpeedRequest
 from quantyard.protocol.facts import TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage
@@ -45,7 +46,7 @@ class CompletedSteps:
     def spec(self, step: Step) -> StageSpec | None:
         """The spec of a step; None while its inputs or its image are missing."""
         inputs: dict[str, str] = {}
-        for name, origin in step.inputs.items():
+        for name, origin in (step.inputs if step.keyed_by is None else step.keyed_by).items():
             if isinstance(origin, ExternalInput):
                 inputs[name] = origin.artifact.digest
             elif origin.step in self.steps:
@@ -76,6 +77,20 @@ class CompletedSteps:
         if found := self._stored(spec):
             self.steps[step.label] = found
         return found is not None
+
+    def is_needless(self, plan: BuildPlan, step: Step) -> bool:
+        """Whether the step is a shard of a result that is in the store already."""
+        if not step.whole:
+            return False
+        whole = next(each for each in plan.steps if each.label == step.whole)
+        return whole.label in self.steps or (self.spec(whole) is not None and self.is_made(whole))
+
+    def shard_nodes(self, step: Step) -> tuple[NodeFacts, ...]:
+        """The machines of the shards that the step puts together; () where there are none."""
+        if step.keyed_by is None:
+            return ()
+        made = [origin for name, origin in step.inputs.items() if name not in step.keyed_by]
+        return tuple(self.steps[origin.step].result.node for origin in made if isinstance(origin, StepOutput))
 
     def is_ready(self, step: Step) -> bool:
         """Whether all inputs of the step are finished."""

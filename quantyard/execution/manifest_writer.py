@@ -119,8 +119,10 @@ class ManifestRecords:
         write_manifest(self.store.folder / "manifest.json", manifest)
 
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
-        """Record a successful step; what is about files of others is not the model's record."""
-        if self._is_foreign(step):
+        """Record a successful step; what is about files of others is not the model's record, and shards are in that of
+        the step that puts them together.
+        """
+        if self._is_foreign(step) or step.whole:
             return
         manifest = self.read()
         self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
@@ -230,7 +232,7 @@ class ManifestRecords:
         """Record the steps that were finished before this run. The manifest can lack one if another plan has since run
         a step of that label, or if the run that finished it was killed before it could write.
         """
-        manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished]
+        manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished and not step.whole]
         known = [step for step in steps if self.engine.identity(step.row.image) and not self._is_foreign(step)]
         others = [step for step in known if _manifest_stage_key(manifest, step.label) != specs[step.label].key]
         for step in others:
@@ -257,6 +259,7 @@ class ManifestRecords:
             outputs=list(result.outputs), facts=result.facts, tools=result.tools,
             argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
             ran_by=self.engine.describe(step.row.image), cpu=result.cpu, finished_at=finished_at, quant=step.quant,
+            node=result.node if result.node.cpu else None, shard_nodes=list(result.shard_nodes),
         )
 
 

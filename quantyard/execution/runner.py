@@ -14,6 +14,7 @@ from quantyard.execution.manifest_writer import BuiltFile, ManifestRecords, Meas
 from quantyard.execution.reporter import StepReporter
 from quantyard.execution.scheduler import (
     CONCURRENT_STAGES,
+    AsTheyEnd,
     Concurrency,
     EndedJob,
     InOrder,
@@ -119,8 +120,9 @@ class PlanRunner:
                 reporter.note(f"made again: {problem}")
             self._prepare_images(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
-            for steps in batch_concurrent_steps(self.plan.steps):
-                if steps[0].row.name in CONCURRENT_STAGES:
+            on_nodes = self.concurrency.on_nodes
+            for steps in batch_concurrent_steps(self.plan.steps, on_nodes=on_nodes):
+                if on_nodes or steps[0].row.name in CONCURRENT_STAGES:
                     self._run_concurrent(steps, reporter)
                 else:
                     self._run_alone(steps[0], reporter)
@@ -134,14 +136,19 @@ class PlanRunner:
 
     def _run_alone(self, step: Step, reporter: StepReporter) -> None:
         """Run a step, unless it is finished or a file that it needs has failed."""
-        possible = step_without_files(step, self._lost)
-        if step.label in self._finished or possible is None or is_pointless_step(self.plan, step, self._lost):
+        possible = self._possible_step(step)
+        if step.label in self._finished or possible is None or self._finished.is_needless(self.plan, step):
             return
         try:
             self._run_step(possible, reporter)
         except StageFailed as failed:
             self._lose(step, failed)
             reporter.fail(step.label, f"[{step.label}] failed: {failed.message}")
+
+    def _possible_step(self, step: Step) -> Step | None:
+        """The step without the files that have failed; None if there is nothing left to run."""
+        possible = step_without_files(step, self._lost)
+        return None if is_pointless_step(self.plan, step, self._lost) else possible
 
     def _lose(self, step: Step, failed: StageFailed) -> None:
         """Continue without this step's file if `keep_going` is set; else raise the failure."""
@@ -155,7 +162,7 @@ class PlanRunner:
         starts, but the running ones are waited for, so that their work is kept.
         """
         waiting, failed = list(steps), dict[str, BaseException]()
-        said = InOrder([step.label for step in steps])
+        said = AsTheyEnd([]) if self.concurrency.on_nodes else InOrder([step.label for step in steps])
         try:
             with StepWorkers[_Kept](self.concurrency, self.engine.stop) as workers:
                 while True:
@@ -176,14 +183,17 @@ class PlanRunner:
     ) -> None:
         """Start the ready steps in the plan's order; a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
-            lost = step_without_files(step, self._lost) is None
-            if not lost and not self._finished.is_ready(step):
-                continue
-            if lost or step.label in self._finished or self._finished.is_made(step):
+            possible = self._possible_step(step)
+            if possible is None or step.label in self._finished or self._finished.is_needless(self.plan, step):
                 self._publish_of(step)
                 said.put(step.label)
-            elif workers.fits(size_bytes := self._finished.size_bytes(step)):
-                workers.start(step.label, size_bytes, partial(self._work, self._begin(step, reporter), reporter))
+            elif not self._finished.is_ready(possible):
+                continue
+            elif self._finished.is_made(possible):
+                self._publish_of(step)
+                said.put(step.label)
+            elif workers.fits(size_bytes := self._finished.size_bytes(possible)):
+                workers.start(step.label, size_bytes, partial(self._work, self._begin(possible, reporter), reporter))
             else:
                 return
             waiting.remove(step)
@@ -258,6 +268,7 @@ class PlanRunner:
             result = self.engine.run(spec, run.space, run.inputs, partial(reporter.progress, spec.label))
             if result.exit_code is not ExitCode.DONE:
                 raise StageFailed(spec.label, result)
+            result = result.model_copy(update={"shard_nodes": self._finished.shard_nodes(run.step)})
             finished = self.store.finish(spec.label, spec.key, run.space, result, spec.leaves)
             return _Kept(run, finished.result, finished)
         except BaseException as error:
@@ -271,6 +282,8 @@ class PlanRunner:
         self.ran.append(step.label)
         if not kept.run.resumed:
             seconds, concurrent = self.watch.taken_s[step.label], step.label in self.watch.concurrent
+            if self.concurrency.on_nodes:  # alone on a machine, after it has waited for one
+                seconds, concurrent = kept.result.duration_s, False
             asked = EvaluateFacts.read(kept.result.facts).n_questions if step.row.name == "evaluate" else 0
             key, cpu = kept.run.spec.key, kept.result.cpu
             self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=asked, cpu=cpu))
@@ -285,8 +298,9 @@ class PlanRunner:
             return None
         others = [
             other for other in self.plan.steps
-            if other.row == step.row and other is not step
+            if other.row == step.row and other is not step and can_share_baseline(other)
             and other.label not in self._finished and self._finished.spec(other)
+            and not self._finished.is_needless(self.plan, other)
         ]
         if not others:
             return None

@@ -1,7 +1,8 @@
 """Decides which steps of a plan run at the same time, runs them in threads, and times them.
 
 One thread decides and records; the others run one stage each. A stage that measures always runs alone: waiting threads
-of llama.cpp keep their core busy, and other work would change the measured speed.
+of llama.cpp keep their core busy, and other work would change the measured speed. Where each stage has a machine for
+itself, any of them may run at the same time.
 """
 
 from __future__ import annotations
@@ -31,21 +32,31 @@ class Concurrency:
 
     stages: int
     memory_bytes: int
+    on_nodes: bool = False  # each step has a machine for itself, and so all of its memory
 
     def allows(self, n_running: int, running_bytes: int, size_bytes: int) -> bool:
         """Whether one more step may run. A single step always may."""
         if n_running == 0:
             return True
-        return n_running < self.stages and running_bytes + size_bytes <= self.memory_bytes
+        if n_running >= self.stages:
+            return False
+        return self.on_nodes or running_bytes + size_bytes <= self.memory_bytes
 
 
 def concurrency_of(capacity: Capacity) -> Concurrency:
-    """The engine's number of stages, with a share of its memory for their files."""
+    """The engine's number of stages, with a share of its memory for their files; or a stage for each of its nodes."""
+    if capacity.nodes > 1:
+        return Concurrency(capacity.nodes, capacity.memory_bytes, on_nodes=True)
     return Concurrency(capacity.concurrent_stages, int(capacity.memory_bytes * _MEMORY_SHARE))
 
 
-def batch_concurrent_steps(steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
-    """The plan in its order, as groups of adjacent steps that may run at the same time, and single steps."""
+def batch_concurrent_steps(steps: Sequence[Step], *, on_nodes: bool = False) -> Iterator[tuple[Step, ...]]:
+    """The plan in its order, as groups of adjacent steps that may run at the same time, and single steps; on nodes all
+    are one group.
+    """
+    if on_nodes:
+        yield tuple(steps)
+        return
     for concurrent, group in groupby(steps, lambda step: step.row.name in CONCURRENT_STAGES):
         if concurrent:
             yield tuple(group)
@@ -138,6 +149,16 @@ class InOrder:
             label = next(label for label in self.labels if label in self._said)
             self.labels.remove(label)
             self._said.pop(label)()
+
+
+class AsTheyEnd(InOrder):
+    """Reports steps as they end: on many machines the first of a plan may take hours longer than the others."""
+
+    def put(self, label: str, say: Callable[[], None] | None = None) -> None:
+        """Make the report of this label."""
+        del label
+        if say is not None:
+            say()
 
 
 @dataclass(frozen=True)

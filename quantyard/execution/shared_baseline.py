@@ -28,8 +28,8 @@ class SharedRun:
 
 
 def can_share_baseline(step: Step) -> bool:
-    """Whether several steps like this one can be combined."""
-    return isinstance(step.request, SharedBaselineRequest)
+    """Whether several steps like this one can be combined. Of steps in shards those with the same shard can."""
+    return isinstance(step.request, SharedBaselineRequest) and step.keyed_by is None
 
 
 def shared_baseline_run(
@@ -91,6 +91,7 @@ def _combined_step(baselines: Sequence[Step], quants: Sequence[Step]) -> Step:
         f"model-{_shared_request_of_step(step).label}": step.inputs["model"] for step in others
     }
     label = _label_of_combined_steps([_shared_request_of_step(step).label for step in (*baselines, *quants)])
+    label += first.label.removeprefix(first.whole) if first.whole else ""
     return replace(first, label=f"{first.row.name} {label}", request=request, inputs=inputs, quant="")
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from quantyard.protocol.allowed_outputs import (
     LeavesOf,
     nothing,
+    stage_allowed_behaved,
+    stage_allowed_evaluated,
     stage_allowed_fetched,
     stage_allowed_files,
     stage_allowed_projectors,
@@ -48,10 +50,9 @@ class StageRow:
         return f"{self.code}.{self.name}"
 
 
-# Files of a folder in Hugging Face format; files of lm-eval and its data sets, which choose their own names.
+# Files of a folder in Hugging Face format; data sets of lm-eval, which chooses their names.
 _MODEL_FILES = r"[^/]+\.(json|safetensors|txt|model|jinja|md)|additional_chat_templates/[^/]+\.jinja"
 _DATASETS_FILES = r"(sets|nltk_data)/.+"
-_EVALUATE_FILES = r"[^./][^/]*/.+"
 _PLOTS = r"plots/[^/]+\.(svg|png)"
 
 # To add a stage: add a row here with the files that it must and may leave, a request in `protocol` (builder.py,
@@ -89,11 +90,11 @@ STAGES: Mapping[str, StageRow] = {
         ),
         StageRow(
             "evaluate", "eval", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=stage_allowed_files("evaluation.json", may=_EVALUATE_FILES),
+            leaves=stage_allowed_evaluated,
         ),
         StageRow(
             "behaviour", "eval", timeout_s=48 * HOUR_S, resumable=True,
-            leaves=stage_allowed_files("behaviour.json", may=r"[a-z_]+/\d+\.json"),
+            leaves=stage_allowed_behaved,
         ),
         StageRow("divergence", "eval", timeout_s=12 * HOUR_S, leaves=stage_allowed_shared),
         StageRow("domains", "eval", timeout_s=24 * HOUR_S, resumable=True, leaves=stage_allowed_shared),

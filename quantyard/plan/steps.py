@@ -49,6 +49,9 @@ class Step:
     inputs: Mapping[str, Origin]
     size_bytes: int  # expected size of its outputs
     quant: str = ""  # the quant of the one file that it is about; "" if several files need it
+    whole: str = ""  # of a shard: the label of the step that puts the shards together
+    # Of that step: the inputs that its key is made of, which are those of the whole; None: those that it reads.
+    keyed_by: Mapping[str, Origin] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from quantyard.protocol.base import FileEntry
+from quantyard.protocol.behaviour_run import BehaviourRequest
 from quantyard.protocol.builder import FetchRequest, ProjectorRequest, SplitRequest
-from quantyard.protocol.evaluation import SharedBaselineRequest
+from quantyard.protocol.evaluation import EvaluateRequest, SharedBaselineRequest
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,19 @@ def stage_allowed_shared(request: SharedBaselineRequest) -> Leaves:
         return Leaves(frozenset({name}))
     labels = request.asked_labels
     return Leaves(frozenset(f"{label}/{name}" for label in labels), members=labels)
+
+
+_EVALUATE_FILES: Final = r"[^./][^/]*/.+"  # lm-eval chooses their names
+_BEHAVIOUR_FILES: Final = r"[a-z_]+/\d+\.json"
+
+
+def stage_allowed_evaluated(request: EvaluateRequest) -> Leaves:
+    """The evaluation and lm-eval's own files; of a shard the answers to its units of questions."""
+    if request.shard:
+        return Leaves(frozenset({"shard.json"}), r"units/\d+\.json")
+    return Leaves(frozenset({"evaluation.json"}), _EVALUATE_FILES)
+
+
+def stage_allowed_behaved(request: BehaviourRequest) -> Leaves:
+    """The run and the answers of every block; of a shard those of its blocks."""
+    return Leaves(frozenset() if request.shard else frozenset({"behaviour.json"}), _BEHAVIOUR_FILES)

@@ -7,13 +7,16 @@ from pydantic import Field
 from quantyard.protocol.base import Frozen, RelativePath, StageRequest
 from quantyard.protocol.behaviour import BehaviourName, BehaviourSettings
 from quantyard.protocol.evaluation import DEFAULT_SEED, THOUGHT_TOKENS, Runtime
+from quantyard.protocol.shard import RequestedShard
 from quantyard.protocol.task_results import FileFacts
 
 _Count = Annotated[int, Field(ge=0)]
 
 
 class BehaviourRequest(StageRequest):
-    """Let `/in/model` answer our scenarios. Leaves `behaviour.json` (a `BehaviourRun`) and every answer as text."""
+    """Let `/in/model` answer our scenarios. Leaves `behaviour.json` (a `BehaviourRun`) and every answer as text; a
+    shard leaves the answers alone.
+    """
 
     stage: Literal["behaviour"] = "behaviour"
     label: str
@@ -22,6 +25,7 @@ class BehaviourRequest(StageRequest):
     thought_tokens: Annotated[int, Field(ge=0)] = THOUGHT_TOKENS  # before an answer, of a model that thinks
     seed: int = DEFAULT_SEED
     runtime: Runtime = Runtime()
+    shard: RequestedShard = None
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 

@@ -9,6 +9,7 @@ from quantyard.protocol.base import Frozen, RelativeFolder, RelativePath, StageR
 from quantyard.protocol.behaviour import BehaviourSettings
 from quantyard.protocol.cache_types import CacheSettings
 from quantyard.protocol.openvino import OpenVinoSettings
+from quantyard.protocol.shard import RequestedShard
 
 THOUGHT_TOKENS: Final = 2048
 SuiteThoughts = Annotated[int, Field(ge=0, exclude_if=lambda value: value == THOUGHT_TOKENS)]
@@ -138,7 +139,8 @@ class DatasetsRequest(StageRequest):
 class EvaluateRequest(StageRequest):
     """Run the suite's tasks on one GGUF; inputs: `model`, and `datasets` and `suite` if the suite needs them.
 
-    Leaves `evaluation.json` (an `Evaluation`) and, per entry of the suite, lm-eval's own results and samples.
+    Leaves `evaluation.json` (an `Evaluation`) and, per entry of the suite, lm-eval's own results and samples; a shard
+    leaves the answers to its units of questions.
     """
 
     stage: Literal["evaluate"] = "evaluate"
@@ -151,6 +153,7 @@ class EvaluateRequest(StageRequest):
     seed: int = DEFAULT_SEED
     allow_unsafe_code: bool = False
     runtime: Runtime = Runtime()
+    shard: RequestedShard = None
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
@@ -175,6 +178,7 @@ class SharedBaselineRequest(StageRequest):
     runtime: Runtime = Runtime()
     others: tuple[SharedMember, ...] = ()
     baseline_label: str = ""
+    shard: RequestedShard = None
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads", "others", "baseline_label"})
 
     @property

@@ -27,8 +27,17 @@ from pydantic import JsonValue, ValidationError
 
 from quantyard.formats.finite_json import BeyondMeasureError
 from quantyard.formatting.printable import printable_url
-from quantyard.hardware.machine import cpu_name
-from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageError, StageRequest, StageResult
+from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes, physical_cores
+from quantyard.protocol.base import (
+    NODE_CLASS_VARIABLE,
+    ExitCode,
+    FileEntry,
+    NodeFacts,
+    Progress,
+    StageError,
+    StageRequest,
+    StageResult,
+)
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 _NOT_FINITE = "finite_number"  # pydantic's error type
@@ -145,6 +154,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
         result = StageResult(
             stage=stage.name, exit_code=ExitCode.DONE, outputs=_stage_outputs(stage), facts=dict(outcome.facts),
             tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started, cpu=cpu_name(),
+            node=stage_node_facts(stage.environment),
         )
     except BaseException as error:
         result = _failed_stage_result(stage, error, time.monotonic() - started)
@@ -208,7 +218,16 @@ def _failed_stage_result(stage: Stage, error: BaseException, duration_s: float) 
         exit_code=code,
         duration_s=duration_s,
         cpu=cpu_name(),
+        node=stage_node_facts(stage.environment),
         error=_stage_error_without_passwords(what),
+    )
+
+
+def stage_node_facts(environment: Mapping[str, str]) -> NodeFacts:
+    """The machine that this process runs on."""
+    return NodeFacts(
+        cpu=cpu_name(), physical_cores=physical_cores(), memory_bytes=machine_memory_bytes(), gpu=gpu_name(),
+        named_class=environment.get(NODE_CLASS_VARIABLE, ""),
     )
 
 

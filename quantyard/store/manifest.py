@@ -13,7 +13,7 @@ from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
 from quantyard.protocol.api_tests import ContractReport
-from quantyard.protocol.base import FileEntry, FileName, JsonObject, RelativePath, Sha256
+from quantyard.protocol.base import FileEntry, FileName, JsonObject, NodeFacts, RelativePath, Sha256
 from quantyard.protocol.facts import TwinFacts, check_stage_facts
 from quantyard.protocol.gate import GateReport
 from quantyard.protocol.measurements import EvalReport
@@ -75,6 +75,9 @@ class StageRecord(_Record):
     duration_s: float
     ran_by: dict[str, str]  # the engine: image digests, or package versions
     cpu: str  # of the machine that ran it; "" if the stage did not report it
+    node: Annotated[NodeFacts | None, Field(exclude_if=lambda value: value is None)] = None  # that machine
+    # Where the stage ran in shards, the machines of these; what is recorded here then put them together.
+    shard_nodes: Annotated[list[NodeFacts], Field(exclude_if=lambda value: not value)] = []
     finished_at: datetime
     # The quant of the one file that the stage is about; "" if several need it. Version 0.1.0 did not record it.
     quant: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None

@@ -263,6 +263,11 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
     runner = PlanRunner(plan, engine, store, REPO_DIR)
     finished = set(runner.find_finished())
     is_finished = all(step.label in finished for step in plan.steps)
+    if request.measure and request.measure.shards > 1 and not is_finished:
+        from quantyard.plan.shards import plan_in_shards  # imported late: most plans are not divided
+
+        plan = runner.plan = plan_in_shards(plan, finished, request.measure.shards)
+        finished = set(runner.find_finished())
     time = Forecast() if is_finished else _workflow_times(request, runner, finished)
     return runner, finished, forecast_cost(plan, finished, runner.partial_bytes(), request.artifacts, time)
 

@@ -47,7 +47,7 @@ def run_plan(
         measured = [label for label in plan.measuring.labels if label != plan.measuring.baseline]
         reporter.tell(LeftOutOfReport(plan.measuring.suite.name, left_out, measured, request.model))
     runner, finished, cost = prepare_workflow(request, plan, engine)
-    planned = planned_workflow(request, plan, finished, cost, (engine, reason))
+    planned = planned_workflow(request, runner.plan, finished, cost, (engine, reason))
     reporter.tell(PlanMade(planned))
     planned.check_disk()
     runner.keep_going = keep_going

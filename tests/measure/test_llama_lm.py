@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 
 from eval.analysis.self_check import NOISE_FACTOR, self_check, self_check_logprobs, self_check_requests
 from eval.llama import context as context_module
-from eval.llama import lm as llama_lm_module
+from eval.llama import question_units
 from eval.llama import scorer as scorer_module
 from eval.llama.lm import LlamaLM
 from eval.llama.model import GgufModel
@@ -124,12 +124,12 @@ def test_requests_asked_in_parts_score_the_same_and_progress_never_goes_back(
     texts = ["One day it rained. " * n for n in (1, 2, 3)]
     whole, seen = loglikelihoods(lm, pairs), []
     rolling = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts])
-    monkeypatch.setattr(llama_lm_module, "PART", 7)
+    monkeypatch.setattr(question_units, "PART", 7)
     monkeypatch.setattr(lm, "on_progress", lambda done, total: seen.append((done, total)))
     assert np.allclose([s for s, _ in loglikelihoods(lm, pairs)], [s for s, _ in whole], atol=0.1)
     assert seen == sorted(seen) and seen[-1] == (20, 20)
     seen.clear()
-    monkeypatch.setattr(llama_lm_module, "PART", 2)
+    monkeypatch.setattr(question_units, "PART", 2)
     parts = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts])
     assert np.allclose(parts, rolling, atol=0.3) and seen[-1] == (3, 3)
 

@@ -14,9 +14,9 @@ from quantyard.engines.capacity import Capacity, engine_machine_capacity
 from quantyard.hardware.machine import cpu_name, machine_memory_bytes
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.api_tests import CheckRecord, ContractReport, ContractRequest
-from quantyard.protocol.base import ExitCode, FileEntry, StageError, StageResult
+from quantyard.protocol.base import ExitCode, FileEntry, NodeFacts, StageError, StageResult
 from quantyard.protocol.builder import FetchRequest
-from quantyard.protocol.evaluation import ReportRequest, SharedBaselineRequest
+from quantyard.protocol.evaluation import EvaluateRequest, ReportRequest, SharedBaselineRequest
 from quantyard.protocol.runner import file_sha256
 from quantyard.store.artifact import Artifact, Workspace
 from tests.unit.fake_report import report_of
@@ -53,6 +53,12 @@ def _done(spec: StageSpec, space: Workspace, names: tuple[str, ...]) -> StageRes
     return StageResult(
         stage=spec.row.name, exit_code=ExitCode.DONE, outputs=entries, facts={"bits_per_weight": 4.5}
     )
+
+
+def evaluates(spec: StageSpec, space: Workspace) -> StageResult:
+    """An evaluation, or one shard of it."""
+    assert isinstance(spec.request, EvaluateRequest)
+    return writes("shard.json" if spec.request.shard else "evaluation.json")(spec, space)
 
 
 def diverges(spec: StageSpec, space: Workspace) -> StageResult:
@@ -130,7 +136,7 @@ _DEFAULTS: Mapping[str, Behaviour] = {
     "fetch": fetches, "twin": agrees, "parity": agrees, "convert": writes("model.gguf", "reference.json"),
     "calibrate": writes("imatrix.gguf", "calibration.txt"), "rounding": writes("rounding.json"),
     "lora": writes("adapter.gguf"), "verify": writes(), "verify_foreign": writes(), "datasets": writes("datasets.json"),
-    "evaluate": writes("evaluation.json"), "divergence": diverges, "domains": diverges, "speed": writes("speed.json"),
+    "evaluate": evaluates, "divergence": diverges, "domains": diverges, "speed": writes("speed.json"),
     "report": reports, "contract": keeps_contract(), "behaviour": writes("behaviour.json"),
     "cache": writes("cache.json"), "openvino": writes("openvino.json"),
 }  # fmt: skip
@@ -177,6 +183,7 @@ class FakeEngine:
         self.told[spec.label] = json.loads((space.in_dir / "inputs.json").read_text())
         default = _DEFAULTS.get(spec.row.name, writes("model.gguf"))
         result = self.behaviours.get(spec.label, default)(spec, space)
-        result = result.model_copy(update={"cpu": self.cpus.get(spec.label, "")})
+        cpu = self.cpus.get(spec.label, "")
+        result = result.model_copy(update={"cpu": cpu, "node": NodeFacts(cpu=cpu)})
         (space.out_dir / "result.json").write_text(result.model_dump_json())
         return result
