@@ -8,7 +8,7 @@ from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.domain_figures import domain_left_out_sentences, domain_name, worst_domain
 from quantyard.metrics.intervals import estimate_interval
-from quantyard.protocol.divergence_results import DomainDivergence
+from quantyard.protocol.divergence_results import DomainDivergence, DomainPart
 from quantyard.protocol.estimates import Estimate
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
 
@@ -51,6 +51,19 @@ def _page_domain_rows(s: PageFile) -> Iterator[PageRow]:
             PageCell(s.label, sort=s.label, kind="name"), PageCell(name, note, name, kind="text"),
             PageCell(kld.value, kld.ends, interval.value), *_page_token_cells(one, one.top1_agreement),
         ))  # fmt: skip
+        yield from (_page_part_row(s, one, part) for part in one.parts)
+
+
+def _page_part_row(s: PageFile, one: DomainDivergence, part: DomainPart) -> PageRow:
+    """Some of a domain's tokens: those at some positions of long documents, or those of answers or calls."""
+    name, kld = f"{domain_name(one.domain)}: {part.name}", numbers.format_kld_interval(estimate_interval(part.mean_kld))
+    return PageRow(s.number, (
+        PageCell(s.label, sort=s.label, kind="name"), PageCell(name, "a part of it", name, kind="text"),
+        PageCell(kld.value, kld.ends, part.mean_kld.value),
+        PageCell(numbers.format_kld(part.kld_p99), sort=part.kld_p99),
+        PageCell(numbers.format_percent(part.top1_agreement.value), sort=part.top1_agreement.value), PageCell(DASH),
+        PageCell(numbers.format_count(part.n_tokens), sort=part.n_tokens),
+    ))  # fmt: skip
 
 
 def _page_token_cells(one: DomainDivergence, top: Estimate | None) -> tuple[PageCell, ...]:

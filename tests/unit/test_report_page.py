@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 
@@ -17,11 +18,12 @@ from quantyard.hub.files import HubPlace
 from quantyard.metrics.plots.axes import AxisScale, Box, place_plot_names
 from quantyard.metrics.plots.domain_panels import plot_domains
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.divergence_results import DomainDivergence, Domains
+from quantyard.protocol.divergence_results import DomainDivergence, DomainPart, Domains
 from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.task_results import AccuracyNoise, LayoutNoise
+from quantyard.report_page.domains_table import page_domains_table
 from quantyard.report_page.render import TEMPLATES, render_report_page
 from quantyard.report_page.tables import page_files
 from quantyard.store.manifest import Manifest, SourceCard
@@ -421,3 +423,18 @@ def test_the_noise_of_the_packing_stands_beside_that_of_the_sample() -> None:
     page = _text(render_report_page(with_domains_and_noise(manifest_of()), "standard"))
     assert "0.64 points" in page and "3.1 points" in page and "1: 12.5 %" in page
     assert "Layout noise" not in _text(render_report_page(manifest_of(), "standard"))
+
+
+def test_a_long_documents_positions_have_rows_of_their_own_below_their_domain() -> None:
+    manifest = with_domains_and_noise(manifest_of())
+    (report,) = manifest.evaluations.values()
+    part = DomainPart(name="512-2048", n_tokens=6144, mean_kld=Estimate(value=0.05, stderr=0.005, df=7), kld_p99=0.4,
+                      top1_agreement=Estimate(value=0.88, stderr=0.01, df=7))  # fmt: skip
+    (s,) = (s for s in page_files(manifest, report) if s.label == "Q4_K_M")
+    assert s.found is not None and s.found.domains is not None
+    told = tuple(one.model_copy(update={"parts": (part,)}) if one.domain == "long" else one
+                 for one in s.found.domains.domains)  # fmt: skip
+    domains = s.found.domains.model_copy(update={"domains": told})
+    shown = replace(s, found=s.found.model_copy(update={"domains": domains}))
+    names = [row.cells[1].text for row in page_domains_table((shown,)).rows]
+    assert names[names.index("long") + 1] == "long: 512-2048" and len(names) == 5
