@@ -7,15 +7,20 @@
 |---|---|
 | `<tool_call>{"name": …, "arguments": {…}}</tool_call>` | Hermes, Qwen, most others |
 | `<function=f><parameter=k>v</parameter></function>` | Qwen3-Coder |
-| `<tool_call>f<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>` | GLM |
+| `<tool_call>f<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>` | GLM, Hunyuan |
+| `<tool_calls>[{…}]</tool_calls>`, `<TOOLCALL>[…]</TOOLCALL>`, `<|function_call|>{…}` | Apriel, Nemotron, GigaChat |
+| `functools[{…}]` | Firefunction, Phi-4-mini |
+| `<|tools_prefix|>[{"f": {…}}]<|tools_suffix|>` | Apertus |
 | `<function=f>{…}</function>`, `>>>f` and a line of JSON | Functionary, Llama 3.1 |
 | `[TOOL_CALLS][{…}]`, `[TOOL_CALLS]f[ARGS]{…}` | Mistral |
 | `<｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜>` | DeepSeek |
 | `<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{…}<|tool_call_end|>` | Kimi |
+| `<|tool_call:begin|>id<|tool_call:name|>f<|tool_call:args|>{…}<|tool_call:end|>` | Solar |
 | `<|channel|>commentary to=functions.f <|message|>{…}` | gpt-oss |
 | `<|START_ACTION|>[…]<|END_ACTION|>`, `<|tool_call|>[…]`, `<|tool_call_start|>[…]` | Command, Granite, Phi, LFM |
 | `[f(k=v)]` in Python's syntax | Llama 4, LFM, Gemma |
 | `{"name": …, "parameters": {…}}` | Llama 3, and any model that is asked for JSON |
+| arguments marked one by one | MiniMax, DeepSeek 3.2, Kimi-K3, Gemma 4 …: `tool_call_markup.py` |
 
 llama.cpp's own parser is inside its server and its tools; the library that the evaluation calls does not export it.
 """
@@ -23,13 +28,19 @@ llama.cpp's own parser is inside its server and its tools; the library that the 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-_DECODER: Final = json.JSONDecoder()
+from eval.scenarios.tool_call import DECODER, BrokenToolCall, ToolCall, tool_call_arguments, tool_call_name
+from eval.scenarios.tool_call_markup import (
+    M3_MARK,
+    gemma_tool_calls,
+    invoked_tool_calls,
+    kimi_k3_tool_calls,
+    minimax_m3_tool_calls,
+)
+
 _FENCE: Final = re.compile(r"```(?:json|tool_code|tool_call|python)?\s*\n?(.*?)```", re.DOTALL)
 _TAGGED: Final = re.compile(
     r"<\|?tool_call\|?>(.*?)(?:</tool_call>|<\|/tool_call\|>|(?=<\|?tool_call\|?>)|$)", re.DOTALL
@@ -46,6 +57,16 @@ _KIMI: Final = re.compile(
     r"<\|tool_call_begin\|>\s*(?:functions\.)?([\w-]+)(?::\d+)?\s*<\|tool_call_argument_begin\|>(.*?)<\|tool_call_end\|>",
     re.DOTALL,
 )
+_SOLAR: Final = re.compile(
+    r"<\|tool_call:name\|>([\w.-]+)<\|tool_call:args\|>(.*?)<\|tool_call:end\|>", re.DOTALL
+)
+_VARIANT: Final = re.compile(r"(</?\w+):\w+>")  # Hunyuan's tags name the variant of the model
+_LISTED: Final = re.compile(r"<(tool_calls|TOOLCALL)>(.*?)(?:</\1>|$)", re.DOTALL)
+_GIGACHAT: Final = re.compile(
+    r"(?:<\|function_call\|>|function call<\|role_sep\|>)(.*?)(?:<\|message_sep\|>|$)", re.DOTALL
+)
+_FUNCTOOLS: Final = re.compile(r"functools(?=\[)(.*)", re.DOTALL)
+_APERTUS: Final = re.compile(r"<\|tools_prefix\|>(.*?)(?:<\|tools_suffix\|>|$)", re.DOTALL)
 _HARMONY: Final = re.compile(
     r"to=functions\.([\w.-]+).*?<\|message\|>(.*?)(?:<\|call\|>|<\|end\|>|<\|start\|>|$)", re.DOTALL
 )
@@ -56,19 +77,6 @@ _MISTRAL_NAMED: Final = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS
 _FUNCTIONARY: Final = re.compile(r">>>\s*([\w.-]+)\n(.*?)(?=>>>|$)", re.DOTALL)
 _NAMES: Final = ("name", "tool_name", "function")
 _ARGUMENTS: Final = ("arguments", "parameters", "args")
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """One call. `is_text`: the form knows texts alone, so an argument may stand for a number or a list."""
-
-    name: str
-    arguments: dict[str, Any]
-    is_text: bool = False
-
-
-class BrokenToolCall(Exception):
-    """The answer begins a call and does not write it in a form that can be read."""
 
 
 def parse_tool_calls(text: str, prompt_end: str = "") -> list[ToolCall]:
@@ -97,16 +105,33 @@ def _tagged_calls(text: str) -> Iterator[ToolCall]:
         if "<function=" in inside:
             yield from _function_calls(inside)
         elif "<arg_key>" in inside or not inside.lstrip().startswith(("{", "[")):
-            name = inside.partition("<arg_key>")[0].strip()
-            yield ToolCall(_required_tool_name(name), dict(_ARGUMENT.findall(inside)), is_text=True)
+            name = re.split("<arg_key>|<tool_sep>", inside, maxsplit=1)[0].strip()
+            yield ToolCall(tool_call_name(name), dict(_ARGUMENT.findall(inside)), is_text=True)
         else:
             yield from _calls_of_text(inside)
+
+
+def _variant_calls(text: str) -> Iterator[ToolCall]:
+    yield from _tagged_calls(_VARIANT.sub(r"\1>", text))
+
+
+def _listed_calls(text: str) -> Iterator[ToolCall]:
+    for _, inside in _LISTED.findall(text):
+        yield from _calls_of_text(inside)
+
+
+def _apertus_calls(text: str) -> Iterator[ToolCall]:
+    """Objects with the tool's name as their only key."""
+    for inside in _APERTUS.findall(text):
+        listed, _ = DECODER.raw_decode(inside.strip())
+        for each in listed:
+            yield from (ToolCall(name, tool_call_arguments(arguments)) for name, arguments in each.items())
 
 
 def _function_calls(text: str) -> Iterator[ToolCall]:
     for name, inside in _FUNCTION.findall(text):
         if inside.lstrip().startswith("{"):
-            yield ToolCall(name, _tool_arguments(inside))
+            yield ToolCall(name, tool_call_arguments(inside))
         else:
             yield ToolCall(name, dict(_PARAMETER.findall(inside)), is_text=True)
 
@@ -117,15 +142,15 @@ def _mistral_calls(text: str) -> Iterator[ToolCall]:
         if named is None:
             yield from _calls_of_text(part)
         while named is not None:
-            arguments, at = _DECODER.raw_decode(part, named.end())
-            yield ToolCall(named[1], _tool_arguments(arguments))
+            arguments, at = DECODER.raw_decode(part, named.end())
+            yield ToolCall(named[1], tool_call_arguments(arguments))
             named = _MISTRAL_NAMED.match(part, at)
 
 
 def _functionary_calls(text: str) -> Iterator[ToolCall]:
     for name, inside in _FUNCTIONARY.findall(text):
         if name != "all":
-            yield ToolCall(name, _tool_arguments(inside))
+            yield ToolCall(name, tool_call_arguments(inside))
 
 
 def _named_calls(pattern: re.Pattern[str]) -> Callable[[str], Iterator[ToolCall]]:
@@ -136,7 +161,7 @@ def _named_calls(pattern: re.Pattern[str]) -> Callable[[str], Iterator[ToolCall]
         if not found:
             raise ValueError("a call that does not end")
         for name, inside in found:
-            yield ToolCall(name, _tool_arguments(inside))
+            yield ToolCall(name, tool_call_arguments(inside))
 
     return calls
 
@@ -171,7 +196,7 @@ def _calls_of_text(text: str) -> Iterator[ToolCall]:
         return
     at = 0
     while at < len(text):  # Llama 3 writes several objects, with semicolons or lines between them
-        value, at = _DECODER.raw_decode(text, at)
+        value, at = DECODER.raw_decode(text, at)
         yield from _calls_of_json(value)
         gap = re.compile(r"[\s;,]*").match(text, at)
         at = gap.end() if gap else at
@@ -193,7 +218,7 @@ def _calls_of_json(value: Any) -> Iterator[ToolCall]:
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
     arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
     if name is not None and (arguments is not None or len(value) == 1):
-        yield ToolCall(name.removeprefix("functions."), _tool_arguments(arguments or {}))
+        yield ToolCall(name.removeprefix("functions."), tool_call_arguments(arguments or {}))
 
 
 def _python_calls(text: str) -> Iterator[ToolCall]:
@@ -201,31 +226,35 @@ def _python_calls(text: str) -> Iterator[ToolCall]:
     for call in tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("not a call with named arguments")
-        arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        arguments = {str(word.arg): ast.literal_eval(_NamesOfJson().visit(word.value)) for word in call.keywords}
         yield ToolCall(call.func.id, arguments)
 
 
-def _tool_arguments(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        value, _ = _DECODER.raw_decode(value.strip())
-    if not isinstance(value, dict):
-        raise TypeError("arguments that are not an object")
-    return value
+class _NamesOfJson(ast.NodeTransformer):
+    """LFM2.5 writes the values within Python's calls as JSON."""
 
-
-def _required_tool_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError("a call without a name")
-    return name
+    def visit_Name(self, node: ast.Name) -> ast.Constant:
+        """The constant of JSON with this name; another name is a KeyError."""
+        return ast.Constant({"true": True, "false": False, "null": None}[node.id])
 
 
 # To add a form: a row with the marks by which it is known; the first that fits decides.
 _FORMS: Final[Sequence[tuple[tuple[str, ...], Callable[[str], Iterator[ToolCall]]]]] = (
+    ((M3_MARK,), minimax_m3_tool_calls),
+    (("invoke name=", "<｜DSML｜", "<minimax:tool_call>", "<function name="), invoked_tool_calls),
+    (("<tool_call:",), _variant_calls),
     (("<tool_call>", "<|tool_call|>"), _tagged_calls),
+    (("<|tool_call>",), gemma_tool_calls),
+    (("<tool_calls>", "<TOOLCALL>"), _listed_calls),
     (("[TOOL_CALLS]",), _mistral_calls),
     (("<function=",), _function_calls),
     (("<｜tool▁call▁begin｜>",), _named_calls(_DEEPSEEK)),
     (("<|tool_call_begin|>",), _named_calls(_KIMI)),
+    (("<|open|>call ",), kimi_k3_tool_calls),
+    (("<|tool_call:begin|>",), _named_calls(_SOLAR)),
+    (("<|function_call|>", "function call<|role_sep|>"), _enclosed_calls(_GIGACHAT)),
+    (("<|tools_prefix|>",), _apertus_calls),
+    (("functools[",), _enclosed_calls(_FUNCTOOLS)),
     (("to=functions.",), _named_calls(_HARMONY)),
     (("<|START_ACTION|>",), _enclosed_calls(_ACTION)),
     (("<|tool_call_start|>",), _enclosed_calls(_LFM)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from eval.scenarios.tool_call_forms import BrokenToolCall, ToolCall, parse_tool_calls
+from eval.scenarios.tool_call import BrokenToolCall, ToolCall
+from eval.scenarios.tool_call_forms import parse_tool_calls
 
 
 def makes_expected_calls(text: str, check: Mapping[str, Any], prompt_end: str = "") -> bool:
@@ -46,11 +49,16 @@ def _is_expected_value(value: Any, expected: Any, is_text: bool = False) -> bool
     if isinstance(expected, dict) and set(expected) == {"any_of"}:
         return any(_is_expected_value(value, one, is_text) for one in expected["any_of"])
     if is_text and isinstance(value, str) and not isinstance(expected, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return False
+        value = _value_of_text(value)
     return is_same_value(value, expected)
+
+
+def _value_of_text(text: str) -> Any:
+    """JSON, or what Python writes in its place (MiniCPM's template: `{'a': True}`); the text where it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(text.strip())
+    return text
 
 
 def is_same_value(value: Any, expected: Any) -> bool:

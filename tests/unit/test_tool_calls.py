@@ -11,7 +11,8 @@ import pytest
 
 from eval.scenarios.checks import CHECKS, CheckedAnswer, is_right_answer
 from eval.scenarios.scenario import Scenario, load_scenarios, scenario_tools
-from eval.scenarios.tool_call_forms import BrokenToolCall, ToolCall, parse_tool_calls
+from eval.scenarios.tool_call import BrokenToolCall, ToolCall
+from eval.scenarios.tool_call_forms import parse_tool_calls
 from eval.scenarios.tool_checks import is_same_value
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -57,6 +58,55 @@ def _glm(calls: Calls) -> str:
     )
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else _json(value)
+
+
+def _invoked(space: str, calls: Calls) -> str:
+    return "\n".join(
+        f'<{space}invoke name="{name}">\n'
+        + "".join(f'<{space}parameter name="{key}">{_text(each)}</{space}parameter>\n' for key, each in a.items())
+        + f"</{space}invoke>"
+        for name, a in calls
+    )
+
+
+def _typed(value: Any) -> str:
+    return f'string="{"true" if isinstance(value, str) else "false"}">{_text(value)}'
+
+
+def _deepseek_4(calls: Calls) -> str:
+    return "<｜DSML｜tool_calls>\n" + "\n".join(
+        f'<｜DSML｜invoke name="{name}">\n'
+        + "".join(f'<｜DSML｜parameter name="{key}" {_typed(each)}</｜DSML｜parameter>\n' for key, each in a.items())
+        + "</｜DSML｜invoke>"
+        for name, a in calls
+    )
+
+
+def _kimi_k3(calls: Calls) -> str:
+    def argument(key: str, value: Any) -> str:
+        kind = "string" if isinstance(value, str) else "object"
+        return f'<|open|>argument key="{key}" type="{kind}"<|sep|>{_text(value)}<|close|>argument<|sep|>'
+
+    return "".join(
+        f'<|open|>call tool="{name}" index="{at}"<|sep|>{"".join(argument(*each) for each in a.items())}'
+        "<|close|>call<|sep|>"
+        for at, (name, a) in enumerate(calls, 1)
+    )
+
+
+def _gemma_4(calls: Calls) -> str:
+    def written(value: Any) -> str:
+        if isinstance(value, str):
+            return f'<|"|>{value}<|"|>'
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{key}:{written(each)}" for key, each in value.items()) + "}"
+        return f"[{','.join(map(written, value))}]" if isinstance(value, list) else _json(value)
+
+    return "".join(f"<|tool_call>call:{name}{written(a)}<tool_call|>" for name, a in calls)
+
+
 def _objects(calls: Calls, key: str = "arguments") -> list[dict[str, Any]]:
     return [{"name": name, key: arguments} for name, arguments in calls]
 
@@ -91,6 +141,20 @@ FORMS: dict[str, Callable[[Calls], str]] = {
     "lfm": lambda calls: f"<|tool_call_start|>{_python(calls)}<|tool_call_end|>",
     "llama 4": _python,
     "gemma": lambda calls: f"```tool_code\n{_python(calls)}\n```",
+    "phi 4": lambda calls: f"functools{_json(_objects(calls))}",
+    "apertus": lambda calls: f"<|tools_prefix|>{_json([{name: a} for name, a in calls])}<|tools_suffix|>",
+    "apriel": lambda calls: f"<tool_calls>{_json(_objects(calls))}</tool_calls>",
+    "minimax 1": lambda calls: "<tool_calls>\n" + "\n".join(map(_json, _objects(calls))) + "\n</tool_calls>",
+    "minimax 2": lambda calls: f"<minimax:tool_call>\n{_invoked('', calls)}\n</minimax:tool_call>",
+    "nemotron": lambda calls: f"<TOOLCALL>{_json(_objects(calls))}</TOOLCALL>",
+    "deepseek 4": _deepseek_4,
+    "kimi 3": _kimi_k3,
+    "gemma 4": _gemma_4,
+    "solar": lambda calls: "<|tool_calls|>" + "".join(
+        f"<|tool_call:begin|>x<|tool_call:name|>{name}<|tool_call:args|>{_json(a)}<|tool_call:end|>"
+        for name, a in calls),
+    "hunyuan": lambda calls: _glm(calls).replace("_key>", "_key:open>").replace("_value>", "_value:open>").replace(
+        "tool_call>", "tool_call:open>"),
     "json": lambda calls: _json({"tool_calls": _objects(calls)}),
     "json in a fence": lambda calls: f"Sure!\n```json\n{_json(_objects(calls))}\n```",
     "json as openai has it": lambda calls: _json([
@@ -146,7 +210,9 @@ def test_words_call_nothing() -> None:
 
 def test_a_call_that_does_not_end_is_wrong_whether_one_is_due_or_not() -> None:
     for text in ('<tool_call>{"name": "get_weather", "argu', '[TOOL_CALLS][{"name"', '{"name": "get_weather", "arg',
-                 "<|tool_call_begin|>functions.f:0", "<｜tool▁call▁begin｜>f", "<tool_call></tool_call>"):
+                 "<|tool_call_begin|>functions.f:0", "<｜tool▁call▁begin｜>f", "<tool_call></tool_call>",
+                 '<invoke name="get_weather"><parameter name="city">Os', "<|tool_call>call:get_weather{city:",
+                 '<|open|>call tool="get_weather"', "<|tool_call:begin|>x", "<｜DSML｜tool_calls>", "<TOOLCALL>[{"):
         with pytest.raises(BrokenToolCall):
             parse_tool_calls(text)
         for scenario in SCENARIOS:
