@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from quantyard.gate import findings as words
 from quantyard.gate.behaviours import GATE_BEHAVIOURS
@@ -18,7 +19,10 @@ from quantyard.metrics.headline_metrics import headline_entry, metric_rank
 from quantyard.metrics.intervals import wilson_interval
 from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.gate import BudgetResult
-from quantyard.protocol.measurements import Comparison
+from quantyard.protocol.measurements import BehaviourScore, Comparison
+
+# Of a behaviour whose budget counts only where it is measured. The smallest of ours has 33; `smoke` asks six.
+_FEWEST_SCENARIOS: Final = 30
 
 
 def judge_accuracy_loss(file: JudgedFile, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
@@ -76,9 +80,7 @@ def judge_behaviour(file: JudgedFile, name: str, limits: Mapping[str, float]) ->
         pattern, found = most_specific_gate_budget(score.suite, limits), GATE_BEHAVIOURS[name](score, file.z)
         if pattern is None or found is None:
             continue
-        if name == "max_behaviour_loss" and score.comparison and score.comparison.verdict == "no signal":
-            assert file.report is not None
-            finding = words.gate_no_signal(score.comparison, file.report.baseline)
+        if finding := _why_behaviour_decides_nothing(file, name, score):
             yield file.result(name, limits[pattern], "not judged", finding, task=score.suite)
             continue
         judged |= {p for p in limits if most_specific_gate_budget(score.suite, [p])}
@@ -88,6 +90,16 @@ def judge_behaviour(file: JudgedFile, name: str, limits: Mapping[str, float]) ->
     for pattern in limits:
         if pattern not in judged:
             yield judge_unmeasured_loss(file, name, limits[pattern], "" if pattern == "*" else pattern)
+
+
+def _why_behaviour_decides_nothing(file: JudgedFile, name: str, score: BehaviourScore) -> str:
+    """"" where the score is to be judged."""
+    if name == "max_behaviour_loss" and score.comparison and score.comparison.verdict == "no signal":
+        assert file.report is not None
+        return words.gate_no_signal(score.comparison, file.report.baseline)
+    if name in file.budget.only_if_measured and score.n < _FEWEST_SCENARIOS:
+        return words.gate_few_scenarios(score.suite, score.n)
+    return ""
 
 
 def judge_schema_rate(file: JudgedFile, name: str, limit: float) -> Iterator[BudgetResult]:

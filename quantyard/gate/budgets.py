@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Discriminator, F
 
 from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.formats.strict_yaml import MAX_BYTES, YamlProblem, load_strict_yaml
+from quantyard.metrics.budget_figures import BUDGET_NAMES
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.behaviour import BEHAVIOUR_NAMES
 from quantyard.quants.catalog import FAMILIES, QUANTS, find_quant, nearest_quant_name, quant_family
@@ -30,6 +31,7 @@ from quantyard.quants.catalog import FAMILIES, QUANTS, find_quant, nearest_quant
 DEFAULT: Final = Path(__file__).parent / "default.yaml"
 TEXT: Final = "text"  # the key of the limit on the suite's text, which a plain number is, beside those of domains
 _SIZE: Final = re.compile(r"\d+(\.\d+)?\s*([kmgtp]i?)?b?", re.IGNORECASE)
+_NO_LIMITS: Final = frozenset({"confidence", "only_if_measured"})  # keys that set no limit
 _HELP: Final = "docs/how-to/gate.md shows a file that works."
 
 
@@ -66,6 +68,14 @@ def _known_behaviours(value: dict[str, float] | None) -> dict[str, float] | None
     return value
 
 
+def _known_budgets(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if name not in BUDGET_NAMES:
+            near = difflib.get_close_matches(name, BUDGET_NAMES, n=1, cutoff=0.5)
+            raise ValueError(f"{name[:80]!r} is not a budget.{f' Did you mean {near[0]!r}?' if near else ''}")
+    return value
+
+
 _BehaviourPoints = Annotated[
     dict[str, _Points] | None, BeforeValidator(_budget_per_task), AfterValidator(_known_behaviours)
 ]
@@ -98,6 +108,8 @@ class GateBudget(Frozen):
     min_schema_conformance: Annotated[float, Field(ge=0, le=1)] | None = None  # share of the API test's answers
     # Length of text up to which llama.cpp computes what Transformers does. Named once: all files share the formula.
     min_same_tokens: Annotated[int, Field(ge=1)] | None = None
+    # Names of budgets: what the suite does not measure of these is said and does not count.
+    only_if_measured: Annotated[tuple[str, ...], AfterValidator(_known_budgets)] = ()
 
 
 class _BudgetFile(Frozen):
@@ -207,7 +219,7 @@ def _bad_budget_value(error: ValidationError, where: str) -> BadBudgets:
 
 
 def _budget_sets_something(budget: GateBudget) -> bool:
-    return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - {"confidence"})
+    return any(getattr(budget, name) not in (None, {}) for name in budget.model_fields_set - _NO_LIMITS)
 
 
 def _canonical_budgets(quants: dict[str, GateBudget], where: str) -> dict[str, GateBudget]:

@@ -69,6 +69,11 @@ def gate_no_signal(found: Comparison, baseline: str) -> str:
     return f"on {found.task} the baseline {baseline} is not better than guessing ({score}), so the task decides nothing"
 
 
+def gate_few_scenarios(behaviour: str, n: int) -> str:
+    """For a behaviour of which the suite asks so few scenarios that they decide nothing."""
+    return f"{format_count(n)} scenarios of {behaviour} decide nothing. To judge them: SUITE=behaviour"
+
+
 def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool, measures: str) -> str:
     """For a value that was not measured; the finding names the command that measures it, with the suite `measures`."""
     if evaluated:

@@ -49,7 +49,8 @@ class JudgedFile:
             finding = words.gate_unmeasured(
                 what, self.manifest, self.quant, self.suite, evaluated=evaluated, measures=measures
             )
-        return self.result(budget, limit, "not measured", finding, task=task)
+        outcome: Outcome = "not judged" if budget in self.budget.only_if_measured else "not measured"
+        return self.result(budget, limit, outcome, finding, task=task)
 
     def result(
         self, budget: str, limit: float, outcome: Outcome, finding: str, *, task: str = "", value: float | None = None,

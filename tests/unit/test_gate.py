@@ -393,7 +393,7 @@ def test_the_worst_result_is_the_gates_and_files_keep_their_order() -> None:
 
 
 def test_every_budget_has_a_judge_and_a_name() -> None:
-    assert set(GateBudget.model_fields) - {"confidence"} == set(_JUDGES) == set(NAMES)
+    assert set(GateBudget.model_fields) - {"confidence", "only_if_measured"} == set(_JUDGES) == set(NAMES)
 
 
 # ---- budgets -----------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
 
+from eval.analysis.statistics import paired_proportions_interval
+from quantyard.gate.behaviours import GATE_BEHAVIOURS
 from quantyard.gate.budgets import BadBudgets, load_gate_budgets
 from quantyard.gate.judge import judge_gate_budgets
 from quantyard.protocol.estimates import Interval
-from quantyard.protocol.gate import GateReport
+from quantyard.protocol.gate import BudgetResult, GateReport
 from quantyard.protocol.measurements import BehaviourScore, Comparison
 from quantyard.store.manifest import Manifest
 from tests.manifests import manifest_of
@@ -78,9 +82,59 @@ def test_a_baseline_that_guesses_decides_nothing(tmp_path: Path) -> None:
     assert (found.outcome, missing.outcome) == ("not judged", "not measured")
 
 
+def _default(score: BehaviourScore | None, quant: str = QUANT) -> list[BudgetResult]:
+    manifest = _manifest(score) if score else manifest_of()
+    results = judge_gate_budgets(manifest, [quant], "standard", load_gate_budgets(None)).results
+    return [found for found in results if found.budget in GATE_BEHAVIOURS]
+
+
+def test_the_default_gate_says_what_was_not_asked_and_does_not_count_it(tmp_path: Path) -> None:
+    found = _default(None)
+    assert {one.budget for one in found} == set(GATE_BEHAVIOURS)
+    assert {one.outcome for one in found} == {"not judged"}
+    assert all("SUITE=behaviour" in one.finding for one in found)
+    (asked,) = _held(tmp_path, "defaults: {max_loops_increase: {reasoning: 3}}", _score()).results
+    assert asked.outcome == "not measured"  # a file of budgets that asks for it
+
+
+def test_the_default_gate_judges_behaviours_that_were_asked() -> None:
+    fair = {one.budget: one.outcome for one in _default(_score()) if one.task == "tool_calls"}
+    assert fair == dict.fromkeys(GATE_BEHAVIOURS, "passed")
+    broken = _default(_score(loss=0.4, longer=80))
+    assert {one.budget for one in broken if one.outcome == "failed"} == {"max_behaviour_loss", "max_length_increase"}
+
+
+def test_a_taste_of_a_behaviour_decides_nothing_by_default() -> None:
+    taste = _default(_score(loss=0.4).model_copy(update={"n": 6}))
+    assert {one.outcome for one in taste} == {"not judged"}
+
+
+# Family → the share of scenarios that flip by chance in a file that loses nothing: twice the share of tokens of which
+# llama.cpp's table says that the usual type of the family prefers another, since an answer turns on a few of them.
+FLIPS = {"unquantized": 0.05, "8-bit": 0.05, "6-bit": 0.08, "5-bit": 0.12, "4-bit": 0.16, "3-bit": 0.3}
+SIZES = {"tool_calls": 77, "structured_output": 33}  # the largest and the smallest of ours
+
+
+@pytest.mark.parametrize(("family", "behaviour"), list(itertools.product(FLIPS, SIZES)))
+def test_a_file_that_loses_nothing_passes_the_default_limits(family: str, behaviour: str) -> None:
+    limits = load_gate_budgets(None).quants[family].max_behaviour_loss
+    assert limits is not None
+    limit, n, each = limits.get(behaviour, limits["*"]) / 100, SIZES[behaviour], FLIPS[family] / 2
+    passes = fails = 0.0
+    for lost, gained in itertools.product(range(n // 2), repeat=2):
+        ways = math.comb(n, lost) * math.comb(n - lost, gained)
+        chance = ways * each ** (lost + gained) * (1 - 2 * each) ** (n - lost - gained)
+        if chance > 1e-7:
+            found = paired_proportions_interval(lost, gained, n)
+            passes, fails = passes + chance * (-found.low <= limit), fails + chance * (-found.high > limit)
+    assert passes >= 0.94 and fails < 1e-3
+
+
 @pytest.mark.parametrize(("text", "says"), [
     ("max_behaviour_loss: {tool_call: 3}", "'tool_call' is not a behaviour: tool_calls, instructions"),
     ("max_length_increase: -1", "max_length_increase"), ("max_loops_increase: yes", "max_loops_increase is True"),
+    ("max_loops_increase: 3, only_if_measured: [max_loop_increase]", "'max_loop_increase' is not a budget. Did you"),
+    ("only_if_measured: [max_loops_increase]", "sets no budget"),
     ("max_loop_increase: 3", "Did you mean 'max_loops_increase'?"),
 ])  # fmt: skip
 def test_a_budget_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, says: str) -> None:
