@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StepTime:
-    """What one step is expected to take, seconds. `rough`: from other types, threads or engines than it will have."""
+    """What one step is expected to take, seconds. `rough`: from other types, threads or engines than it will have.
+
+    `times`: how many times as long it may take, since the estimate is from another architecture; 1: it is not.
+    """
 
     seconds: float
     rough: bool
+    times: float = 1.0
+
+    @property
+    def most_seconds(self) -> float:
+        """What it may take."""
+        return self.seconds * self.times
 
 
 @dataclass(frozen=True)
@@ -26,3 +35,8 @@ class Forecast:
     def seconds(self) -> float:
         """The sum of all estimates, with concurrency taken into account."""
         return sum(step.seconds for step in self.steps.values())
+
+    @property
+    def most_seconds(self) -> float:
+        """The sum of what each may take."""
+        return sum(step.most_seconds for step in self.steps.values())

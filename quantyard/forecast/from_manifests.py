@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+from quantyard.forecast.architecture import work_of_architectures
 from quantyard.forecast.samples import (
     ForecastBook,
     ManifestSamples,
@@ -52,16 +53,28 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
     try:
         manifest = json.loads(path.read_bytes())
         records = dict(manifest["stages"])
-        n_params = _n_params_of_timed_model(manifest)
+        n_params, names = _n_params_of_timed_model(manifest), _architectures_of_timed_model(manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     for members in _timed_runs(records):
         for record in members:
             try:
                 if n_params and not _is_timing_overlapped(record, records):
-                    yield from _timing_samples_of_record(record, members, n_params)
+                    found = _timing_samples_of_record(record, members, n_params)
+                    yield from (_sample_of_architectures(sample, names) for sample in found)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
+
+
+def _architectures_of_timed_model(manifest: Record) -> list[str]:
+    """What the stages of a model call its architecture."""
+    facts = (record["facts"] for record in manifest["stages"].values())
+    names = (found.get("architecture") for found in facts if isinstance(found, Mapping))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _sample_of_architectures(sample: TimingSample, names: Sequence[str]) -> TimingSample:
+    return sample.model_copy(update={"architecture": work_of_architectures(sample.work, names).architecture})
 
 
 def _n_params_of_timed_model(manifest: Record) -> int:

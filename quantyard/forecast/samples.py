@@ -48,6 +48,8 @@ class TimingSample(_Record):
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
+    architecture: str = ""
+    memory: str = ""
     synthetic: Annotated[bool, _formerly_named_sample_field("stand_in")] = False  # of the random model of `make rates`
 
     @property

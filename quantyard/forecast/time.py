@@ -17,6 +17,7 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.execution.runner import PlanRunner
 from quantyard.execution.scheduler import CONCURRENT_STAGES, Concurrency, Taken
+from quantyard.forecast.architecture import most_over_forecast, work_of_source
 from quantyard.forecast.expected_times import Forecast, StepTime
 from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
@@ -88,14 +89,17 @@ def forecast_works(
         book: knows the number of questions.
         asked: the number of questions that were asked, by label, after a run.
     """
-    works = {}
+    works: dict[str, StageWork | None] = {}
     for step in steps:
         joined = [one for one in steps if one.row.name == step.row.name in SHARED_STAGES]
         alone = all(getattr(one.request, "baseline_file", None) for one in joined)
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.label) or _forecast_n_questions(request, book)
         work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
-        works[step.label] = work and replace(work, dominant_type=_dominant_type_to_forecast(plan, work.family))
+        if work is not None:
+            typed = replace(work, dominant_type=_dominant_type_to_forecast(plan, work.family))
+            work = work_of_source(typed, plan.source)
+        works[step.label] = work
     return works
 
 
@@ -133,7 +137,7 @@ def _forecast_step_time(
 ) -> StepTime | None:
     if work is None or not work.amount:
         return None
-    alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
+    alike = _samples_of_likest_architecture(samples, work)
     start = _forecast_start_s([s for s in alike if s.engine == engine], concurrent)
     fixed_s = FIXED_S.get(work.kind, 0.0) if start is None else start
     for rough, test in _timing_sample_tests(work, engine, threads, concurrent):
@@ -144,8 +148,18 @@ def _forecast_step_time(
                 [_whole_run_of_sample(s, concurrent) for s in near], fixed_s, is_measured=start is not None
             )
             share = at / work.n_together + slope * work.amount
-            return StepTime(share, rough or any(s.synthetic for s in near))
+            times = most_over_forecast(work, [sample.work for sample in near])
+            return StepTime(share, rough or times > 1 or any(s.synthetic for s in near), times)
     return None
+
+
+def _samples_of_likest_architecture(samples: Iterable[TimingSample], work: StageWork) -> list[TimingSample]:
+    """The samples of this kind and variant: of the same architecture, else of the same memory, else all."""
+    alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
+    if not work.architecture:
+        return alike
+    own = [s for s in alike if s.architecture in ("", work.architecture)]
+    return own or [s for s in alike if s.memory == work.memory != ""] or alike
 
 
 def _timing_sample_tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:

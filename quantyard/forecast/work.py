@@ -32,7 +32,8 @@ class StageWork:
     """The work of one step.
 
     Times are compared only within one `kind` and `variant`. `family` and `dominant_type` change the speed too, but
-    where nothing is known of them the others' speed is a fair guess.
+    where nothing is known of them the others' speed is a fair guess. That of another architecture is a poor one, see
+    architecture.py.
     """
 
     kind: str
@@ -43,6 +44,8 @@ class StageWork:
     asked: int = 0  # questions of an evaluation
     limits: Limits = ()  # of questions, by task
     n_together: int = 1  # steps of a shared run: `amount` is the share of one
+    architecture: str = ""  # of a stage that decodes; "": not known
+    memory: str = ""  # cells, window, states; "": not known
 
 
 def forecast_work(

@@ -35,6 +35,7 @@ class PlannedStage(JsonRow):
     size_bytes: int  # of what it leaves
     memory_bytes: int | None  # that it needs to be fast; null: not known, or done
     seconds: float | None  # null: not known, or done
+    most_seconds: float | None  # what it may take, if `seconds` is from another architecture; else the same
 
 
 class PlannedFile(JsonRow):
@@ -76,6 +77,7 @@ class PlanOutput(JsonOutput):
     notes: list[str]
     stages: list[PlannedStage]
     seconds: float | None  # all that is left; null: no stage's time is known
+    most_seconds: float | None  # what it may take, where times of another architecture are all that is known
     time_not_known: list[str]  # stages without a forecast
     trial_seconds: float  # that the trial of IMATRIX=auto takes in addition
     download_bytes: int
@@ -97,13 +99,15 @@ def plan_output(planned: Planned) -> PlanOutput:
             label=step.label, state="done" if step.label in finished else "to run", size_bytes=step.size_bytes,
             memory_bytes=cost.stage_memory_bytes.get(step.label),
             seconds=cost.time.steps[step.label].seconds if step.label in cost.time.steps else None,
+            most_seconds=cost.time.steps[step.label].most_seconds if step.label in cost.time.steps else None,
         )
         for step in plan.steps
     ]
     return PlanOutput(
         model=plan.source.title, commit=plan.source.model.commit, engine=planned.engine, outtype=plan.outtype,
         projector=_planned_projector_json(plan), notes=list(plan_notes(plan)), stages=stages,
-        seconds=cost.time.seconds if cost.time.steps else None, time_not_known=list(cost.time.unknown),
+        seconds=cost.time.seconds if cost.time.steps else None,
+        most_seconds=cost.time.most_seconds if cost.time.steps else None, time_not_known=list(cost.time.unknown),
         trial_seconds=cost.trial_s, download_bytes=cost.download_bytes, disk_needed_bytes=cost.disk_needed_bytes,
         disk_free_bytes=cost.disk_free_bytes, fitting=None if cost.fits else list(cost.fitting),
         files=[PlannedFile(**file.__dict__) for file in cost.files],

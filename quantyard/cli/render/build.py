@@ -135,8 +135,9 @@ def _render_step(step: Step, done: bool, cost: Cost) -> str:
 
 
 def _render_step_time(time: StepTime) -> str:
-    """An estimate from other models, types or settings is marked: ~8 s."""
-    return f"{'~' if time.rough else ''}{format_duration(max(1.0, time.seconds))}"
+    """An estimate from other models, types or settings is marked: ~8 s; one from another architecture is a range."""
+    most = f" to {format_duration(max(1.0, time.most_seconds))}" if time.times > 1 else ""
+    return f"{'~' if time.rough else ''}{format_duration(max(1.0, time.seconds))}{most}"
 
 
 def _render_time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, str]]:
@@ -149,7 +150,10 @@ def _render_time_facts(time: Forecast, left: Sequence[str]) -> list[tuple[str, s
         return [("Time", "not known yet: none of these stages has run on this machine"), *remedy]
     rough = "; ~ is from other models, types or settings" if any(step.rough for step in time.steps.values()) else ""
     missing = f", and {unknown}: not known yet" if unknown else ""
-    said = f"about {format_duration(max(1.0, time.seconds))}{missing} (from past runs on this machine{rough})"
+    other = time.most_seconds > time.seconds
+    most = f" to {format_duration(max(1.0, time.most_seconds))}" if other else ""
+    rough += ", a range from another architecture" if other else ""
+    said = f"about {format_duration(max(1.0, time.seconds))}{most}{missing} (from past runs on this machine{rough})"
     return [("Time", said), *remedy]
 
 
