@@ -1,5 +1,5 @@
 """What speaks against publishing as asked, and what the user may agree to: to replace somebody's edits, to leave older
-files beside the new ones, to name a private source on a public card, to push a gated source to a registry.
+files beside the new ones, to name a private source on a public card, to push a gated source where anybody may pull.
 
 Each is told before anything is sent. A yes on a terminal agrees to all that was shown; without one, AGREE names them.
 """
@@ -18,6 +18,7 @@ from quantyard.publish.bundle import CARD, ReleaseBundle, ReleaseDestination
 from quantyard.publish.files import PublishedFile
 from quantyard.publish.hub.target import HubTarget
 from quantyard.publish.hub.there import MANIFEST, HubThere
+from quantyard.publish.registry.readers import RegistryReaders
 from quantyard.store.manifest import SourceCard
 
 _SHARD: Final = r"-\d{5}-of-\d{5}"
@@ -59,17 +60,29 @@ def without_agreed(found: Iterable[Objection], agreed: Collection[str]) -> tuple
 
 
 def source_objections(
-    where: ReleaseDestination, there: HubThere, source: str, card: SourceCard
+    where: ReleaseDestination, there: HubThere, source: str, card: SourceCard, readers: RegistryReaders | None
 ) -> Iterator[Objection]:
-    """What speaks against these destinations for this source (org/name; "" for a local one)."""
+    """What speaks against these destinations for this source (org/name; "" for a local one).
+
+    Args:
+        readers: who may pull from the registry; None: there is none, or the source is not gated.
+    """
     if where.hub and source and card.private and there.is_public(where.hub):
         fact = f"The source {source} is private, and the card of the public repo {where.hub.repo_id} names it."
         yield Objection("private-source", fact, "Publish to a private repo, or build from a local copy of the model.")
-    if where.oci and card.gated:
-        place = f"{where.oci.registry}/{where.oci.repository}"
-        fact = f"The source is gated ({card.gated}), and a registry asks nobody to accept its terms: who may pull from "
-        yield Objection("open-registry", f"{fact}{place} gets the files.",
-                        "Leave OCI out, or let only those pull who have accepted them.")  # fmt: skip
+    if where.oci and card.gated and readers and readers.who != "members":
+        yield _open_registry_objection(f"{where.oci.registry}/{where.oci.repository}", card.gated, readers)
+
+
+def _open_registry_objection(place: str, gated: str, readers: RegistryReaders) -> Objection:
+    """A gate's terms are accepted by name, and who pulls without a login has none."""
+    fact = f"The source is gated ({gated}), and "
+    if readers.who == "anybody":
+        fact += f"anybody may pull from {place}, without accepting its terms: {readers.why}."
+        return Objection("open-registry", fact, "Leave OCI out, or push to a repository that needs a login.")
+    fact += f"whether anybody may pull from {place} is not known: {readers.why}."
+    hint = "Make it a private repository first, in the web page of its registry, and log in: docker login "
+    return Objection("open-registry", fact, f"{hint}{place.partition('/')[0]}; or leave OCI out.")
 
 
 def card_objections(where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:

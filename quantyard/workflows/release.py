@@ -37,6 +37,8 @@ from quantyard.publish.objections import (
     without_agreed,
 )
 from quantyard.publish.progress import UploadProgress
+from quantyard.publish.registry.login import registry_docker_login
+from quantyard.publish.registry.readers import registry_readers
 from quantyard.publish.release import (
     Release,
     find_release,
@@ -228,7 +230,7 @@ def _publish_release(
     _tell_of_other_release_files(request, folder, found.quants, bundle.files, reporter)
     sender = Sender(where, found, bundle, workflow_hub_access(request), asked.docker_config, asked.cosign_key, there)
     objections = without_agreed(
-        (*_objections_before_building(plan, where, there), *file_objections(where, there, bundle)), asked.agree
+        (*_objections_before_building(asked, plan, where, there), *file_objections(where, there, bundle)), asked.agree
     )
     if asked.dry_run:
         return Publication(gate, where, sender.intend(), None, folder, request.endpoint, objections)
@@ -247,7 +249,7 @@ def _agreed_before_building(
     """The request with what the user has agreed to, asked before hours of work: nobody may be there at their end."""
     there = look_there(workflow_hub_access(request), where.hub)
     stems = {quant.name: f"{plan.source.model.name}-{quant.name}" for quant in request.quants}
-    early = (*_objections_before_building(plan, where, there), *named_objections(where, there, stems))
+    early = (*_objections_before_building(asked, plan, where, there), *named_objections(where, there, stems))
     objections = without_agreed(early, asked.agree)
     if consent is _consent_given:
         refuse_objections(objections)
@@ -257,9 +259,14 @@ def _agreed_before_building(
     return replace(asked, agree=(*asked.agree, *(one.kind for one in objections)))
 
 
-def _objections_before_building(plan: BuildPlan, where: ReleaseDestination, there: HubThere) -> Iterator[Objection]:
-    """Those that can be told without the files."""
-    yield from source_objections(where, there, plan.source.repo_id, plan.source.card)
+def _objections_before_building(
+    asked: PublishRequest, plan: BuildPlan, where: ReleaseDestination, there: HubThere
+) -> Iterator[Objection]:
+    """Those that can be told without the files. A registry is asked only where its answer counts."""
+    card, readers = plan.source.card, None
+    if where.oci and card.gated and "open-registry" not in asked.agree:
+        readers = registry_readers(where.oci, registry_docker_login(where.oci.registry, asked.docker_config))
+    yield from source_objections(where, there, plan.source.repo_id, card, readers)
     yield from card_objections(where, there)
 
 

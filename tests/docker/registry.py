@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,9 @@ _TYPES = (
     "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json, "
     "application/vnd.oci.image.index.v1+json"
 )
+
+_HTPASSWD = "me:$2b$04$w7/nCN4YbLMTbOyQjFYPEOstQuJ/kLKyP3KS3dFJUr8a3fk0Fwh.2\n"  # the word "secret", by bcrypt
+_BASIC = "bWU6c2VjcmV0"  # me:secret
 
 
 class Registry:
@@ -78,3 +82,43 @@ def _answers(address: str) -> bool:
         return requests.get(f"http://{address}/v2/", timeout=2).status_code == 200
     except requests.exceptions.RequestException:
         return False
+
+
+@contextmanager
+def guarded_registry(folder: Path, host: str = "127.0.0.1", tls: str = "", auth: str = "") -> Iterator[str]:
+    """A registry with a password, or with another `auth`, and with TLS if it is given a configuration; its address."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        address = f"{host}:{probe.getsockname()[1]}"
+    (folder / "htpasswd").write_text(_HTPASSWD)
+    config, log = folder / "registry.yml", folder / "registry.log"
+    auth = auth or f"htpasswd: {{realm: here, path: {folder}/htpasswd}}"
+    config.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+        f"auth: {{{auth}}}\nhttp: {{addr: '{address}'{tls}}}\n"
+    )
+    with log.open("w") as output:
+        process = subprocess.Popen([str(registry_program()), "serve", str(config)], stdout=output, stderr=output)
+        try:
+            wait_for(lambda: "listening on" in log.read_text(), 20, log.read_text)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def docker_config(folder: Path, address: str) -> Path:
+    """What `docker login` writes for the user of `guarded_registry`."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({"auths": {address: {"auth": _BASIC}}}))
+    return path
+
+
+def tls_certificate(folder: Path, names: str) -> Path:
+    """A self-signed certificate for these names, beside its key (key.pem)."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry",
+         "-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "cert.pem"

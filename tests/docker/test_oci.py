@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-import subprocess
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -30,11 +29,9 @@ from quantyard.publish.registry.errors import LoginNeeded, OciError, RegistryUnr
 from quantyard.publish.registry.login import registry_docker_login
 from quantyard.publish.registry.upload import CHUNK_BYTES
 from tests.docker.oci_model import at, gguf_model, needs, silent
-from tests.docker.registry import Registry, registry, registry_program
-from tests.docker.server import wait_for
+from tests.docker.registry import Registry, docker_config, guarded_registry, registry, registry_program, tls_certificate
 
 NAME = "team/lagoon"
-_HTPASSWD = "me:$2b$04$w7/nCN4YbLMTbOyQjFYPEOstQuJ/kLKyP3KS3dFJUr8a3fk0Fwh.2\n"  # the word "secret", by bcrypt
 
 
 @pytest.fixture(scope="module")
@@ -150,43 +147,15 @@ def test_a_reference_that_nobody_answers_is_an_error_of_the_network(model: OciMo
 # ---- logins and TLS, with a registry that asks for them ----------------------------------------------
 
 
-@contextmanager
-def _guarded(folder: Path, host: str, tls: str = "") -> Iterator[str]:
-    """A registry with a password, and with TLS if it is given a configuration."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        address = f"{host}:{probe.getsockname()[1]}"
-    (folder / "htpasswd").write_text(_HTPASSWD)
-    config, log = folder / "registry.yml", folder / "registry.log"
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-        f"auth: {{htpasswd: {{realm: here, path: {folder}/htpasswd}}}}\nhttp: {{addr: '{address}'{tls}}}\n"
-    )
-    with log.open("w") as output:
-        process = subprocess.Popen([str(registry_program()), "serve", str(config)], stdout=output, stderr=output)
-        try:
-            wait_for(lambda: "listening on" in log.read_text(), 20, log.read_text)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-
-def _docker_config(folder: Path, address: str) -> Path:
-    path = folder / "config.json"
-    path.write_text(json.dumps({"auths": {address: {"auth": "bWU6c2VjcmV0"}}}))  # me:secret
-    return path
-
-
 def test_dockers_login_lets_one_push_and_without_it_nothing_is_sent(
     store: Registry, model: OciModel, tmp_path: Path
 ) -> None:
-    with _guarded(tmp_path, "127.0.0.1") as address:
+    with guarded_registry(tmp_path, "127.0.0.1") as address:
         reference = parse_oci_reference(f"{address}/{NAME}")
         with pytest.raises(LoginNeeded) as caught:
             push_oci_model(reference, model, None, silent)
         assert caught.value.hint == f"Type: docker login {address}" and not (tmp_path / "data").exists()
-        login = registry_docker_login(address, _docker_config(tmp_path, address))
+        login = registry_docker_login(address, docker_config(tmp_path, address))
         assert push_oci_model(reference, model, login, silent) == oci_digest(model)
 
 
@@ -198,17 +167,7 @@ def certificate(tmp_path: Path) -> Path:
         socket.gethostbyname(host)
     except OSError:
         pytest.skip(f"the machine's name, {host}, leads nowhere")
-    return _certificate(tmp_path, f"DNS:{host}")
-
-
-def _certificate(folder: Path, names: str) -> Path:
-    """A self-signed certificate for these names, beside its key."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry",
-         "-addext", f"subjectAltName={names}", "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=folder, check=True, capture_output=True,
-    )  # fmt: skip
-    return folder / "cert.pem"
+    return tls_certificate(tmp_path, f"DNS:{host}")
 
 
 def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
@@ -216,8 +175,8 @@ def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
 ) -> None:
     tls = f", tls: {{certificate: {certificate}, key: {tmp_path}/key.pem}}"
     small = replace(model, parts=model.licences)
-    with _guarded(tmp_path, socket.gethostname(), tls) as address:
-        login = registry_docker_login(address, _docker_config(tmp_path, address))
+    with guarded_registry(tmp_path, socket.gethostname(), tls) as address:
+        login = registry_docker_login(address, docker_config(tmp_path, address))
         with pytest.raises(RegistryUnreachable, match="certificate") as caught:
             push_oci_model(parse_oci_reference(f"{address}/{NAME}"), small, login, silent)
         assert "EXTRA_CA" in caught.value.hint
@@ -229,13 +188,13 @@ def test_tls_is_trusted_by_the_ca_that_is_named_and_by_no_other(
 def test_a_registry_with_tls_on_this_machine_is_spoken_to_with_tls(
     host: str, store: Registry, model: OciModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate = _certificate(tmp_path, "DNS:localhost,IP:127.0.0.1")
+    certificate = tls_certificate(tmp_path, "DNS:localhost,IP:127.0.0.1")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # not for this machine
     small = replace(model, parts=model.licences)
     tls = f", tls: {{certificate: {certificate}, key: {tmp_path}/key.pem}}"
-    with _guarded(tmp_path, host, tls) as address:
+    with guarded_registry(tmp_path, host, tls) as address:
         reference = parse_oci_reference(f"{address}/{NAME}")
-        login = registry_docker_login(address, _docker_config(tmp_path, address))
+        login = registry_docker_login(address, docker_config(tmp_path, address))
         with pytest.raises(RegistryUnreachable, match="certificate") as caught:
             push_oci_model(reference, small, login, silent)
         assert "EXTRA_CA" in caught.value.hint and not (tmp_path / "data").exists()
@@ -248,7 +207,7 @@ def test_a_registry_with_tls_on_this_machine_is_spoken_to_with_tls(
 def test_no_other_machine_is_spoken_to_without_tls(
     store: Registry, model: OciModel, tmp_path: Path, certificate: Path
 ) -> None:
-    with _guarded(tmp_path, socket.gethostname()) as address:
+    with guarded_registry(tmp_path, socket.gethostname()) as address:
         with pytest.raises(RegistryUnreachable) as caught:
             push_oci_model(parse_oci_reference(f"{address}/{NAME}"), model, None, silent)
         assert "plain HTTP is used for registries on this machine only" in caught.value.hint

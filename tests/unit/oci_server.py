@@ -128,10 +128,15 @@ class _Handler(BaseHTTPRequestHandler):
             case "PUT" if "/manifests/" in path:
                 state.manifests[tail] = body
                 self._answer(201)
-            case "GET" if "/manifests/" in path and tail in state.manifests:
-                self._answer(200, state.manifests[tail])
+            case "GET" if (found := self._published(path, tail)) is not None:
+                self._answer(200, found)
             case _:
                 self._answer(404)
+
+    def _published(self, path: str, tail: str) -> bytes | None:
+        if path.endswith("/tags/list"):
+            return json.dumps({"tags": list(self.state.manifests)}).encode() if self.state.manifests else None
+        return self.state.manifests.get(tail) if "/manifests/" in path else None
 
     def _patch(self, path: str, body: bytes) -> None:
         start = int(self.headers["Content-Range"].partition("-")[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from quantyard.store.manifest import parse_manifest
 from tests.hub_repo import Blob
 from tests.hub_server import HubServer
 from tests.released import PASSES, README, REPO, SOURCE_REPO, Said, Yard, lay_out, tiny
+from tests.unit.oci_server import SECRET, USER, Fault, oci_server
 from tests.unit.release_engine import engine_of
 
 pytestmark = pytest.mark.commands
@@ -197,13 +200,59 @@ def test_a_private_source_is_named_on_no_public_card_without_a_word(
     assert yard.publish("--agree=private-source").code == 0
 
 
-def test_a_gated_source_is_pushed_to_no_registry_without_a_word(
-    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+def _with_login(monkeypatch: pytest.MonkeyPatch, folder: Path, registry: str) -> None:
+    """`docker login` to the stand-in."""
+    auth = base64.b64encode(f"{USER}:{SECRET}".encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {registry: {"auth": auth}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
+_THERE = {"Q8_0": b"{}"}  # a tag
+
+
+@pytest.mark.parametrize(("settings", "has_login", "fact"), [
+    ({}, False, "anybody may pull from"),
+    ({"manifests": _THERE}, True, "anybody may pull from"),
+    ({"auth": "bearer"}, True, "whether anybody may pull from"),
+    ({"auth": "bearer", "manifests": _THERE}, False, "whether anybody may pull from"),
+    ({"faults": [Fault("GET", "/tags/", 503, times=9)]}, False, "it answers 503"),
+    (None, False, "cannot be reached"),
+])  # fmt: skip
+def test_a_gated_source_is_pushed_where_anybody_may_pull_only_by_agreement(
+    settings: dict[str, object] | None, has_login: bool, fact: str, tmp_path: Path, hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yard = _with_source(tmp_path, hub, monkeypatch, gated="auto")
-    oci = ("--repo=", "--oci=registry.invalid/team/lagoon")
-    assert "gated (auto)" in _holds(yard, "open-registry", *oci)["fact"]
-    assert yard.publish("--dry-run", "--agree=open-registry", *oci).code == 0
+    with oci_server(**(settings or {})) as server:
+        registry = server.address if settings is not None else "127.0.0.1:9"
+        if has_login:
+            _with_login(monkeypatch, tmp_path, registry)
+        oci = ("--repo=", f"--oci={registry}/team/name")
+        said = _holds(yard, "open-registry", *oci)
+        assert "gated (auto)" in said["fact"] and fact in said["fact"] and server.asked("POST", "/uploads") == 0
+        n_asked = len(server.log)
+        assert yard.publish("--dry-run", "--agree=open-registry", *oci).code == 0
+        assert len(server.log) == n_asked, "what is agreed to is not looked at"
+
+
+@pytest.mark.parametrize("settings", [
+    {"auth": "basic"}, {"auth": "basic", "manifests": _THERE}, {"auth": "bearer", "manifests": _THERE},
+])  # fmt: skip
+def test_a_gated_source_is_pushed_to_a_registry_of_members_without_a_word(
+    settings: dict[str, object], tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = _with_source(tmp_path, hub, monkeypatch, gated="auto")
+    with oci_server(**settings) as server:
+        _with_login(monkeypatch, tmp_path, server.address)
+        oci = ("--repo=", f"--oci={server.address}/team/name")
+        assert yard.publish("--dry-run", *oci).code == 0
+        assert yard.publish(*oci).code == 0
+
+
+def test_a_registry_is_not_asked_about_a_source_that_is_open(yard: Yard) -> None:
+    with oci_server() as server:
+        assert yard.publish("--dry-run", "--repo=", f"--oci={server.address}/team/name").code == 0
+        assert server.log == []
 
 
 def test_a_registry_is_not_told_the_name_of_a_private_source(

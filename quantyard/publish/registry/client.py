@@ -60,6 +60,7 @@ class Registry:
     name: str  # host[:port]
     repository: str
     credentials: RegistryCredentials | None
+    actions: str = "pull,push"  # what a token is asked for
     _authorization: str = field(default="", repr=False)
     _scheme: str = field(default="", init=False)
 
@@ -103,6 +104,11 @@ class Registry:
             message = f"{self.name} is not a registry: {self.address}/ answers 404."
             raise RegistryRefused(message, "Name it like this: registry.example/team/name")
         self.expect(response, 200)
+
+    def settle_scheme(self) -> None:
+        """Find out whether a registry on this machine has TLS, as `ping` does too."""
+        if self._scheme == "http":
+            self._plain_ping()
 
     def _plain_ping(self) -> httpx2.Response | None:
         """The answer to a plain request; None: none to go by. A registry with TLS answers one with status 400 or a
@@ -241,10 +247,10 @@ class Registry:
         return False
 
     def _fetch_token(self, challenge: Mapping[str, str]) -> bool:
-        """Get a token for pulling and pushing: the challenge of a HEAD would name pulling only."""
+        """Get a token for all `actions`: the challenge of a HEAD would name pulling only."""
         realm, login = challenge.get("realm", ""), self.credentials
         self._check_realm(realm)
-        asked = {"scope": f"repository:{self.repository}:pull,push"}
+        asked = {"scope": f"repository:{self.repository}:{self.actions}"}
         asked |= {"service": challenge["service"]} if "service" in challenge else {}
         if login and login.identity_token:
             more = {"grant_type": "refresh_token", "refresh_token": login.identity_token, "client_id": "quantyard"}
