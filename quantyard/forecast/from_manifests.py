@@ -23,7 +23,7 @@ from quantyard.forecast.samples import (
     write_forecast_book,
 )
 from quantyard.forecast.work import SHARED_STAGES, forecast_threads, forecast_work
-from quantyard.protocol.facts import EvaluateFacts, Facts
+from quantyard.protocol.facts import ArchitectureFacts, EvaluateFacts, Facts
 
 _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
 Record = Mapping[str, Any]
@@ -68,9 +68,8 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
 
 def _architectures_of_timed_model(manifest: Record) -> list[str]:
     """What the stages of a model call its architecture."""
-    facts = (record["facts"] for record in manifest["stages"].values())
-    names = (found.get("architecture") for found in facts if isinstance(found, Mapping))
-    return [name for name in names if isinstance(name, str)]
+    found = (ArchitectureFacts.read(record["facts"]) for record in manifest["stages"].values())
+    return [facts.architecture for facts in found if facts.architecture]
 
 
 def _sample_of_architectures(sample: TimingSample, names: Sequence[str]) -> TimingSample:

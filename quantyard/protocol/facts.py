@@ -48,6 +48,12 @@ class Facts(BaseModel):
             raise ValueError(f"{place}: {first['msg']}") from error
 
 
+class ArchitectureFacts(Facts):
+    """What a stage that reads a model calls its architecture: a class of Transformers, or the name in a GGUF."""
+
+    architecture: str | None = None
+
+
 class ConvertFacts(Facts):
     """What is worth knowing of a conversion, a sentence each."""
 
