@@ -26,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
-SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project test:project,test lint:lint"
+SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project s3:project,s3 test:project,test lint:lint"
 SEPARATE="build:build clients:clients oldclients:oldclients docs:docs openvino:openvino pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
 # To add a package without wheels: name it here; one of pure Python as PURE_SDISTS, since another list SDISTS compiles
 # llama.cpp again everywhere. Set-ups and images install nothing else from source.
@@ -191,7 +191,7 @@ HEAD
 move_pins() {
     local row
     cp "$WORK/pyproject.toml" "$WORK/pins.toml"
-    sed -i.old -E '/# held/!s/^( *|[a-z]+ = \[)"([A-Za-z0-9_.-]+(\[[a-z,]+\])?)==[^"]*"/\1"\2"/' "$WORK/pyproject.toml"
+    sed -i.old -E '/# held/!s/^( *|[a-z]+ = \[)"([A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?)==[^"]*"/\1"\2"/' "$WORK/pyproject.toml"
     for row in $SHARED $SEPARATE; do
         case ${row%%:*} in bench | lint | build | clients | oldclients | docs | pip | lock) ;; *) continue ;; esac
         say "Looking for newer versions of ${row%%:*} …"
@@ -209,7 +209,7 @@ for line in open(sys.argv[1]):
     group = (re.match(r"([a-z]+) = \[", line) or [group, group])[1]
     place = group if group in ("lint", "build", "clients", "oldclients", "docs", "pip", "lock") else "bench"
     if "# held" not in line:
-        line = re.sub(r'"([A-Za-z0-9_.-]+)((?:\[[a-z,]+\])?)==([^"]*)"',
+        line = re.sub(r'"([A-Za-z0-9_.-]+)((?:\[[a-z0-9,]+\])?)==([^"]*)"',
                       lambda m: f'"{m[1]}{m[2]}=={versions.get((place, plain(m[1])), m[3])}"', line)
     sys.stdout.write(line)
 PYTHON

@@ -4,7 +4,8 @@ the plan's order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from quantyard.store.manifest import (
     QuantRecord,
     SourceRecord,
     StageRecord,
+    changing_manifest,
     parse_manifest,
     salvaged_manifest,
     write_manifest,
@@ -118,15 +120,22 @@ class ManifestRecords:
         """Write the manifest atomically."""
         write_manifest(self.store.folder / "manifest.json", manifest)
 
+    @contextmanager
+    def changing(self) -> Iterator[Manifest]:
+        """The manifest, to be changed; it is written at the end. What other processes write meanwhile stays."""
+        with changing_manifest(self.store.folder / "manifest.json"):
+            manifest = self.read()
+            yield manifest
+            self.write(manifest)
+
     def stage(self, step: Step, spec: StageSpec, result: StageResult) -> None:
         """Record a successful step; what is about files of others is not the model's record, and shards are in that of
         the step that puts them together.
         """
         if self._is_foreign(step) or step.whole:
             return
-        manifest = self.read()
-        self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
-        self.write(manifest)
+        with self.changing() as manifest:
+            self._add(manifest, step, self._record_of(step, spec, result, datetime.now(UTC)))
 
     def publish(self, target: Target, finished: Mapping[str, FinishedStage]) -> BuiltFile:
         """Publish a verified file under its final name."""
@@ -194,8 +203,8 @@ class ManifestRecords:
                 paths.append(link_stored_file(artifact.folder / entry.path, self.store.folder / name))
                 record.files.append(entry.model_copy(update={"path": name}))
         if manifest.projector != record:
-            manifest.projector = record
-            self.write(manifest)
+            with self.changing() as manifest:
+                manifest.projector = record
         return tuple(paths)
 
     def publish_report(self, finished: Mapping[str, FinishedStage]) -> Measured | None:
@@ -208,10 +217,9 @@ class ManifestRecords:
         measured = Measured(report, copy_stored_outputs(finished[REPORT].artifact, folder))
         if self.plan.foreign:
             return measured
-        manifest = self.read()
-        if manifest.evaluations.get(suite) != measured.report:
-            manifest.evaluations[suite] = measured.report
-            self.write(manifest)
+        if self.read().evaluations.get(suite) != measured.report:
+            with self.changing() as manifest:
+                manifest.evaluations[suite] = measured.report
         return measured
 
     def _is_foreign(self, step: Step) -> bool:
@@ -222,10 +230,10 @@ class ManifestRecords:
         """Record the reports of the plan's API tests."""
         tested = [quant for quant in self.plan.contracts if contract_step_label(quant) in finished]
         found = {quant: read_planned_contract(finished[contract_step_label(quant)].artifact.folder) for quant in tested}
-        manifest = self.read()
-        if manifest.contracts != manifest.contracts | found:
-            manifest.contracts |= found
-            self.write(manifest)
+        contracts = self.read().contracts
+        if contracts != contracts | found:
+            with self.changing() as manifest:
+                manifest.contracts |= found
         return list(found.values())
 
     def finished(self, finished: Mapping[str, FinishedStage], specs: Mapping[str, StageSpec]) -> None:
@@ -235,19 +243,19 @@ class ManifestRecords:
         manifest, steps = self.read(), [step for step in self.plan.steps if step.label in finished and not step.whole]
         known = [step for step in steps if self.engine.identity(step.row.image) and not self._is_foreign(step)]
         others = [step for step in known if _manifest_stage_key(manifest, step.label) != specs[step.label].key]
-        for step in others:
-            found = finished[step.label]
-            made_at = datetime.fromtimestamp(found.artifact.folder.stat().st_mtime, UTC)
-            self._add(manifest, step, self._record_of(step, specs[step.label], found.result, made_at))
-        if others:
-            self.write(manifest)
+        if not others:
+            return
+        with self.changing() as manifest:
+            for step in others:
+                found = finished[step.label]
+                made_at = datetime.fromtimestamp(found.artifact.folder.stat().st_mtime, UTC)
+                self._add(manifest, step, self._record_of(step, specs[step.label], found.result, made_at))
 
     def _quant(self, name: str, record: QuantRecord) -> None:
-        manifest = self.read()
-        if manifest.quants.get(name) != record:
+        if self.read().quants.get(name) != record:
             order = [target.quant.name for target in self.plan.targets]
-            manifest.quants = placed_record(manifest.quants, name, record, order)
-            self.write(manifest)
+            with self.changing() as manifest:
+                manifest.quants = placed_record(manifest.quants, name, record, order)
 
     def _add(self, manifest: Manifest, step: Step, record: StageRecord) -> None:
         order = [each.label for each in self.plan.steps]

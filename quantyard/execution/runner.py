@@ -273,11 +273,14 @@ class PlanRunner:
             return _Kept(run, finished.result, finished)
         except BaseException as error:
             if not run.step.row.resumable or isinstance(error, ResultRefused):
-                self.store.discard(spec.label, spec.key)
+                self.store.discard(run.space)
+            self.store.leave(run.space)
             raise
 
     def _keep(self, kept: _Kept) -> None:
         step = kept.run.step
+        while self.store.differing:
+            self._note(f"warning: {self.store.differing.pop()}")
         self._finished.steps[step.label] = kept.finished
         self.ran.append(step.label)
         if not kept.run.resumed:
@@ -333,7 +336,8 @@ class PlanRunner:
         finally:
             self.watch.end(step.label)
             if is_over or not step.row.resumable:
-                self.store.discard(spec.label, spec.key)
+                self.store.discard(space)
+            self.store.leave(space)
         n, seconds, keys = len(shared.members), self.watch.taken_s[step.label], self._finished.specs
         self.taken += [
             Taken(m.label, keys[m.label].key, seconds / n, n_together=n, cpu=result.cpu) for m in shared.members

@@ -12,7 +12,6 @@ final name is not among them: its readers would see half a file. Nor is `flock`,
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -21,20 +20,19 @@ from pathlib import Path
 from typing import Final
 
 from quantyard.files.atomic import sync_file
+from quantyard.files.renameat2 import NOREPLACE, rename_with_flags
 
 ENTRY: Final = ".entry"  # the file in the folder of the third way
 _NOT_POSSIBLE: Final = frozenset({
     errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL, errno.EXDEV,
 })  # fmt: skip
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR})
-_AT_FDCWD: Final = -100
-_RENAME_NOREPLACE: Final = 1
 
 
 def place_by_link(complete: Path, final: Path) -> bool:
     """Place it as a second name of the file; the first one stays."""
     try:
-        os.link(complete, final, follow_symlinks=False)
+        os.link(complete, final)
     except FileExistsError:  # ours, if the server made it and its answer was lost
         return complete.stat().st_nlink == 2
     return True
@@ -42,15 +40,13 @@ def place_by_link(complete: Path, final: Path) -> bool:
 
 def place_by_rename(complete: Path, final: Path) -> bool:
     """Rename it with the flag that spares what is there."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        raise OSError(errno.ENOSYS, "renameat2 is not in this C library")
-    if function(_AT_FDCWD, os.fsencode(complete), _AT_FDCWD, os.fsencode(final), _RENAME_NOREPLACE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _TAKEN:
-        return False
-    raise OSError(code, os.strerror(code), str(final))
+    try:
+        rename_with_flags(complete, final, NOREPLACE)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
 
 
 def place_in_folder(complete: Path, final: Path) -> bool:

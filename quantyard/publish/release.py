@@ -38,7 +38,14 @@ from quantyard.publish.use import with_release_use
 from quantyard.sources.licence import source_licence_files
 from quantyard.sources.resolve import Source
 from quantyard.store.hash_cache import HashCache
-from quantyard.store.manifest import Manifest, QuantRecord, read_manifest, stage_record_file, write_manifest
+from quantyard.store.manifest import (
+    Manifest,
+    QuantRecord,
+    changing_manifest,
+    read_manifest,
+    stage_record_file,
+    write_manifest,
+)
 from quantyard.store.stages import ModelStore, stored_stage_folder
 
 _AGAIN: Final = "make release MODEL=… QUANT=… REPO=…"
@@ -298,8 +305,10 @@ def release_legal_files(release: Release, source: Source) -> tuple[PublishedFile
 
 def keep_release_gate(store: ModelStore, judged: Manifest) -> None:
     """Record the gate's findings and the stated licence in the store's manifest."""
-    manifest = read_manifest(store.folder / "manifest.json")
-    assert manifest is not None, "a release was read from it"
-    if (manifest.gate, manifest.stated_license) != (judged.gate, judged.stated_license):
-        manifest.gate, manifest.stated_license = judged.gate, judged.stated_license
-        write_manifest(store.folder / "manifest.json", manifest)
+    path = store.folder / "manifest.json"
+    with changing_manifest(path):
+        manifest = read_manifest(path)
+        assert manifest is not None, "a release was read from it"
+        if (manifest.gate, manifest.stated_license) != (judged.gate, judged.stated_license):
+            manifest.gate, manifest.stated_license = judged.gate, judged.stated_license
+            write_manifest(path, manifest)

@@ -47,8 +47,12 @@ def open_s3_objects(place: str) -> ObjectStore:
 class S3Objects:
     """The objects below one prefix of a bucket. `files` is an s3fs.S3FileSystem."""
 
-    def __init__(self, files: Any, bucket: str, prefix: str) -> None:
-        self._files, self._bucket, self._prefix = files, bucket, prefix
+    def __init__(self, files: Any, bucket: str, prefix: str, part_bytes: int = _PART_BYTES) -> None:
+        self._files, self._bucket, self._prefix, self._part_bytes = files, bucket, prefix, part_bytes
+
+    def with_parts_of(self, size_bytes: int) -> S3Objects:
+        """The same store; files of twice this size are sent in parts of it."""
+        return S3Objects(self._files, self._bucket, self._prefix, size_bytes)
 
     @property
     def url(self) -> str:
@@ -151,7 +155,7 @@ class S3Objects:
             self._files.pipe_file(self._key(name), content, mode=mode)
         else:
             self._files.put_file(
-                str(content), self._key(name), mode=mode, chunksize=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+                str(content), self._key(name), mode=mode, chunksize=self._part_bytes, max_concurrency=_PARTS_AT_ONCE
             )
 
     def _key(self, name: str) -> str:

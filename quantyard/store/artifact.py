@@ -73,11 +73,16 @@ class FinishedStage:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one unfinished stage: its `/in` and `/out`, and beside them `kept`, which the stage cannot see."""
+    """The folders of one attempt at a stage: its `/in` and `/out`, and beside them `kept`, which it cannot see."""
 
     in_dir: Path
     out_dir: Path
     request: StageRequest
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the attempt."""
+        return self.out_dir.parent
 
     @property
     def kept_dir(self) -> Path:

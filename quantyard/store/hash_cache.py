@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
+from quantyard.files.unique_names import temporary_beside
 from quantyard.formats.finite_json import dump_finite_json
 
 
@@ -39,7 +39,7 @@ class HashCache:
 
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = temporary_beside(self._path)
         temporary.write_text(dump_finite_json(self._known, indent=0))
         temporary.rename(self._path)
 

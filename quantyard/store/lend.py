@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantyard.files.safe_files import remove_tree
+from quantyard.files.unique_names import temporary_beside
 from quantyard.store.stages import ModelStore
 
 
@@ -18,10 +19,12 @@ def lend_finished_stages(lender: ModelStore, borrower: ModelStore, stages: Seque
     for folder in sorted((lender.folder / "stages").glob("[!.]*-*")):
         target = borrower.folder / "stages" / folder.name
         if folder.name.partition("-")[0] in stages and not target.exists():
-            partial = target.with_name(f".lent-{target.name}")
-            remove_tree(partial)
+            partial = temporary_beside(target)
             shutil.copytree(folder, partial, copy_function=_link_stored)
-            partial.rename(target)
+            try:
+                partial.rename(target)
+            except OSError:  # another process was faster
+                remove_tree(partial)
 
 
 def _link_stored(source: str, target: str) -> None:

@@ -1,6 +1,8 @@
 """`manifest.json`: which files were made, from which inputs, by which tools. The card and `verify` use only this."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quantyard.errors import BadRequest
 from quantyard.files.atomic import write_file_atomically
+from quantyard.files.lock_file import held_lock_file
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
@@ -203,6 +206,13 @@ def read_manifest(path: Path) -> Manifest | None:
         return parse_manifest(path.read_bytes(), str(path))
     except (OSError, ValueError):
         return None
+
+
+@contextmanager
+def changing_manifest(path: Path) -> Iterator[None]:
+    """Read, change and write the manifest at `path` inside of this, so that the changes of other processes stay."""
+    with held_lock_file(path.with_name(".manifest.lock")):
+        yield
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

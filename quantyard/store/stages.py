@@ -1,7 +1,8 @@
 """The store of stages and their outputs, under `artifacts/<org>/<name>/<commit12>/`.
 
     stages/<label>-<key12>/      one finished stage: request.json, result.json, stamps.json, files/
-    stages/.<label>-<key12>/     one unfinished stage
+    stages/.<label>-<key12>.<host>-<pid>-<random>/   one attempt at it, unfinished
+    differing/<label>-<key12>.…/ outputs of an attempt that ended second, with other bytes
     <name>-<QUANT>.gguf          a hard link into a finished stage, made when the file is verified
     <name>.imatrix.gguf          the importance matrix that files were made with
     eval/<suite>/                a copy of the last report on this suite
@@ -9,29 +10,33 @@
     release/                     what would be published: models as hard links, card, page
 
 A stage is finished exactly when its folder has its final name. Outputs are synced to disk first and then published with
-one rename, so a stage that is killed at any moment leaves nothing that looks finished. The stage itself cannot write to
-that folder: its files are moved there after they are checked (`take_outputs.py`), and everything else is removed.
+one rename, so a stage that is killed at any moment leaves nothing that looks finished. Any number of processes, on any
+hosts, may run one stage: each has a folder of its own, and the rename of the first wins, since none replaces a folder
+that has contents. The stage itself cannot write to that folder: its files are moved there after they are checked
+(`take_outputs.py`), and everything else is removed.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from quantyard.errors import QuantyardError
 from quantyard.files.atomic import sync_file, write_file_atomically
 from quantyard.files.safe_files import SafeFolder, UnsafeFile, remove_tree
+from quantyard.files.unique_names import is_left_temporary, new_process_mark, parse_process_mark
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import StageRequest, StageResult, files_digest
 from quantyard.protocol.facts import check_result_facts
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 from quantyard.store.artifact import Artifact, FinishedStage, ModelId, Workspace
+from quantyard.store.attempt_folders import AttemptFolders
 from quantyard.store.file_stamps import (
     STAMPS,
     file_stamps_text,
@@ -41,7 +46,9 @@ from quantyard.store.file_stamps import (
 )
 from quantyard.store.take_outputs import FILES, store_stage_outputs, tame_unfinished_outputs, unfinished_output_bytes
 
-_WAIT_STEP_S = 0.05
+_WAIT_STEP_S: Final = 0.05
+_IS_THERE: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a mount that cannot lock
 
 
 class ModelStore:
@@ -52,10 +59,15 @@ class ModelStore:
         self.folder = root / model.folder
         self._lock_path = root / model.org / model.name / ".lock"
         self.changed: list[str] = []  # finished stages that no longer count, with the reason
+        self.differing: list[str] = []  # attempts that ended second with other bytes, with their place
+        self._attempts = AttemptFolders(self.folder / "stages")
 
     @contextmanager
     def locked(self, on_wait: Callable[[str], None]) -> Iterator[None]:
-        """Hold the model's lock. If another process holds it, call `on_wait` once with its name, and wait."""
+        """Hold the model's lock. If another process holds it, call `on_wait` once with its name, and wait.
+
+        It only saves duplicate work: where a mount cannot lock, or only within a host, results are right all the same.
+        """
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         told = False
         with self._lock_path.open("ab") as lock:  # closing it unlocks it, also when the process is killed
@@ -64,12 +76,17 @@ class ModelStore:
                     on_wait(self._lock_holder())
                 told = True
                 time.sleep(_WAIT_STEP_S)
-            self._lock_path.with_name(".lock-holder").write_text(str(os.getpid()))
-            yield
+            self._lock_path.with_name(".lock-holder").write_text(str(new_process_mark()))
+            try:
+                yield
+            finally:
+                self._attempts.end_all()
 
     def _lock_holder(self) -> str:
         try:
-            return f"process {int(self._lock_path.with_name('.lock-holder').read_text())}"
+            text = self._lock_path.with_name(".lock-holder").read_text()
+            mark = parse_process_mark(text)
+            return f"process {mark.pid} on {mark.host}" if mark else f"process {int(text)}"  # of an earlier Quantyard
         except (OSError, ValueError):
             return "another process"
 
@@ -115,25 +132,33 @@ class ModelStore:
     def begin(
         self, label: str, key: str, request: StageRequest, inputs: Mapping[str, Artifact], resumable: bool
     ) -> Workspace:
-        """Make the stage's workspace. If the stage is resumable, the plain files that an interrupted run left there are
-        kept.
+        """Make a workspace for one attempt at a stage. If the stage is resumable, it gets the plain files that an
+        abandoned attempt left.
         """
-        partial = self._partial(label, key)
-        space = Workspace(partial / "in", partial / "out", request)
-        if resumable and not partial.is_symlink():
-            for path in partial.glob("*"):
+        left = self._adopted(label, key) if resumable else None
+        own = left or self._attempts.new(_stored_stage_name(label, key))
+        space = Workspace(own / "in", own / "out", request)
+        if left is not None:
+            for path in left.glob("*"):
                 if path != space.out_dir:
                     remove_tree(path)
             tame_unfinished_outputs(space.out_dir)
-        else:
-            remove_tree(partial)
-        space.in_dir.mkdir(parents=True)
+        space.in_dir.mkdir()
         space.out_dir.mkdir(exist_ok=True)
         (space.in_dir / "request.json").write_text(_stored_stage_record(request))
         known = {name: [f.model_dump(mode="json") for f in artifact.files] for name, artifact in inputs.items()}
         # With the hashes of its inputs, a stage need not hash 40 GB again.
         (space.in_dir / "inputs.json").write_text(dump_finite_json(known) + "\n")
         return space
+
+    def _adopted(self, label: str, key: str) -> Path | None:
+        """What an abandoned attempt left, as this process' own; of several, that of the most bytes."""
+        name = _stored_stage_name(label, key)
+        left = [path for _, path in self._attempts.abandoned(name)]
+        for path in sorted(left, key=lambda path: unfinished_output_bytes(path / "out"), reverse=True):
+            if (own := self._attempts.adopt(path, name)) is not None:
+                return own
+        return None
 
     def take(self, label: str, space: Workspace, result: StageResult, leaves: Leaves) -> StageResult:
         """Check the stage's files and move them to `kept`; returns the result with their SHA-256.
@@ -153,7 +178,10 @@ class ModelStore:
         file.replace(target)
 
     def finish(self, label: str, key: str, space: Workspace, result: StageResult, leaves: Leaves) -> FinishedStage:
-        """Finish a stage: take its files, sync, rename.
+        """Finish a stage: take its files, sync, rename, unless another attempt has finished it.
+
+        Returns:
+            The stage as it counts: this attempt's, or that of the first.
 
         Raises:
             ResultRefused, OutOfResources: see `take`.
@@ -164,61 +192,93 @@ class ModelStore:
         with SafeFolder.opened(kept / FILES) as files:
             write_file_atomically(kept / STAMPS, file_stamps_text(files, taken.outputs).encode())
         final = self._final(label, key)
-        remove_tree(final)
-        kept.rename(final)
-        sync_file(final.parent)
-        remove_tree(self._partial(label, key))
+        first = self._placed(kept, final)
+        if first is not None and files_digest(taken.outputs) != first.artifact.digest:
+            self._keep_differing(label, space)
+        self.discard(space)
         finished = self.finished(label, key)
         if finished is None:
             raise QuantyardError(f"{label}: the files vanished from {final} while they were being kept.")
         return finished
 
-    def discard(self, label: str, key: str) -> None:
-        """Remove what an unfinished stage left."""
+    def _placed(self, kept: Path, final: Path) -> FinishedStage | None:
+        """Rename a complete stage to its final name, unless there is one that counts: then return that."""
+        while True:
+            try:
+                kept.rename(final)
+            except OSError as error:
+                if error.errno not in _IS_THERE:
+                    raise
+            else:
+                sync_file(final.parent)
+                return None
+            if (first := self._read(final)) is not None:
+                return first
+            with suppress(FileNotFoundError):  # its files were changed; another process may move it first
+                final.rename(kept.with_name(f"replaced-{new_process_mark()}"))
+
+    def _keep_differing(self, label: str, space: Workspace) -> None:
+        aside = self.folder / "differing" / space.folder.name[1:]
+        aside.parent.mkdir(exist_ok=True)
+        space.kept_dir.rename(aside)
+        self.differing.append(
+            f"{label}: another process finished it first, with other bytes. This run's outputs are kept as {aside}"
+        )
+
+    def leave(self, space: Workspace) -> None:
+        """End an attempt without a result; what it left may be resumed."""
+        self._attempts.end(space.folder)
+
+    def discard(self, space: Workspace) -> None:
+        """End an attempt and remove what it left."""
         with suppress(OSError):
-            remove_tree(self._partial(label, key))
+            remove_tree(space.folder)
+        self._attempts.end(space.folder)
 
     def clear_unfinished(self, resumable: Collection[str]) -> None:
-        """Remove the unfinished stages of killed runs, except those that can be resumed. The caller must hold the lock,
-        so that no other process works here.
+        """Remove what killed runs left, except the attempts that can be resumed. Those of running processes stay.
 
         Args:
             resumable: names of the stages that can resume.
         """
-        for partial in (self.folder / "stages").glob(".*-*"):
-            stage = partial.name[1:].partition("-")[0]
-            if stage not in resumable or partial.with_name(partial.name[1:]).exists():
+        for name, left in self._attempts.abandoned():
+            if name.partition("-")[0] not in resumable or left.with_name(name).exists():
                 with suppress(OSError):
-                    remove_tree(partial)
+                    remove_tree(left)
+        for temporary in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
+            with suppress(OSError):
+                if is_left_temporary(temporary):
+                    remove_tree(temporary)
 
     def partial_bytes(self, label: str, key: str) -> int:
-        """Size of the files that an unfinished stage can resume from."""
-        return unfinished_output_bytes(self._partial(label, key) / "out")
+        """Size of the files that an attempt can resume from."""
+        left = self._attempts.abandoned(_stored_stage_name(label, key))
+        return max((unfinished_output_bytes(path / "out") for _, path in left), default=0)
 
     def _final(self, label: str, key: str) -> Path:
         return stored_stage_folder(self.folder, label, key)
 
-    def _partial(self, label: str, key: str) -> Path:
-        return self.folder / "stages" / f".{_stage_folder_slug(label)}-{key[:12]}"
-
 
 def stored_stage_folder(model_folder: Path, label: str, key: str) -> Path:
     """The folder of a finished stage."""
-    return model_folder / "stages" / f"{_stage_folder_slug(label)}-{key[:12]}"
+    return model_folder / "stages" / _stored_stage_name(label, key)
+
+
+def _stored_stage_name(label: str, key: str) -> str:
+    return f"{label.replace(' ', '-')}-{key[:12]}"
 
 
 def _is_locked_now(file: IO[bytes]) -> bool:
-    """Take the lock on a file; False if another process holds it."""
+    """Take the lock on a file, where the mount has locks; False if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
 
 
 def _stored_stage_record(record: StageRequest | StageResult) -> str:
     return record.model_dump_json(indent=2) + "\n"
-
-
-def _stage_folder_slug(label: str) -> str:
-    return label.replace(" ", "-")

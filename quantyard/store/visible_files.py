@@ -5,11 +5,12 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from quantyard.files.atomic import sync_file
+from quantyard.files.renameat2 import replace_folder
 from quantyard.files.safe_files import SafeFolder, copy_open_file
+from quantyard.files.unique_names import temporary_beside
 from quantyard.store.artifact import Artifact
 
 
@@ -17,9 +18,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
     """Publish one output of a stage under its final name, as a hard link."""
     if target.exists() and target.samefile(source):
         return target
-    temporary = _temporary_beside_visible_file(target)
-    with suppress(FileNotFoundError):
-        temporary.unlink()
+    temporary = temporary_beside(target)
     try:
         os.link(source, temporary)
     except OSError:  # a file system without hard links
@@ -31,7 +30,7 @@ def link_stored_file(source: Path, target: Path) -> Path:
 def copy_file_to_store(source: Path, target: Path) -> Path:
     """Publish a file of the user as a copy, since the user may change the original later."""
     if not (target.exists() and filecmp.cmp(source, target, shallow=False)):
-        temporary = _temporary_beside_visible_file(target)
+        temporary = temporary_beside(target)
         shutil.copyfile(source, temporary)
         sync_file(temporary)
         temporary.rename(target)
@@ -42,8 +41,7 @@ def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
     """Publish all files of a stage as copies in a folder, where users may edit them. A reader sees all or none."""
     if _is_copy_of_artifact(target, artifact):
         return target
-    temporary, old = _temporary_beside_visible_file(target), target.with_name(f".{target.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = temporary_beside(target), temporary_beside(target)
     with SafeFolder.opened(artifact.folder) as files:
         for entry in artifact.files:
             path = temporary / entry.path
@@ -51,10 +49,7 @@ def copy_stored_outputs(artifact: Artifact, target: Path) -> Path:
             with files.file(entry.path) as source:
                 copy_open_file(source, path)
             sync_file(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
+    replace_folder(temporary, target, old)
     sync_file(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return target
@@ -80,7 +75,3 @@ def _is_copy_of_artifact(folder: Path, artifact: Artifact) -> bool:
     names = sorted(f.path for f in artifact.files)
     there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return there == names and filecmp.cmpfiles(artifact.folder, folder, names, shallow=False)[0] == names
-
-
-def _temporary_beside_visible_file(target: Path) -> Path:
-    return target.with_name(f".{target.name}.tmp")

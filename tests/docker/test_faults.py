@@ -18,6 +18,7 @@ import pytest
 from quantyard.engines.docker_engine import DockerEngine
 from quantyard.errors import StageFailed
 from quantyard.execution.runner import PlanRunner
+from quantyard.files.unique_names import host_in_names
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR, read_pins
 from quantyard.plan.build import BuildOptions, make_build_plan
@@ -166,7 +167,7 @@ def test_a_second_build_of_the_same_model_waits_and_then_has_nothing_to_do(
     second = run("build", MODEL=str(tiny_model), QUANT="Q8_0", ENGINE="docker", ARTIFACTS=str(tmp_path))
     first.communicate(timeout=60)
     assert first.returncode == 0 and second.returncode == 0
-    assert f"waiting: process {first.pid} is building this model" in second.stderr
+    assert f"waiting: process {first.pid} on {host_in_names()} is building this model" in second.stderr
     assert "[convert]" not in second.stderr.replace("to run", "")
 
 

@@ -172,6 +172,7 @@ def _left(store: ModelStore) -> Path:
     space = store.begin("fetch", "1" * 64, DequantizeRequest(source_file="a"), {}, resumable=True)
     (space.out_dir / "files" / ".partial").mkdir(parents=True)
     (space.out_dir / "files" / ".partial" / "good").write_text("half")
+    store.leave(space)  # as if its process had been killed
     return space.out_dir
 
 
@@ -197,6 +198,7 @@ def test_what_a_killed_run_left_is_resumed_from_plain_files_alone(name: str, kin
         path.symlink_to(targets.get(kind, path.name))
     assert store.partial_bytes("fetch", "1" * 64) == len("half")
     out = _begin(store)
+    path = out / name  # the attempt has a folder of its own
     assert (out / "files" / ".partial" / "good").read_text() == "half"
     if kind == "folder" and name.startswith("files/"):
         assert path.is_dir()
@@ -221,7 +223,8 @@ def test_what_lies_beside_the_folder_of_a_killed_run_is_made_anew(name: str, tmp
     if beside.exists():
         beside.rename(tmp_path / "moved")
     beside.symlink_to(tmp_path / "host")
-    assert (_begin(store) / "files" / ".partial" / "good").exists() and not beside.is_symlink()
+    out = _begin(store)
+    assert (out / "files" / ".partial" / "good").exists() and not out.with_name(name).is_symlink()
     assert (tmp_path / "host" / "request.json").read_text() == "theirs"
 
 
@@ -237,7 +240,8 @@ def test_where_nothing_can_be_kept_of_a_killed_run_it_begins_anew(what: str, tmp
         path = out if what == "out is a link" else out / "files"
         path.rename(tmp_path / "moved")
         path.symlink_to(tmp_path / "host" / ("" if what == "out is a link" else "files"))
-    assert list(_begin(store).iterdir()) == [] and not out.is_symlink()
+    out = _begin(store)
+    assert list(out.iterdir()) == [] and not out.is_symlink()
     assert (tmp_path / "host" / "files" / "theirs").read_text() == "theirs"
 
 

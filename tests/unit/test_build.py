@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_a_build_without_hard_links_still_publishes(
     local_source: Source, make_runner: MakeRunner, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_args: object) -> None:
-        raise OSError("no hard links here")
+        raise OSError(errno.EPERM, "no hard links here")
 
     monkeypatch.setattr("os.link", refuse)
     path = make_runner(local_source, FakeEngine()).run(notes)[0].path

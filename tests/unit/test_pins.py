@@ -19,7 +19,7 @@ BAKE = REPO / "docker" / "docker-bake.hcl"
 DOCKERFILES = sorted((REPO / "docker").glob("*.Dockerfile"))
 EVAL = REPO / "docker" / "eval.Dockerfile"
 SCRIPTS = sorted((REPO / "scripts").glob("*.sh"))
-EXACT = r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?==\d[0-9A-Za-z.]*"  # name[extras]==version
+EXACT = r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==\d[0-9A-Za-z.]*"  # name[extras]==version
 GROUPS = tomllib.loads((REPO / "pyproject.toml").read_text())["dependency-groups"]
 
 # A CPU as /proc/cpuinfo describes it, and what cmake-args.sh must switch on for it.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from quantyard.files.atomic import write_file_atomically
+from quantyard.files.unique_names import host_in_names
 from quantyard.paths import REPO_DIR
 from quantyard.store.artifact import ModelId
 from quantyard.store.hash_cache import HashCache
@@ -41,7 +42,7 @@ def test_a_second_build_of_a_model_waits_and_says_for_whom(tmp_path: Path) -> No
         started = time.monotonic()
         with ModelStore(tmp_path, ModelId("org", "name", "d" * 40)).locked(waited.append):
             assert time.monotonic() - started > 0.2
-    assert waited == [f"process {holder.pid}"]
+    assert waited == [f"process {holder.pid} on {host_in_names()}"]
 
 
 def test_another_model_does_not_wait(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Removes from a shared store what nobody needs: attempts that were killed, and contents that no result names.
+
+Safe beside running work, by the store's own clock: an attempt whose lease is alive stays; a content stays if any
+result, differing result or spec holds its digest, if it was put within the limit, or since the oldest live attempt
+began. The limit of contents is above the time after which one that is put again counts as new (contents.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from quantyard.shared_store.attempts import BEGUN, LEASE, attempt_prefixes, remove_attempt
+from quantyard.shared_store.commits import DIFFERING, RESULTS
+from quantyard.shared_store.contents import CONTENTS, KEPT
+from quantyard.shared_store.leases import LEASES, live_lease
+from quantyard.shared_store.objects import ObjectStatus, ObjectStore
+from quantyard.shared_store.store_probe import PROBES
+
+SPECS: Final = "specs/"
+CONTENTS_OLDER_THAN: Final = timedelta(days=1)
+_NAMING: Final = (RESULTS, DIFFERING, SPECS)  # objects that name contents
+_DIGEST: Final = re.compile(rb"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What was removed, or would be: the names of attempts, contents and others, and the contents' size."""
+
+    attempts: tuple[str, ...]
+    contents: tuple[str, ...]
+    contents_bytes: int
+    others: int  # expired leases, unfinished uploads and the like
+
+
+def collect_store_garbage(
+    store: ObjectStore, older_than: timedelta, contents_older_than: timedelta = CONTENTS_OLDER_THAN,
+    dry_run: bool = False,
+) -> Garbage:
+    """Remove what was left for longer than `older_than` and nobody needs; contents, for the longer of the two."""
+    now = store.now()
+    before = now - older_than
+    live, abandoned = _attempts_of_store(store, before)
+    contents = _unnamed_contents(store, min([before, now - contents_older_than, *live]))
+    others = [*_old_objects(store, KEPT, before), *_old_objects(store, PROBES, before), *_expired_leases(store, before)]
+    if not dry_run:
+        for prefix in abandoned:
+            remove_attempt(store, prefix)
+        for name in others:
+            store.remove(name)
+        contents = [each for each in contents if _is_still_old(store, each, before)]
+    found = Garbage(
+        tuple(abandoned), tuple(each.name for each in contents), sum(each.size_bytes for each in contents), len(others)
+    )
+    return found if dry_run else _with_temporary_removed(store, found, before)
+
+
+def _with_temporary_removed(store: ObjectStore, found: Garbage, before: datetime) -> Garbage:
+    return Garbage(found.attempts, found.contents, found.contents_bytes, found.others + store.clear_temporary(before))
+
+
+def _attempts_of_store(store: ObjectStore, before: datetime) -> tuple[list[datetime], list[str]]:
+    """When the live attempts began, and the prefixes of those that are not, to which nothing was written lately."""
+    live, abandoned = list[datetime](), list[str]()
+    for prefix in attempt_prefixes(store):
+        if live_lease(store, prefix + LEASE) is not None:
+            live += [store.modified_at(prefix + BEGUN) or before]
+        elif all(status.modified_at <= before for status in store.statuses(prefix)):
+            abandoned.append(prefix)
+    return live, abandoned
+
+
+def _unnamed_contents(store: ObjectStore, before: datetime) -> list[ObjectStatus]:
+    old = [status for status in store.statuses(CONTENTS) if status.modified_at < before]
+    kept = {status.name.removeprefix(KEPT) for status in store.statuses(KEPT) if status.modified_at >= before}
+    named = _named_digests(store) if old else set[str]()
+    return [status for status in old if status.name.removeprefix(CONTENTS) not in named | kept]
+
+
+def _named_digests(store: ObjectStore) -> set[str]:
+    found = set[str]()
+    for prefix in _NAMING:
+        for name in store.names(prefix):
+            try:
+                text = store.read_bytes(name)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            found |= {match.decode() for match in _DIGEST.findall(text)}
+    return found
+
+
+def _is_still_old(store: ObjectStore, content: ObjectStatus, before: datetime) -> bool:
+    """Whether nobody has put it again since; then it is removed."""
+    again = store.modified_at(KEPT + content.name.removeprefix(CONTENTS))
+    if again is not None and again >= before:
+        return False
+    store.remove(content.name)
+    return True
+
+
+def _expired_leases(store: ObjectStore, before: datetime) -> list[str]:
+    return [name for name in _old_objects(store, LEASES, before) if live_lease(store, name) is None]
+
+
+def _old_objects(store: ObjectStore, prefix: str, before: datetime) -> Iterator[str]:
+    return iter([status.name for status in store.statuses(prefix) if status.modified_at <= before])
