@@ -59,16 +59,37 @@ def report(stage: Stage, request: ReportRequest) -> StageOutcome:
 
     Raises:
         StageFailure: 2 if an input is missing or unreadable (kinds `report-labels`, `report-input`), or if two files
-            were not asked the same questions (`report-unpaired`).
+            were not asked the same questions (`report-unpaired`), or not timed on like machines (`report-nodes`).
     """
     from eval.rendering.plots import draw_report_plots  # the only part that needs matplotlib
 
-    result = build_eval_report(request, [_report_inputs(stage, request, label) for label in _report_labels(request)])
+    inputs = [_report_inputs(stage, request, label) for label in _report_labels(request)]
+    if not request.mix_nodes:
+        refuse_mixed_nodes(inputs)
+    result = build_eval_report(request, inputs)
     (stage.files_dir / "report.json").write_text(result.model_dump_json(indent=2) + "\n")
     (stage.files_dir / "report.md").write_text(render_report_markdown(result))
     plots = draw_report_plots(result, stage.files_dir / "plots")
     stage.log(f"{len(result.measurements)} files compared, {len(plots)} plots drawn")
     return StageOutcome(facts=eval_report_summary(result))
+
+
+def refuse_mixed_nodes(inputs: Sequence[Inputs]) -> None:
+    """Refuse to set speeds side by side that were measured on machines of several kinds.
+
+    Raises:
+        StageFailure: `report-nodes` (2).
+    """
+    classes: dict[str, list[str]] = {}
+    for found in inputs:
+        if found.speed and found.speed.node_class:
+            classes.setdefault(found.speed.node_class, []).append(found.label)
+    if len(classes) < 2:
+        return
+    listed = "; ".join(f"{', '.join(labels)} on {name}" for name, labels in classes.items())
+    message = f"Speeds were measured on {len(classes)} kinds of machines, so they cannot be compared: {listed}."
+    hint = "Let one kind of node do the timing, or compare them anyway: MIX_NODES=1"
+    raise StageFailure(ExitCode.BAD_REQUEST, "report-nodes", message, hint)
 
 
 def build_eval_report(request: ReportRequest, inputs: list[Inputs]) -> EvalReport:

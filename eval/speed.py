@@ -27,7 +27,7 @@ from quantyard.hardware.energy import EnergyMeter, find_energy_meter
 from quantyard.hardware.machine import peak_memory_bytes
 from quantyard.protocol.estimates import Interval
 from quantyard.protocol.evaluation import DEFAULT_SEED, Runtime, SpeedRequest, SpeedSettings
-from quantyard.protocol.runner import Stage, StageOutcome, run_stage
+from quantyard.protocol.runner import Stage, StageOutcome, run_stage, stage_node_facts
 from quantyard.protocol.speed_results import Speed, SpeedTest
 
 _WARM_UP_TOKENS: Final = 4  # generated before the first repeat
@@ -58,6 +58,7 @@ def speed(stage: Stage, request: SpeedRequest) -> StageOutcome:
     found = Speed(
         label=request.label, **times.speeds(settings), load_s=load_s, peak_memory_bytes=peak_bytes,
         threads=context.threads, n_ctx=context.n_ctx, n_gpu_layers=request.runtime.n_gpu_layers, settings=settings,
+        node_class=stage_node_facts().node_class,
         tests=tests, energy_source=meter.source, energy_missing=meter.missing, prompt_pace=paces[0],
         generation_pace=paces[1],
     )

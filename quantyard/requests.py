@@ -68,6 +68,7 @@ class MeasureRequest:
     cache_types: tuple[str, ...] = ()  # of the KV cache; (): as the suite says
     runtime: RuntimeName | None = None  # measured beside llama.cpp; None: as the suite says
     shards: int = 1  # that each measurement is divided into
+    mix_nodes: bool = False  # compare speeds that were measured on machines of several kinds
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ class BuildRequest:
     adapter: str
     base: str  # "": what the adapter names
     command: str = "build"  # for hints
+    nodes: int = 0  # machines that a plan is shown for; 0: this one
     find: str = ""  # what the rows of a list must hold
     quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"

@@ -64,6 +64,7 @@ class _Measuring(TypedDict, total=False):
     n_gpu_layers: int
     max_length: int
     shards: int
+    mix_nodes: bool
     cache_type: Names
     runtime: str
 
@@ -82,6 +83,7 @@ class PlanSettings(EvaluateSettings, total=False):
     """Settings of a plan: of a build, with `suite` of an evaluation, with `quants` of a matrix."""
 
     quants: Names
+    nodes: int
 
 
 class MatrixSettings(MachineSettings, _Making, _Measuring, total=False):

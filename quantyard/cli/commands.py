@@ -18,7 +18,7 @@ MACHINE = (
 # The settings of commands that measure.
 MEASURING = (
     "SUITE", "BASELINE", "TASKS", "LIMIT", "NUM_FEWSHOT", "SEED", "DATASETS", "ALLOW_UNSAFE_CODE", "N_GPU_LAYERS",
-    "MAX_LENGTH", "SHARDS", "CACHE_TYPE", "RUNTIME", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
+    "MAX_LENGTH", "SHARDS", "MIX_NODES", "CACHE_TYPE", "RUNTIME", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG",
 )  # fmt: skip
 SERVING = ("MODEL_FILE", "MMPROJ_FILE", "PORT", "CONTEXT_SIZE", "CACHE_TYPE")
 PACKING = ("TAG", "PUSH")
@@ -36,11 +36,12 @@ WATCHING = ("LLAMA_CPP",)
 TUNING = ("TARGET_SIZE", "TARGET_KLD", "DEPTH_PARTS", "TYPES")
 LOOKING = ("FIND",)
 REPORTING = ("ONLY",)
+PLANNING = ("NODES",)
 CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL", "CACHE_TYPE")
 
 _NOT_BUILDING = {
     *MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING, *LOOKING,
-    *REPORTING, *FOREIGN, *WATCHING,
+    *REPORTING, *FOREIGN, *WATCHING, *PLANNING,
 }  # fmt: skip
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
@@ -102,7 +103,8 @@ COMMANDS: Final = (
     Command(
         "plan", "build.plan_command",
         "Show stages, disk, memory and time of a build (SUITE: of an eval; QUANTS: of a matrix); run nothing.",
-        (*_EVALUATING, *COMPARING), ("MODEL", "QUANT", "SUITE", "QUANTS", "ENGINE", "ARTIFACTS", "JSON"), "make",
+        (*_EVALUATING, *COMPARING, *PLANNING), ("MODEL", "QUANT", "SUITE", "QUANTS", "ENGINE", "ARTIFACTS", "JSON"),
+        "make",
     ),
     Command(
         "matrix", "matrix.matrix_command",

@@ -150,6 +150,9 @@ SETTINGS: Final = (
         "parts that each measurement is divided into, for several machines; its numbers stay the same", "integer",
     ),
     Setting(
+        "MIX_NODES", "", "measuring", "compare speeds that were measured on machines of several kinds", "flag",
+    ),
+    Setting(
         "RAM", "", "choosing", "memory of the machine that will serve, such as 8GiB; default: this machine's", "size",
     ),
     Setting("MIN_TPS", "0", "choosing", "the least generated tokens/s, on the machine that measured", "decimal"),
@@ -239,6 +242,7 @@ SETTINGS: Final = (
         "MEMORY", "", "running", "memory limit of a stage, such as 16GiB (docker engine); default: all but 512 MiB",
         "size",
     ),
+    Setting("NODES", "", "running", "machines to plan for: shows waves, critical path and times", "integer"),
     Setting("JSON", "", "running", "print one JSON object on stdout and nothing else there", "flag"),
     Setting("FIND", "", "looking up", "show only the rows that hold this text, with all their notes"),
     Setting(

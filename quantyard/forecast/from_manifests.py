@@ -1,7 +1,7 @@
 """Reads past times from the manifests of a store: of a store that is older than its record of times, or was copied.
 
-Left out is what manifests cannot tell: the times of stages that ran at the same time, and of shared runs of which a
-file is no longer on record.
+Left out is what manifests cannot tell: the times of stages that ran at the same time or in shards, and of shared runs
+of which a file is no longer on record.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _samples_of(path: Path) -> Iterator[TimingSample]:
     for members in _timed_runs(records):
         for record in members:
             try:
-                if n_params and not _is_timing_overlapped(record, records):
+                if n_params and not record.get("shard_nodes") and not _is_timing_overlapped(record, records):
                     found = _timing_samples_of_record(record, members, n_params)
                     yield from (_sample_of_architectures(sample, names) for sample in found)
             except (ValueError, KeyError, TypeError, AttributeError):

@@ -50,6 +50,7 @@ class TimingSample(_Record):
     n_together: int = 1
     architecture: str = ""
     memory: str = ""
+    node_class: str = ""  # of a cluster's nodes; "": this machine or one with its CPU
     synthetic: Annotated[bool, _formerly_named_sample_field("stand_in")] = False  # of the random model of `make rates`
 
     @property

@@ -22,6 +22,7 @@ from quantyard.forecast.expected_times import Forecast, StepTime
 from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, read_forecast_book, write_forecast_book
 from quantyard.forecast.work import (
     FIXED_S,
+    MERGE_S,
     SHARED_STAGES,
     Request,
     StageWork,
@@ -31,6 +32,7 @@ from quantyard.forecast.work import (
     forecast_threads,
     forecast_timing_class,
     forecast_work,
+    merge_work,
 )
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find_quant
@@ -53,20 +55,28 @@ class ForecastConditions:
     engine: str
     concurrency: Concurrency
     cpu: str
+    node_class: str = ""  # of the nodes that the engine runs stages on; "": this machine
+
+    def are_of(self, sample: TimingSample) -> bool:
+        """Whether the sample was taken on such a machine."""
+        return sample.node_class == self.node_class if self.node_class else sample.cpu == self.cpu
 
 
 def forecast_conditions(runner: PlanRunner) -> ForecastConditions:
     """The conditions of a run."""
-    return ForecastConditions(runner.engine.name, runner.concurrency, runner.engine.capacity().cpu)
+    capacity, concurrency = runner.engine.capacity(), runner.concurrency
+    node_class = capacity.machine if concurrency.on_nodes else ""
+    return ForecastConditions(runner.engine.name, concurrency, capacity.cpu, node_class)
 
 
 def forecast_times(
     plan: BuildPlan, finished: Collection[str], book: ForecastBook, where: ForecastConditions
 ) -> Forecast:
     """The time of each step that is not finished."""
-    samples = [sample for sample in book.all_samples if sample.cpu == where.cpu]
+    samples = [sample for sample in book.all_samples if where.are_of(sample)]
     left = [step for step in plan.steps if step.label not in finished]
-    works, concurrent = forecast_works(plan, left, book), _forecast_concurrent_steps(left, where.concurrency)
+    works = forecast_works(plan, left, book, shares=not where.concurrency.on_nodes)
+    concurrent = _forecast_concurrent_steps(left, where.concurrency)
     found = {
         step.label: _forecast_step_time(
             samples, works[step.label], where.engine, _forecast_threads(step), step.label in concurrent
@@ -81,26 +91,37 @@ def forecast_times(
 
 
 def forecast_works(
-    plan: BuildPlan, steps: Sequence[Step], book: ForecastBook, asked: Mapping[str, int] | None = None
+    plan: BuildPlan, steps: Sequence[Step], book: ForecastBook, asked: Mapping[str, int] | None = None, *,
+    shares: bool = True,
 ) -> dict[str, StageWork | None]:
     """The work of these steps; those of a shared run share the work on the baseline.
 
     Args:
         book: knows the number of questions.
         asked: the number of questions that were asked, by label, after a run.
+        shares: whether steps that compare files with one baseline are one run; not on nodes.
     """
     works: dict[str, StageWork | None] = {}
     for step in steps:
-        joined = [one for one in steps if one.row.name == step.row.name in SHARED_STAGES]
+        if step.keyed_by is not None:
+            works[step.label] = merge_work(step.row.name)
+            continue
+        joined = [one for one in steps if shares and _is_read_together(one, step)]
         alone = all(getattr(one.request, "baseline_file", None) for one in joined)
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
-        n_questions = (asked or {}).get(step.label) or _forecast_n_questions(request, book)
+        n_questions = (asked or {}).get(step.whole or step.label) or _forecast_n_questions(request, book)
         work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
         if work is not None:
             typed = replace(work, dominant_type=_dominant_type_to_forecast(plan, work.family))
             work = work_of_source(typed, plan.source)
         works[step.label] = work
     return works
+
+
+def _is_read_together(one: Step, other: Step) -> bool:
+    """Whether two steps are one run, which decodes the baseline once: those of the same shard, too."""
+    shards = [getattr(step.request, "shard", None) for step in (one, other)]
+    return one.row.name == other.row.name in SHARED_STAGES and shards[0] == shards[1] and one.keyed_by is None
 
 
 def _forecast_n_questions(request: Request, book: ForecastBook) -> int:
@@ -150,7 +171,7 @@ def _forecast_step_time(
             share = at / work.n_together + slope * work.amount
             times = most_over_forecast(work, [sample.work for sample in near])
             return StepTime(share, rough or times > 1 or any(s.synthetic for s in near), times)
-    return None
+    return StepTime(MERGE_S, rough=True) if work == merge_work(work.variant) else None
 
 
 def _samples_of_likest_architecture(samples: Iterable[TimingSample], work: StageWork) -> list[TimingSample]:
@@ -254,8 +275,10 @@ def learn_forecast_times(
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ran, asked = {t.label: t for t in taken}, {t.label: t.n_questions for t in taken}
     joined = [step for step in plan.steps if step.label in ran and ran[step.label].n_together > 1]
+    shares = not where.concurrency.on_nodes
     for step in (step for step in plan.steps if step.label in ran):
-        work = forecast_works(plan, joined if step in joined else [step], book, asked)[step.label]
+        together = joined if step in joined else [step]
+        work = forecast_works(plan, together, book, asked, shares=shares)[step.label]
         if work is not None and work.amount > 0:
             book.samples.append(_timing_sample(work, ran[step.label], _forecast_threads(step), where, at, synthetic))
     if compared is not None:
@@ -271,5 +294,5 @@ def _timing_sample(
     return TimingSample(
         key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads,
         cpu=taken.cpu or where.cpu,
-        concurrent=taken.concurrent, at=at, synthetic=synthetic,
+        concurrent=taken.concurrent, at=at, synthetic=synthetic, node_class=where.node_class,
     )

@@ -5,7 +5,7 @@ plan and the records of a manifest: both know the request and the number of weig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -60,6 +60,25 @@ def forecast_work(
         with_baseline: whether the baseline is decoded in that run and no member itself.
         n_questions: how many an evaluation asks, which its request does not tell; 0: not known.
     """
+    found = _work_of_whole(request, n_params, n_together, with_baseline, n_questions)
+    shard = request.get("shard")
+    if found is None or not found.amount or not shard:
+        return found
+    checked = n_params * _SELF_CHECK if found.kind == "evaluate" else 0  # by every shard
+    return replace(found, amount=(found.amount - checked) / shard["count"] + checked)
+
+
+MERGE_S: Final = 5.0  # to put shards together, until that is measured
+
+
+def merge_work(stage: str) -> StageWork:
+    """The work of putting the shards of a stage together, which hardly depends on the model."""
+    return StageWork("merge", 1, stage)
+
+
+def _work_of_whole(
+    request: Request, n_params: int, n_together: int, with_baseline: bool, n_questions: int
+) -> StageWork | None:
     kind = str(request["stage"])
     if kind == "evaluate":
         return _evaluate_work(request, n_params, n_questions)

@@ -18,7 +18,7 @@ class FileChange(Frozen):
         quality: the change of the divergence (or what stands for it, `metric`), new less recorded; null: not measured.
         is_further: whether the new file is further from the baseline beyond chance.
         comparisons: each task, the new file against the recorded one, question by question.
-        generated_ratio, prompt_ratio: speeds, new over recorded; null: not measured.
+        generated_ratio, prompt_ratio: speeds, new over recorded; null: not measured on like machines.
     """
 
     quant: str
@@ -80,7 +80,8 @@ def _measurement_in_report(report: EvalReport | None, label: str) -> Measurement
 
 
 def _speed_ratios_of_change(new: Measurement, old: Measurement) -> dict[str, float | None]:
-    if new.speed is None or old.speed is None:
+    classes = {m.speed.node_class for m in (new, old) if m.speed and m.speed.node_class}
+    if new.speed is None or old.speed is None or len(classes) > 1:
         return {"generated_ratio": None, "prompt_ratio": None}
     return {
         "generated_ratio": new.speed.generated_tokens_per_s / old.speed.generated_tokens_per_s,

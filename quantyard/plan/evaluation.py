@@ -71,6 +71,7 @@ def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> Meas
         runtime=Runtime(threads=request.threads, n_gpu_layers=measure.n_gpu_layers, max_length=measure.max_length),
         datasets=plan_brought_datasets(measure.datasets, hashes) if measure.datasets and suite.needs_network else None,
         baseline=measure.baseline, allow_unsafe_code=measure.allow_unsafe_code, endpoint=request.endpoint,
+        mix_nodes=measure.mix_nodes,
     )
 
 
@@ -110,7 +111,9 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     datasets = datasets_steps(options)
     measuring = measuring_steps(options, baseline, files)
     labels = tuple(files)
-    request = ReportRequest(title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels)
+    request = ReportRequest(
+        title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels, mix_nodes=options.mix_nodes
+    )
     inputs = {_report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(

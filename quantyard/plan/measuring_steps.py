@@ -36,6 +36,7 @@ class MeasureOptions:
     baseline: Quant | None = None
     allow_unsafe_code: bool = False
     endpoint: str | None = None
+    mix_nodes: bool = False  # compare speeds of unlike machines
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from quantyard.formats.names import parse_file_name, parse_relative_path
 from quantyard.protocol.exit_codes import ExitCode as ExitCode  # noqa: PLC0414  (stages import it from here)
 
 PROTOCOL_VERSION: Final = 1
-# Who starts a stage may name the kind of machine that it runs on, as the scheduler does.
-NODE_CLASS_VARIABLE: Final = "QUANTYARD_NODE_CLASS"
 MAX_OUTPUTS: Final = 20_000  # files of one stage
 _MAX_TEXT: Final = 20_000  # characters of an error's message or detail
 _MAX_DURATION_S: Final = 1e9
@@ -94,14 +92,12 @@ class NodeFacts(Frozen):
     physical_cores: _Count = 0  # that the stage could use
     memory_bytes: _Count = 0  # of the machine
     gpu: _Word = ""
-    named_class: Annotated[_Word, Field(exclude_if=lambda value: not value)] = ""  # the scheduler's name for its kind
 
     @property
     def node_class(self) -> str:
         """Machines of one class have comparable speeds: "x86_64 AMD EPYC 9454, 8 cores, NVIDIA H200"; "": not known."""
         cores = f"{self.physical_cores} cores" if self.physical_cores else ""
-        described = ", ".join(part for part in (self.cpu, cores, self.gpu) if part)
-        return self.named_class or (described if self.cpu else "")
+        return ", ".join(part for part in (self.cpu, cores, self.gpu) if part) if self.cpu else ""
 
 
 class StageResult(Frozen):

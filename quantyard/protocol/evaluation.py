@@ -280,3 +280,4 @@ class ReportRequest(StageRequest):
     suite: Suite
     baseline: str  # its label
     labels: tuple[str, ...]  # the baseline's first
+    mix_nodes: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # compare speeds of unlike machines

@@ -29,7 +29,6 @@ from quantyard.formats.finite_json import BeyondMeasureError
 from quantyard.formatting.printable import printable_url
 from quantyard.hardware.machine import cpu_name, gpu_name, machine_memory_bytes, physical_cores
 from quantyard.protocol.base import (
-    NODE_CLASS_VARIABLE,
     ExitCode,
     FileEntry,
     NodeFacts,
@@ -154,7 +153,7 @@ def run_stage(request_type: type[R], work: Callable[[Stage, R], StageOutcome]) -
         result = StageResult(
             stage=stage.name, exit_code=ExitCode.DONE, outputs=_stage_outputs(stage), facts=dict(outcome.facts),
             tools=dict(outcome.tools), argv=outcome.argv, duration_s=time.monotonic() - started, cpu=cpu_name(),
-            node=stage_node_facts(stage.environment),
+            node=stage_node_facts(),
         )
     except BaseException as error:
         result = _failed_stage_result(stage, error, time.monotonic() - started)
@@ -218,16 +217,15 @@ def _failed_stage_result(stage: Stage, error: BaseException, duration_s: float) 
         exit_code=code,
         duration_s=duration_s,
         cpu=cpu_name(),
-        node=stage_node_facts(stage.environment),
+        node=stage_node_facts(),
         error=_stage_error_without_passwords(what),
     )
 
 
-def stage_node_facts(environment: Mapping[str, str]) -> NodeFacts:
+def stage_node_facts() -> NodeFacts:
     """The machine that this process runs on."""
     return NodeFacts(
-        cpu=cpu_name(), physical_cores=physical_cores(), memory_bytes=machine_memory_bytes(), gpu=gpu_name(),
-        named_class=environment.get(NODE_CLASS_VARIABLE, ""),
+        cpu=cpu_name(), physical_cores=physical_cores(), memory_bytes=machine_memory_bytes(), gpu=gpu_name()
     )
 
 

@@ -50,6 +50,7 @@ class Speed(Frozen):
     n_ctx: int
     n_gpu_layers: int
     settings: SpeedSettings
+    node_class: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # the kind of machine, see `NodeFacts`
     tests: Annotated[tuple[SpeedTest, ...], Field(exclude_if=lambda value: not value)] = ()
     energy_source: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # counters, as "RAPL package-0"
     energy_missing: Annotated[str, Field(exclude_if=lambda value: not value)] = ""  # why there are none

@@ -70,7 +70,7 @@ def planned_workflow(
     setting = "QUANTS" if request.matrix_quants else "QUANT"
     return Planned(
         plan, frozenset(finished), cost, engine[0].name, engine[1], request.artifacts, setting,
-        _powers_of_plan(request, plan),
+        _powers_of_plan(request, plan), request.nodes,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Planned:
         engine: `docker` or `local`; `engine_reason` is the reason for it.
         quants_setting: the setting that names the files, for messages.
         powers: of an evaluation, the smallest difference that each task can show on each file.
+        nodes: the machines that the plan is shown for; 0: one, which runs the steps as the engine does.
     """
 
     plan: BuildPlan
@@ -41,6 +42,7 @@ class Planned:
     artifacts: Path
     quants_setting: str = "QUANT"
     powers: tuple[PlannedPower, ...] = ()
+    nodes: int = 0
 
     @property
     def to_run(self) -> tuple[str, ...]:

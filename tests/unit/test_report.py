@@ -12,7 +12,14 @@ from pydantic import BaseModel
 
 from eval.rendering.markdown import render_report_markdown
 from eval.rendering.sentences import render_report_sentences
-from eval.report import Inputs, _report_inputs, _report_labels, build_eval_report, eval_report_summary
+from eval.report import (
+    Inputs,
+    _report_inputs,
+    _report_labels,
+    build_eval_report,
+    eval_report_summary,
+    refuse_mixed_nodes,
+)
 from quantyard.formatting.numbers import (
     format_bytes,
     format_digits,
@@ -151,6 +158,22 @@ def test_files_that_were_asked_other_questions_are_refused(stage: Stage) -> None
 @pytest.mark.parametrize("labels", [("Q8_0", "Q4_K_M"), ("BF16", "Q4_K_M", "Q4_K_M"), ()])
 def test_labels_without_the_baseline_or_twice_are_refused(stage: Stage, labels: tuple[str, ...]) -> None:
     assert _failure(stage, _request(labels=labels)).error.kind == "report-labels"
+
+
+def _timed_on(label: str, node_class: str) -> Inputs:
+    (first, *_) = simulated(SMALL, title="m", n_params=1e8, n_tasks=1).measurements
+    assert first.speed
+    return Inputs(label, None, None, first.speed.model_copy(update={"label": label, "node_class": node_class}))
+
+
+def test_speeds_of_unlike_machines_are_refused_with_their_names() -> None:
+    places = {"BF16": "EPYC, 8 cores", "Q8_0": "EPYC, 8 cores", "Q4_K_M": "Xeon, 8 cores"}
+    mixed = [_timed_on(label, place) for label, place in places.items()]
+    with pytest.raises(StageFailure, match="BF16, Q8_0 on EPYC, 8 cores; Q4_K_M on Xeon, 8 cores") as failed:
+        refuse_mixed_nodes(mixed)
+    assert failed.value.exit_code is ExitCode.BAD_REQUEST and "MIX_NODES=1" in failed.value.error.hint
+    refuse_mixed_nodes(mixed[:2])
+    refuse_mixed_nodes([*mixed[:2], _timed_on("Q6_K", "")])  # measured before machines were recorded
 
 
 def test_a_mixture_of_versions_shows() -> None:

@@ -66,6 +66,15 @@ class PlannedPowerRow(JsonRow):
     n_comparisons: int  # that the verdicts are corrected for together
 
 
+class PlannedNodes(JsonRow):
+    """What the plan takes on several machines, each running one stage at a time, without queues and transfers."""
+
+    waves: list[list[str]]  # labels that could run at the same time
+    seconds: dict[str, Finite]  # by the number of nodes
+    critical_path: list[str]  # labels
+    critical_path_seconds: Finite  # no number of nodes is faster
+
+
 class PlanOutput(JsonOutput):
     """The answer of `plan`."""
 
@@ -87,6 +96,7 @@ class PlanOutput(JsonOutput):
     files: list[PlannedFile]
     suite: str | None
     baseline: str | None
+    nodes: PlannedNodes | None  # null: without NODES
     power: list[PlannedPowerRow]  # one for each task and file; empty without a suite
     preset: Preset | None  # of the list of models, if MODEL is one of its names
 
@@ -112,7 +122,19 @@ def plan_output(planned: Planned) -> PlanOutput:
         disk_free_bytes=cost.disk_free_bytes, fitting=None if cost.fits else list(cost.fitting),
         files=[PlannedFile(**file.__dict__) for file in cost.files],
         suite=measuring.suite.name if measuring else None, baseline=measuring.baseline if measuring else None,
+        nodes=_planned_nodes_json(planned) if planned.nodes else None,
         power=[PlannedPowerRow(**power.__dict__) for power in planned.powers], preset=plan.source.preset,
+    )
+
+
+def _planned_nodes_json(planned: Planned) -> PlannedNodes:
+    from quantyard.forecast.node_schedule import critical_path, node_counts, node_waves, plan_node_tasks, run_on_nodes
+
+    tasks = plan_node_tasks(planned.plan, planned.finished, planned.cost.time)
+    longest_s, path = critical_path(tasks)
+    return PlannedNodes(
+        waves=node_waves(tasks), critical_path=path, critical_path_seconds=longest_s,
+        seconds={str(n): run_on_nodes(tasks, n).seconds for n in node_counts(planned.nodes)},
     )
 
 

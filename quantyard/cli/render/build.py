@@ -54,6 +54,8 @@ def terminal_plan(planned: Planned) -> str:
     facts += _render_powers(planned.powers)
     facts += [("Stages", _render_step(step, step.label in finished, cost)) for step in plan.steps]
     facts += _render_time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
+    if planned.nodes:
+        facts += _render_nodes(planned)
     if cost.trial_s >= 1:
         facts.append(
             ("", f"and {format_duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well")
@@ -67,6 +69,25 @@ def terminal_plan(planned: Planned) -> str:
         )
     facts += [("Files", _render_file(file.quant, file.size_bytes, file.serve_memory_bytes)) for file in cost.files]
     return format_columns(facts)
+
+
+def _render_nodes(planned: Planned) -> list[tuple[str, str]]:
+    """Waves, times on 1 to so many nodes, and the critical path with the time of each of its steps."""
+    from quantyard.forecast.node_schedule import critical_path, node_counts, node_waves, plan_node_tasks, run_on_nodes
+
+    tasks = plan_node_tasks(planned.plan, planned.finished, planned.cost.time)
+    waves, (longest_s, path) = node_waves(tasks), critical_path(tasks)
+    if not longest_s:
+        return [("Nodes", "no time of a step is known yet: make rates")] if tasks else []
+    seconds = {task.label: task.seconds for task in tasks}
+    times = [f"{n}: {format_duration(run_on_nodes(tasks, n).seconds)}" for n in node_counts(planned.nodes)]
+    steps = " → ".join(f"{label} {format_duration(max(1.0, seconds[label]))}" for label in path)
+    widest = max(map(len, waves))
+    return [
+        ("Waves", f"{format_count(len(waves))}, the widest of {format_count(widest)} steps"),
+        ("Nodes", f"{'; '.join(times)} (without queues and transfers)"),
+        ("Critical path", escape_rich_markup(f"{format_duration(longest_s)}: {steps}")),
+    ]
 
 
 def _render_preset_facts(preset: Preset | None) -> list[tuple[str, str]]:
