@@ -137,14 +137,17 @@ class ForeignRequest:
     """The files that other people made, for `compare`.
 
     Attributes:
-        places: repos `org/name[@revision]`, folders, GGUF files, `ollama:name:tag`.
+        places: repos `org/name[@revision]`, folders, GGUF files, `ollama:name:tag` of the store, `ollama://name:tag` of
+            Ollama's registry.
         wanted: quants, patterns of file names, or `all`; (): the quants of our own files.
         ollama: the folder of Ollama's store.
+        docker_config: with the logins of registries.
     """
 
     places: tuple[str, ...]
     wanted: tuple[str, ...]
     ollama: Path
+    docker_config: Path = Path("~/.docker/config.json")
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def compare(
 
     Args:
         model: as of `build`.
-        repos: repos of the Hub, folders, GGUF files, or `ollama:name:tag`.
+        repos: repos of the Hub, folders, GGUF files, `ollama:name:tag` (its store), `ollama://name:tag` (its registry).
         progress: called with each line of progress.
 
     Raises:

@@ -168,16 +168,20 @@ def configure_http_libraries(request: BuildRequest) -> None:
         os.environ.update(SSL_CERT_FILE=str(bundle), PIP_CERT=str(bundle))
 
 
+def _docker_config(environment: Mapping[str, str]) -> Path:
+    """Where docker keeps the logins of registries."""
+    return typed_file_path(environment.get("DOCKER_CONFIG") or "~/.docker") / "config.json"
+
+
 def _typed_publish_request(values: Mapping[str, str], environment: Mapping[str, str]) -> PublishRequest:
-    docker = typed_file_path(environment.get("DOCKER_CONFIG") or "~/.docker")
     return PublishRequest(
         repo_id=values["REPO"], gate=readable_file_setting("GATE", values), dry_run=flag_setting("DRY_RUN", values),
         yes=flag_setting("YES", values), agree=agree_setting("AGREE", values),
         allow_fail=flag_setting("ALLOW_FAIL", values), license=values["LICENSE"], public=flag_setting("PUBLIC", values),
         branch=values["HUB_BRANCH"], pull_request=flag_setting("HUB_PR", values),
         split_above_bytes=size_setting("SPLIT_ABOVE", values["SPLIT_ABOVE"], 1, "1 byte", of_file=True),
-        oci=values["OCI"], cosign_key=readable_file_setting("COSIGN_KEY", values), docker_config=docker / "config.json",
-        only=flag_setting("ONLY", values),
+        oci=values["OCI"], cosign_key=readable_file_setting("COSIGN_KEY", values),
+        docker_config=_docker_config(environment), only=flag_setting("ONLY", values),
     )
 
 
@@ -272,7 +276,8 @@ def _typed_foreign_request(values: Mapping[str, str], environment: Mapping[str, 
     places, wanted = (
         tuple(name.strip() for name in values[setting].split(",") if name.strip()) for setting in ("REPOS", "FILES")
     )
-    return ForeignRequest(places, wanted, typed_file_path(environment.get("OLLAMA_MODELS") or "~/.ollama/models"))
+    store = typed_file_path(environment.get("OLLAMA_MODELS") or "~/.ollama/models")
+    return ForeignRequest(places, wanted, store, _docker_config(environment))
 
 
 def _typed_decimal(name: str, values: Mapping[str, str]) -> float:

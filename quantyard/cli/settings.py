@@ -72,7 +72,9 @@ SETTINGS: Final = (
     ),
     Setting(
         "REPOS", "", "comparing",
-        "GGUF files of others: org/name[@revision], folders, .gguf files, ollama:name:tag, comma-separated", "list",
+        "GGUF files of others: org/name[@revision], folders, .gguf files, ollama:name:tag (Ollama's store), "
+        "ollama://name:tag (its registry), comma-separated",
+        "list",
         placeholder="PLACE,…",
     ),
     Setting(

@@ -1,4 +1,4 @@
-"""Finds GGUF files that other people made: of repos of the Hub, of folders, and of Ollama's store.
+"""Finds GGUF files that other people made: of repos of the Hub, of folders, of Ollama's store and its registry.
 
 One place that cannot be read, or one file that is not a model, does not stop the others: its error is kept.
 """
@@ -22,7 +22,13 @@ from quantyard.requests import ForeignRequest
 from quantyard.sources.gguf_file import gguf_quant_name
 from quantyard.sources.hub_source import hub_source
 from quantyard.sources.local_source import local_gguf_source
-from quantyard.sources.ollama_store import OLLAMA, ollama_source
+from quantyard.sources.ollama_store import (
+    OLLAMA,
+    OllamaName,
+    is_in_ollama_registry,
+    ollama_source,
+    parse_ollama_name,
+)
 from quantyard.sources.resolve import is_source_path
 from quantyard.sources.source import Source
 from quantyard.store.hash_cache import HashCache
@@ -71,11 +77,15 @@ class ForeignFiles:
     failures: Mapping[str, QuantyardError] = field(default_factory=dict)
 
 
+# Puts a model of Ollama's registry into a store, and returns the store.
+PullOllama = Callable[[OllamaName], Path]
 _Found = Iterator[tuple[str, str, Callable[[], ForeignFile]]]  # label, file, and what makes it
 
 
-def find_foreign_files(asked: ForeignRequest, access: HubAccess, hashes: HashCache) -> ForeignFiles:
-    """Every wanted file of these places, each under a label of its own.
+def find_foreign_files(
+    asked: ForeignRequest, access: HubAccess, hashes: HashCache, pull: PullOllama
+) -> ForeignFiles:
+    """Every wanted file of these places, each under a label of its own. Models of Ollama's registry are pulled.
 
     Raises:
         BadRequest: no place is given.
@@ -85,7 +95,7 @@ def find_foreign_files(asked: ForeignRequest, access: HubAccess, hashes: HashCac
     files, failures, taken = list[ForeignFile](), dict[str, QuantyardError](), set[str]()
     for place in dict.fromkeys(asked.places):
         try:
-            for label, _file, make in _foreign_files_of_place(place, asked, access, hashes):
+            for label, _file, make in _foreign_files_of_place(place, asked, access, hashes, pull):
                 own = _unused_foreign_label(label, taken)
                 try:
                     files.append(replace(make(), label=own))
@@ -104,9 +114,13 @@ def _unused_foreign_label(label: str, taken: set[str]) -> str:
     return own
 
 
-def _foreign_files_of_place(place: str, asked: ForeignRequest, access: HubAccess, hashes: HashCache) -> _Found:
+def _foreign_files_of_place(
+    place: str, asked: ForeignRequest, access: HubAccess, hashes: HashCache, pull: PullOllama
+) -> _Found:
     path = typed_file_path(place)
-    if place.startswith(OLLAMA):
+    if is_in_ollama_registry(place):
+        yield _foreign_file_of_registry(place, hashes, pull)
+    elif place.startswith(OLLAMA):
         yield _foreign_file_of_ollama(place, asked.ollama, hashes)
     elif kind_of_path(path) == "folder":
         yield from _foreign_files_of_folder(place, path.absolute(), asked.wanted, hashes)
@@ -157,6 +171,18 @@ def _foreign_file_of_ollama(place: str, store: Path, hashes: HashCache) -> tuple
         return replace(_foreign_file(place, found.file, found.source), findings=found.findings)
 
     return _foreign_label(place.removeprefix(OLLAMA), "ollama"), place, make
+
+
+def _foreign_file_of_registry(
+    place: str, hashes: HashCache, pull: PullOllama
+) -> tuple[str, str, Callable[[], ForeignFile]]:
+    name = parse_ollama_name(place)
+
+    def make() -> ForeignFile:
+        found = ollama_source(f"{OLLAMA}{name}", pull(name), hashes)
+        return replace(_foreign_file(place, str(name), found.source), findings=found.findings)
+
+    return _foreign_label(f"{name.name}:{name.tag}", "ollama"), place, make
 
 
 def _foreign_file(place: str, file: str, source: Source, revision: str = "") -> ForeignFile:

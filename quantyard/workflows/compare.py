@@ -20,6 +20,7 @@ from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.comparison import render_comparison_page
 from quantyard.requests import BuildRequest
 from quantyard.sources.foreign_files import ForeignFile, ForeignFiles, find_foreign_files
+from quantyard.sources.ollama_store import OllamaName
 from quantyard.store.comparison import COMPARISON_FILE, ComparedFile, ComparisonRecord, NotCompared, write_comparison
 from quantyard.workflows.planning import (
     prepare_workflow,
@@ -76,7 +77,15 @@ def compare(request: BuildRequest, reporter: WorkflowReporter) -> ComparedFiles:
     assert asked is not None, "the command has it"
     request, source = workflow_of_built(workflow_with_suite(request))
     wanted = asked.wanted or tuple(quant.name for quant in request.quants)
-    found = find_foreign_files(replace(asked, wanted=wanted), workflow_hub_access(request), workflow_hashes(request))
+    store, hashes = request.artifacts / "ollama", workflow_hashes(request)
+
+    def pull(name: OllamaName) -> Path:
+        from quantyard.publish.registry.ollama import pull_ollama_model
+
+        pull_ollama_model(name, store, asked.docker_config)
+        return store
+
+    found = find_foreign_files(replace(asked, wanted=wanted), workflow_hub_access(request), hashes, pull)
     found, plan = _fitting_comparison(request, workflow_plan(request, source), found)
     _refuse_empty_comparison(found.files, found.failures)
     runner, files = run_plan(request, plan, reporter, keep_going=True)

@@ -38,6 +38,8 @@ class OciServer:
     token_uses: int = 1_000_000  # requests that one token is good for
     forgets_uploads: bool = False  # after a cut
     absolute_host: str = ""  # where uploads are sent instead
+    storage: str = ""  # where downloads of blobs are led to: host:port of another server
+    breaks_after: list[int] = field(default_factory=list)  # bytes of each next download before the connection closes
     faults: list[Fault] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
@@ -109,9 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         match self.command:
             case "GET" if path == "/v2/":
                 self._answer(200, b"{}")
-            case "HEAD" if "/blobs/" in path:
-                blob = state.blobs.get(tail)
-                self._answer(404 if blob is None else 200, blob or b"")
+            case "GET" | "HEAD" if "/blobs/" in path and path not in state.uploads:
+                self._send_blob(path, state.blobs.get(tail))
             case "POST":
                 place = f"{path}{len(state.uploads)}"
                 state.uploads[place] = b""
@@ -137,6 +138,23 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/tags/list"):
             return json.dumps({"tags": list(self.state.manifests)}).encode() if self.state.manifests else None
         return self.state.manifests.get(tail) if "/manifests/" in path else None
+
+    def _send_blob(self, path: str, blob: bytes | None) -> None:
+        if self.command == "HEAD" or blob is None:
+            self._answer(404 if blob is None else 200, blob or b"")
+            return
+        if self.state.storage:
+            self._answer(307, Location=f"http://{self.state.storage}{path}?signed=1")
+            return
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(blob) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(blob) - 1}/{len(blob)}")
+        self.end_headers()
+        n_bytes = self.state.breaks_after.pop(0) if self.state.breaks_after else len(blob)
+        self.wfile.write(blob[start : start + n_bytes])
+        if n_bytes < len(blob) - start:
+            self.close_connection = True
 
     def _patch(self, path: str, body: bytes) -> None:
         start = int(self.headers["Content-Range"].partition("-")[0])

@@ -12,6 +12,7 @@ from quantyard.errors import BadRequest, BadSource, HubError
 from quantyard.hub.client import HubAccess
 from quantyard.requests import ForeignRequest
 from quantyard.sources.foreign_files import ForeignFiles, find_foreign_files, foreign_base_quant, foreign_quant
+from quantyard.sources.ollama_store import OllamaName
 from quantyard.store.hash_cache import HashCache
 from tests.gguf_files import SMALL_METADATA, TensorSpec, gguf
 from tests.hub_server import HubServer
@@ -21,7 +22,11 @@ MODEL = gguf(SMALL_METADATA, [TensorSpec("token_embd.weight", (32, 4))])
 
 def find(tmp_path: Path, *places: str | Path, wanted: str = "all", endpoint: str | None = None) -> ForeignFiles:
     asked = ForeignRequest(tuple(map(str, places)), tuple(wanted.split(",")), tmp_path / "ollama")
-    return find_foreign_files(asked, HubAccess(endpoint), HashCache(tmp_path / "hashes.json"))
+    return find_foreign_files(asked, HubAccess(endpoint), HashCache(tmp_path / "hashes.json"), _no_registry)
+
+
+def _no_registry(name: OllamaName) -> Path:
+    raise AssertionError(f"{name} is not asked for")
 
 
 @pytest.mark.parametrize(("file", "quant", "base"), [

@@ -1,4 +1,4 @@
-"""A client of OCI's distribution protocol: uploads blobs in chunks that can be resumed, then manifests.
+"""A client of OCI's distribution protocol: uploads blobs in chunks that can be resumed, then manifests; downloads both.
 
 TLS trusts the certificates in SSL_CERT_FILE. A registry on this machine is asked with plain HTTP first, as it may have
 either; every other one has TLS.
@@ -10,7 +10,8 @@ import base64
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urljoin, urlsplit
@@ -71,7 +72,8 @@ class Registry:
     def __enter__(self) -> Self:
         import httpx2
 
-        from quantyard.network.bounded_http import HttpBorder, bound_http_client
+        from quantyard.network.bounded_http import bound_http_client
+        from quantyard.publish.registry.blob_border import BlobBorder
 
         is_here = is_loopback_registry(self.name)
         timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
@@ -80,7 +82,7 @@ class Registry:
             client = httpx2.Client(timeout=timeout, trust_env=not is_here, verify=httpx2.create_ssl_context())
         except (ImportError, ValueError) as error:
             raise registry_unusable_proxy(self.name, error) from error
-        self._http = bound_http_client(client, HttpBorder())
+        self._http = bound_http_client(client, BlobBorder())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,10 +147,26 @@ class Registry:
         headers = {"Content-Type": MANIFEST_TYPE}
         self.expect(self.with_retries("PUT", self._url("manifests", tag), lambda: manifest, headers), 201, 200)
 
-    def manifest(self, name: str) -> bytes:
-        """The manifest that a tag or digest names now."""
-        response = self.with_retries("GET", self._url("manifests", name), headers={"Accept": MANIFEST_TYPE})
+    def manifest(self, name: str, kinds: str = MANIFEST_TYPE) -> bytes:
+        """The manifest, of one of these media types, that a tag or digest names now."""
+        response = self.with_retries("GET", self._url("manifests", name), headers={"Accept": kinds})
         return self.expect(response, 200).read()
+
+    @contextmanager
+    def blob_at(self, url: str, start: int) -> Iterator[httpx2.Response]:
+        """The answer of the registry, or of the storage that it leads to, with a blob from byte `start` on."""
+        from quantyard.publish.registry.blob_border import IS_BLOB
+
+        own = {"Authorization": self._authorization} if self._authorization and self._is_own(url) else {}
+        headers = {"Accept-Encoding": "identity", **own} | ({"Range": f"bytes={start}-"} if start else {})
+        with self._http.stream("GET", url, headers=headers, extensions={IS_BLOB: True}) as response:
+            yield response
+
+    def blob_url(self, digest: str) -> str:
+        """Where the registry has a blob; a small request to it logs in, if the registry asks for that."""
+        url = self._url("blobs", digest)
+        self.with_retries("HEAD", url)
+        return url
 
     def start_upload(self) -> httpx2.Response:
         """Begin a blob; the answer's `location` is the address to send it to."""

@@ -121,7 +121,7 @@ def registry_refusal(
     if status in TRANSIENT_STATUS:
         return RegistryUnreachable(f"The registry {registry} answers {status} again and again{words}.", "Try later.")
     if status == 404:
-        hint = "Check the name; some registries want a repository made in their web page before its first push."
+        hint = "Check name and tag; some registries want a repository made in their web page before its first push."
         return RegistryRefused(f"The registry {registry} does not know {repository}{words}.", hint)
     if status == 413:
         hint = "Ask its owner to raise the limit, or choose a smaller quant."
