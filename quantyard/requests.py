@@ -12,7 +12,7 @@ from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.protocol.openvino import RuntimeName
 from quantyard.quants.catalog import Quant
 
-EngineName = Literal["auto", "docker", "local"]
+EngineName = Literal["auto", "docker", "local", "slurm"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,26 @@ class ImageSettings:
     extra_ca: Path | None
     proxies: Mapping[str, str] = field(repr=False)
     reverse_proxy: str = ""  # the image that the contract image takes its proxy from
+
+
+@dataclass(frozen=True)
+class ClusterRequest:
+    """How stages run as jobs of a cluster (ENGINE=slurm). An empty value leaves the choice to the queue."""
+
+    store: str = ""  # of what machines share: a folder or s3://bucket/prefix; "": below ARTIFACTS
+    scratch: str = "/tmp/quantyard-node"  # noqa: S108  (a folder of each node's own disk)
+    node_engine: Literal["local", "docker"] = "local"
+    network_stages: Literal["nodes", "here"] = "nodes"  # where stages with a network run
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    gres: str = "gpu:1"  # for stages that use a GPU
+    cpus: int = 0  # of one stage; 0: all of a node
+    time_limit_s: float | None = None  # None: as the stage's table says, at most the partition's
+    python: Path = Path("python3")  # of the environment with Quantyard, on the nodes
+    variables: Mapping[str, str] = field(default_factory=dict)  # of jobs; none is a secret
+    nodes_lack_token: bool = False  # the Hub token is set for this process, and in no file that nodes read
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,7 @@ class BuildRequest:
     parts: Parts = "all"
     tune: TuneRequest | None = None
     foreign: ForeignRequest | None = None
+    cluster: ClusterRequest = field(default_factory=ClusterRequest)
     llama_cpp: str = ""  # of `bump`: a tag, an image, or with ENGINE=local a virtual environment
     imatrix: str = ""  # auto, none, or a file; "": auto for a matrix, else none
     chunks: int = 0  # of 512 tokens that are read for it; 0: the whole text

@@ -19,7 +19,18 @@ Size = int | str  # bytes, or text such as "16GiB"
 class MachineSettings(TypedDict, total=False):
     """Settings of the machine, which every function takes."""
 
-    engine: Literal["auto", "docker", "local"]
+    engine: Literal["auto", "docker", "local", "slurm"]
+    store: str
+    scratch: str
+    node_engine: Literal["local", "docker"]
+    network_stages: Literal["nodes", "here"]
+    slurm_partition: str
+    slurm_account: str
+    slurm_qos: str
+    slurm_constraint: str
+    slurm_gres: str
+    slurm_cpus_per_stage: int
+    slurm_time: str
     llama_wheel: str
     artifacts: File
     memory: Size

@@ -11,9 +11,14 @@ from quantyard.cli.settings import SETTINGS
 if TYPE_CHECKING:
     import argparse
 
+# Of engines whose stages run on other machines.
+CLUSTER = (
+    "STORE", "SCRATCH", "NODE_ENGINE", "NETWORK_STAGES", "SLURM_PARTITION", "SLURM_ACCOUNT", "SLURM_QOS",
+    "SLURM_CONSTRAINT", "SLURM_GRES", "SLURM_CPUS_PER_STAGE", "SLURM_TIME",
+)  # fmt: skip
 MACHINE = (
-    "ENGINE", "LLAMA_WHEEL", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "LLAMA_WHEEL_INDEX", "HTTPS_PROXY",
-    "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
+    *CLUSTER, "ENGINE", "LLAMA_WHEEL", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "LLAMA_WHEEL_INDEX",
+    "HTTPS_PROXY", "LLAMA_CPP_IMAGE", "LLAMA_CPP_TAG", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "LLAMA_CPP_SERVER_TAG",
 )  # fmt: skip
 # The settings of commands that measure.
 MEASURING = (
@@ -189,6 +194,11 @@ COMMANDS: Final = (
         "rates", "rates.rates_command",
         "Time the stages on a model of random weights, so that plans can forecast their time.",
         ("THREADS", "JSON", *MACHINE), ("THREADS", "ENGINE", "JSON"), "set up",
+    ),
+    Command(
+        "node", "node.node_command",
+        "On a node of a cluster: run one stage of the shared store; jobs of ENGINE=slurm call it.",
+        MACHINE, ("STORE", "SCRATCH", "ENGINE"), "set up",
     ),
     Command(
         "completion", "completion.completion_command", "Print the shell script that completes commands and options.",

@@ -54,7 +54,8 @@ def _quants_to_complete() -> Sequence[str]:
 
 _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
     "QUANT": _quants_to_complete, "QUANTS": _quants_to_complete, "BASELINE": _quants_to_complete,
-    "ENGINE": lambda: ("auto", "docker", "local"),
+    "ENGINE": lambda: ("auto", "docker", "local", "slurm"),
+    "NODE_ENGINE": lambda: ("local", "docker"), "NETWORK_STAGES": lambda: ("nodes", "here"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
     "SUITE": lambda: ("smoke", "quick", "standard", "full", "behaviour", "cache"),
 }  # fmt: skip

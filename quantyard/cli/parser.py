@@ -106,6 +106,10 @@ def _fill_command_parser(parser: argparse.ArgumentParser, command: Command, on_o
         parser.usage = f"quantyard completion {{{','.join(_SHELLS)}}}"
         parser.add_argument("shell", choices=_SHELLS, help="the shell to complete in")
         return
+    if command.name == "node":
+        parser.usage = "quantyard node {run,check} NAME [OPTIONS]"
+        parser.add_argument("action", choices=("run", "check"), help="run a stage, or say what this node has")
+        parser.add_argument("name", metavar="NAME", help="the spec, a file or in the store; or the object to write")
     every = [s.name for s in SETTINGS] if command.settings is None else command.settings
     add_command_options(parser, [name for name in every if name not in command.typical], on_option)
     parser.epilog = (

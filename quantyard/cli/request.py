@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantyard.cli.cluster_request import typed_cluster_request
 from quantyard.cli.commands import COMMANDS
 from quantyard.cli.precedence import NO_FILE, GivenSetting, resolve_settings
 from quantyard.cli.settings import SETTINGS
@@ -115,7 +116,7 @@ def _typed_build_request(
         find=values["FIND"],
         quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
-        engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local")),  # type: ignore[arg-type]
+        engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local", "slurm")),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
         allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
@@ -142,6 +143,7 @@ def _typed_build_request(
         tune=_typed_tune_request(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
         llama_cpp=values["LLAMA_CPP"],
+        cluster=typed_cluster_request(values, environment, command_hub_token(environment)),
         foreign=_typed_foreign_request(values, environment) if hasattr(args, "REPOS") else None,
         adapter=values["ADAPTER"], base=values["BASE"],
         imatrix=_typed_imatrix(values), chunks=_typed_imatrix_chunks(values, 0),

@@ -49,7 +49,7 @@ class Setting:
 # The headings of `--help`, in this order.
 GROUPS: Final = (
     "model", "importance matrix", "tuning", "measuring", "comparing", "choosing", "serving", "publishing", "verifying",
-    "running", "looking up", "permissions", "network", "base images",
+    "running", "cluster", "looking up", "permissions", "network", "base images",
 )  # fmt: skip
 
 # To add a setting: add a row, name it in commands.py, and run `make reference`.
@@ -224,8 +224,8 @@ SETTINGS: Final = (
     Setting("FILE", "", "verifying", "a GGUF, or the folder of a release", "path"),
     Setting("REBUILD", "", "verifying", "repeat the recorded steps and compare every byte", "flag"),
     Setting(
-        "ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, or local",
-        placeholder="docker|local|auto",
+        "ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, local, or slurm (jobs of a cluster)",
+        placeholder="docker|local|slurm|auto",
     ),
     Setting(
         "LLAMA_WHEEL", "auto", "running",
@@ -245,6 +245,36 @@ SETTINGS: Final = (
         "size",
     ),
     Setting("NODES", "", "running", "machines to plan for: shows waves, critical path and times", "integer"),
+    Setting(
+        "STORE", "", "cluster",
+        "what machines share: a folder that all of them mount, or s3://bucket/prefix; default: below ARTIFACTS",
+        trusted=True, placeholder="PATH|URL",
+    ),
+    Setting(
+        "SCRATCH", "/tmp/quantyard-node", "cluster",  # noqa: S108  (jobs may name another)
+        "a folder of each node's own disk, for inputs and unfinished stages", placeholder="PATH",
+    ),
+    Setting(
+        "NODE_ENGINE", "local", "cluster", "what runs a stage on a node: local (processes) or docker",
+        placeholder="local|docker",
+    ),
+    Setting(
+        "NETWORK_STAGES", "nodes", "cluster",
+        "where models and data sets are downloaded: on nodes, or here, where the command is typed",
+        placeholder="nodes|here",
+    ),
+    Setting("SLURM_PARTITION", "", "cluster", "the partition of ENGINE=slurm; default: Slurm's", placeholder="NAME"),
+    Setting("SLURM_ACCOUNT", "", "cluster", "the account that its jobs are charged to", placeholder="NAME"),
+    Setting("SLURM_QOS", "", "cluster", "their quality of service", placeholder="NAME"),
+    Setting("SLURM_CONSTRAINT", "", "cluster", "features of the nodes that may run them", placeholder="FEATURES"),
+    Setting("SLURM_GRES", "gpu:1", "cluster", "what stages with N_GPU_LAYERS ask for", placeholder="TYPE:N"),
+    Setting(
+        "SLURM_CPUS_PER_STAGE", "0", "cluster", "CPUs of one stage; 0: all of a node", "integer",
+    ),
+    Setting(
+        "SLURM_TIME", "", "cluster",
+        "the longest job, such as 12h or 1-12:00:00; default: as the stage and the partition", placeholder="12h",
+    ),
     Setting("JSON", "", "running", "print one JSON object on stdout and nothing else there", "flag"),
     Setting("FIND", "", "looking up", "show only the rows that hold this text, with all their notes"),
     Setting(

@@ -36,7 +36,7 @@ _NO_SETTING: Final = (CALLED_BY_MAKE, "QUANTYARD_HOME")
 _OF_MAKE: Final = ("PYTHON", "WHEELS", "SLOW", "HOSTILE")  # of the Makefile and its scripts
 # Read whatever the command is: by the set-up of the virtual environment, or by the libraries of the network.
 _EVERYWHERE: Final = (*_OF_MAKE, "HF_TOKEN", "HF_ENDPOINT", "EXTRA_CA", "QUANTYARD_HOME", "PROXY")
-_SET_FOR_ALL: Final = ("network", "base images", "running")  # groups of settings that describe the machine
+_SET_FOR_ALL: Final = ("network", "base images", "running", "cluster")  # groups of settings that describe the machine
 
 
 def command_of(args: argparse.Namespace) -> Command:

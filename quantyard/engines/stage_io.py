@@ -97,7 +97,7 @@ def read_engine_result(spec: StageSpec, out_dir: Path, exit_code: int, tail: str
     if int(result.exit_code) != exit_code:
         problem = f"its {RESULT} says exit code {int(result.exit_code)}, and its process ended with {exit_code}"
         raise ResultRefused(spec.label, problem, tail)
-    return result
+    return result.model_copy(update={"ran_on": None}) if result.ran_on else result
 
 
 def _result_of_silent_stage(spec: StageSpec, out_dir: Path, exit_code: int, tail: str) -> StageResult:

@@ -266,9 +266,16 @@ class ManifestRecords:
             key=spec.key, request=spec.request.model_dump(mode="json"), inputs=dict(spec.inputs),
             outputs=list(result.outputs), facts=result.facts, tools=result.tools,
             argv=[list(argv) for argv in result.argv], duration_s=result.duration_s,
-            ran_by=self.engine.describe(step.row.image), cpu=result.cpu, finished_at=finished_at, quant=step.quant,
+            ran_by=_tools_of_record(result) or self.engine.describe(step.row.image), cpu=result.cpu,
+            finished_at=finished_at, quant=step.quant,
             node=result.node if result.node.cpu else None, shard_nodes=list(result.shard_nodes),
         )
+
+
+def _tools_of_record(result: StageResult) -> dict[str, str]:
+    """The tools of the node that ran a stage, and the node; {} if this machine ran it."""
+    found = result.ran_on
+    return {**found.tools, "host": found.host, "job": found.job} if found else {}
 
 
 def _imatrix_name_in_manifest(manifest: Manifest, model: str, quant: str, sha256: str) -> str:

@@ -100,6 +100,14 @@ class NodeFacts(Frozen):
         return ", ".join(part for part in (self.cpu, cores, self.gpu) if part) if self.cpu else ""
 
 
+class RanOn(Frozen):
+    """Where a stage ran, if not where it was planned. Quantyard's own record: what a stage says of it is dropped."""
+
+    host: _Word
+    job: _Word = ""  # as the queue names it: "slurm 4711"
+    tools: Annotated[dict[_Word, Cut], Field(max_length=100)] = {}  # as the engine of the node describes them
+
+
 class StageResult(Frozen):
     """The result of a stage. `outputs` are paths under `/out/files`. The store computes their SHA-256 again, so a stage
     states one only if it knows it already.
@@ -117,6 +125,8 @@ class StageResult(Frozen):
     node: NodeFacts = NodeFacts()  # that machine
     # Of a result that was put together: the machines of the shards, in their order. The orchestrator states them.
     shard_nodes: Annotated[tuple[NodeFacts, ...], Field(max_length=1000, exclude_if=lambda value: not value)] = ()
+    # Where it ran, if not where it was planned.
+    ran_on: Annotated[RanOn | None, Field(exclude_if=lambda value: value is None)] = None
     error: StageError | None = None
 
 

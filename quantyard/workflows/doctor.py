@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final, Literal
@@ -16,6 +15,7 @@ from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import forecast_disk_folder
 from quantyard.formatting.numbers import format_bytes, format_memory
 from quantyard.requests import BuildRequest
+from quantyard.workflows.doctor_finding import DoctorFinding as DoctorFinding  # noqa: PLC0414  (its place for others)
 
 _COMMAND_TIMEOUT_S = 20
 _LITTLE_DISK_BYTES = 20 * 10**9
@@ -34,16 +34,6 @@ _LLAMA_CPP_PLANS: Final[dict[str, tuple[Literal["ok", "note"], str]]] = {
 _INSTALL_DOCKER = "Install Docker: https://docs.docker.com/engine/install (Debian: scripts/docker-debian.sh)"
 
 
-@dataclass(frozen=True)
-class DoctorFinding:
-    """One finding. `missing` means that no build can run without it."""
-
-    what: str
-    state: Literal["ok", "note", "missing"]
-    value: str
-    remedy: str = ""
-
-
 def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
     """Run all checks; a check that fails does not stop the others."""
     findings: list[DoctorFinding] = []
@@ -55,6 +45,10 @@ def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
         except Exception as error:  # a broken check is a finding too
             what = check.__name__.strip("_").replace("_", " ")
             findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
+    if request.engine == "slurm":
+        from quantyard.workflows.doctor_cluster import examine_cluster  # imported late: most machines have no cluster
+
+        return [*findings, *examine_cluster(request)]
     return [*findings, _examine_engines(findings)]
 
 

@@ -89,6 +89,10 @@ def workflow_engine(request: BuildRequest) -> tuple[Engine, str]:
     Raises:
         EngineError: the requested engine cannot run.
     """
+    if request.engine == "slurm":
+        from quantyard.workflows.cluster import workflow_cluster_engine  # imported late: other engines need none of it
+
+        return workflow_cluster_engine(request), "asked for"
     return choose_engine(request.engine, request.environment, request.images)
 
 

@@ -364,6 +364,7 @@ _KINDS = {
 }  # fmt: skip
 _ASIDE = {  # whose values are of another type than their kind says
     "engine", "outtype", "parity", "parts", "imatrix", "suite", "target_size", "model", "base",
+    "node_engine", "network_stages",
 }
 _FUNCTIONS = {  # by command
     "build": api_settings.BuildSettings, "eval": api_settings.EvaluateSettings,
@@ -376,7 +377,7 @@ _FUNCTIONS = {  # by command
     "choose": api_settings.ChooseSettings, "tune": api_settings.TuneSettings, "lora": api_settings.LoraSettings,
     "doctor": api_settings.MachineSettings, "demo": api_settings.MachineSettings,
 }  # fmt: skip
-_WITHOUT_FUNCTION = {"image", "serve", "rates", "quants", "models", "images", "config", "completion", "init"}
+_WITHOUT_FUNCTION = {"image", "serve", "rates", "quants", "models", "images", "config", "completion", "init", "node"}
 
 
 @pytest.mark.parametrize("command", _FUNCTIONS)

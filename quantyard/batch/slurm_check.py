@@ -1,0 +1,57 @@
+"""Asks a node of Slurm what it has, by a job that takes seconds."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final
+
+from quantyard.batch.slurm_commands import run_slurm_command
+from quantyard.batch.slurm_job import SlurmPlace
+from quantyard.errors import EngineError
+from quantyard.protocol.node_spec import NodeCheck
+from quantyard.requests import ClusterRequest
+from quantyard.shared_store.objects import ObjectStore
+
+_NAME: Final = "quantyard-check"
+_MINUTES: Final = 5
+_TIMEOUT_S: Final = 120.0
+
+
+def examine_slurm_node(cluster: ClusterRequest, place: SlurmPlace, store: ObjectStore, name: str) -> NodeCheck:
+    """What the node has that Slurm gives to a small job.
+
+    Args:
+        name: of the object in the store that the node writes.
+
+    Raises:
+        EngineError: no node is free within two minutes, or the node cannot run Quantyard.
+    """
+    place.logs.mkdir(parents=True, exist_ok=True)
+    log = place.logs / f"check-{name.rpartition('/')[2]}.log"
+    options = [f"--partition={cluster.partition}"] * bool(cluster.partition)
+    options += [f"--account={cluster.account}"] * bool(cluster.account) + [f"--qos={cluster.qos}"] * bool(cluster.qos)
+    options += [f"--constraint={cluster.constraint}"] * bool(cluster.constraint)
+    try:
+        run_slurm_command(
+            "sbatch", "--wait", f"--job-name={_NAME}", f"--output={log}", f"--chdir={place.repo_dir}", "--export=HOME",
+            f"--time={_MINUTES}", *options, given=_check_script(name, cluster, place), timeout_s=_TIMEOUT_S,
+        )  # fmt: skip
+    except EngineError as error:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+        raise EngineError(error.message, error.hint, tail or error.detail) from error
+    try:
+        return NodeCheck.model_validate_json(store.read_bytes(name))
+    except FileNotFoundError as error:
+        message = f"The node wrote its answer into another store: {place.store_url} is not the same there."
+        raise EngineError(message, "Name a folder that all nodes mount, or a bucket: STORE=…") from error
+    finally:
+        store.remove(name)
+
+
+def _check_script(name: str, cluster: ClusterRequest, place: SlurmPlace) -> str:
+    argv = [
+        str(place.python), "-m", "quantyard", "node", "check", name, "--store", place.store_url, "--scratch",
+        cluster.scratch, "--engine", cluster.node_engine,
+    ]  # fmt: skip
+    exports = [f"export {variable}={shlex.quote(value)}" for variable, value in sorted(place.variables.items())]
+    return "\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(argv)}", ""])

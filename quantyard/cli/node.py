@@ -1,0 +1,26 @@
+"""The command `node`: what jobs of a cluster call on a node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+
+from quantyard.cli.output import print_line, stderr_console
+from quantyard.cli.request import command_request
+from quantyard.errors import BadRequest
+
+
+def node_command(args: argparse.Namespace) -> None:
+    from quantyard.workflows.node import check_node, run_node
+
+    request = command_request(args)
+    if not request.cluster.store:
+        raise BadRequest("STORE is not given.", "Name the shared store: quantyard node run NAME --store PATH|URL")
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    job = f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    if args.action == "check":
+        print_line(check_node(request, args.name, host).model_dump_json())
+        return
+    result = run_node(request, args.name, host, job, lambda text: stderr_console().print_lines(text, markup=False))
+    print_line(f"{result.stage}: {len(result.outputs)} files in {result.duration_s:.1f} s on {host}")

@@ -1,0 +1,32 @@
+"""Makes the engine of a cluster from a request."""
+
+from __future__ import annotations
+
+from quantyard.batch.batch_engine import BatchEngine, batch_logs_folder, batch_store_url
+from quantyard.batch.slurm import SlurmQueue
+from quantyard.batch.slurm_job import SlurmPlace
+from quantyard.engines.registry import choose_engine
+from quantyard.requests import BuildRequest
+from quantyard.shared_store.open_store import open_object_store
+
+
+def workflow_cluster_engine(request: BuildRequest) -> BatchEngine:
+    """The engine that runs stages as jobs of Slurm.
+
+    Raises:
+        EngineError: the tools of this machine cannot be used.
+        BadRequest: STORE cannot be used.
+    """
+    tools, _ = choose_engine(request.cluster.node_engine, request.environment, request.images)
+    place = workflow_slurm_place(request)
+    store = open_object_store(place.store_url)
+    return BatchEngine(SlurmQueue(request.cluster, place), store, tools, request.cluster, request.environment)
+
+
+def workflow_slurm_place(request: BuildRequest) -> SlurmPlace:
+    """Where jobs find Quantyard and the shared store."""
+    return SlurmPlace(
+        request.cluster.python, request.environment.repo_dir, batch_logs_folder(request.artifacts),
+        batch_store_url(request.cluster, request.artifacts),
+        {**request.cluster.variables, "ARTIFACTS": request.cluster.scratch},
+    )

@@ -1,0 +1,80 @@
+"""A two-node Slurm on this machine, made by scripts/cluster-debian.sh, and what its tests ask of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from quantyard.paths import REPO_DIR
+
+SCRIPT = REPO_DIR / "scripts" / "cluster-debian.sh"
+DIR = Path("/run/quantyard-cluster")
+_UP_TIMEOUT_S = 300  # with the packages to install
+
+
+@dataclass(frozen=True)
+class SlurmNodes:
+    """The cluster that is up."""
+
+    conf: str
+
+    def call(self, *argv: str) -> str:
+        """The output of one of Slurm's commands."""
+        run = subprocess.run(
+            argv, env=os.environ | {"SLURM_CONF": self.conf}, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        return run.stdout
+
+    def script(self, *argv: str) -> None:
+        """One of the script's verbs: `stop node1`, `start ctld`, `cut node2` …"""
+        subprocess.run([str(SCRIPT), *argv], capture_output=True, text=True, timeout=60, check=True)
+
+    def jobs(self, state: str = "") -> list[str]:
+        """The ids of our jobs that wait or run, or those of one state."""
+        said = self.call("squeue", "--noheader", "--format=%i|%j", *([f"--states={state}"] if state else []))
+        return [line.partition("|")[0] for line in said.splitlines() if "|quantyard-" in line]
+
+    def pid(self, daemon: str) -> int:
+        """The process of ctld, node1 or node2."""
+        return int((DIR / "pid" / daemon).read_text())
+
+    def node_of(self, job: str) -> str:
+        """Where a job runs."""
+        return self.call("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Wait until a condition holds."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def slurm(run_folder: Path) -> Iterator[SlurmNodes]:
+    """The cluster, brought up by the first that asks, and taken down by the last, unless it was up before."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    counter = run_folder / "slurm-users.json"
+    with FileLock(run_folder / "slurm.lock"):
+        users, was_up = json.loads(counter.read_text()) if counter.exists() else (0, (DIR / "slurm.conf").exists())
+        run = subprocess.run([str(SCRIPT), "up"], capture_output=True, text=True, timeout=_UP_TIMEOUT_S, check=False)
+        if run.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
+            pytest.skip(f"no Slurm: {run.stderr[-500:]}")
+        assert run.returncode == 0, run.stderr
+        counter.write_text(json.dumps([users + 1, was_up]))
+    yield SlurmNodes(str(DIR / "slurm.conf"))
+    with FileLock(run_folder / "slurm.lock"):
+        users, was_up = json.loads(counter.read_text())
+        counter.write_text(json.dumps([users - 1, was_up]))
+        if users == 1 and not was_up:
+            subprocess.run([str(SCRIPT), "down"], capture_output=True, timeout=60, check=False)
