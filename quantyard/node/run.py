@@ -12,7 +12,7 @@ from typing import Final
 
 from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
-from quantyard.errors import BadRequest, EngineError, QuantyardError, StageFailed
+from quantyard.errors import BadRequest, EngineError, QuantyardError, ResultRefused, StageFailed
 from quantyard.files.safe_files import remove_tree
 from quantyard.node.heartbeat import LIVES_S, Heartbeat
 from quantyard.node.input_cache import InputCache
@@ -111,11 +111,18 @@ def _committed_run(
         cache.make_room(cache.missing_bytes(list(spec.inputs.values())) + spec.resources.scratch_bytes)
         inputs = {name: cache.fetch_input(given, held) for name, given in spec.inputs.items()}
         space = work.begin(spec.label, spec.key, stage.request, inputs, stage.row.resumable)
-        result = engine.run(stage, space, inputs, heartbeat.take_progress)
-        if result.exit_code is not ExitCode.DONE:
-            raise StageFailed(spec.label, result)
-        result = work.take(spec.label, space, result, stage.leaves).model_copy(update={"ran_on": ran_on})
-        _commit_outputs(spec, place.store, space, result, attempt)
+        try:
+            result = engine.run(stage, space, inputs, heartbeat.take_progress)
+            if result.exit_code is not ExitCode.DONE:
+                raise StageFailed(spec.label, result)
+            result = work.take(spec.label, space, result, stage.leaves).model_copy(update={"ran_on": ran_on})
+            _commit_outputs(spec, place.store, space, result, attempt)
+        except BaseException as error:
+            if stage.row.resumable and not isinstance(error, ResultRefused):
+                work.leave(space)
+            else:
+                work.discard(space)
+            raise
     remove_tree(place.scratch / _WORK / "quantyard" / stage.row.name / spec.key[:12])
     return result
 
