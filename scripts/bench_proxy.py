@@ -19,21 +19,19 @@ network. What is measured:
 Exit codes:  0 every limit holds · 1 one does not (it is named) · 2 it cannot be measured
 """
 
-# ruff: noqa: T201 (a script for people prints)
+
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NoReturn
@@ -41,9 +39,16 @@ from typing import NoReturn
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from scripts.bench_serve import PROMPTS, demo_file  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
-from tests.docker.compose_project import Project, free_port  # noqa: E402
+from scripts.served_demo import (  # noqa: E402
+    PROMPTS,
+    compose_project,
+    demo_file,
+    end_with_table,
+    existing_file,
+    run_compose,
+)
+from tests.docker.compose_project import free_port  # noqa: E402
 
 TOKENS = 64
 CLIENTS = (1, 4)
@@ -89,22 +94,15 @@ class Way:
 @contextmanager
 def served(model: Path) -> Iterator[tuple[Way, Way]]:
     """Both ways to a server of this file: through the proxy, and directly."""
-    with tempfile.TemporaryDirectory(prefix="qy-bench-proxy") as name:
-        project, port = Project(Path(name)), free_port()
-        shutil.copy(model, project.folder / "artifacts" / "served" / "model.gguf")
-        try:
-            done = project.compose("up", "--detach", "--build", "--wait", PORT=str(port))
-            if done.returncode != 0:
-                print(done.stderr, file=sys.stderr)
-                sys.exit(2)
-            # Its own network has no way to it from here.
-            server, form = project.container("server"), "{{.NetworkSettings.Networks.bridge.IPAddress}}"
-            subprocess.run(["docker", "network", "connect", "bridge", server], capture_output=True, check=True)
-            argv = ["docker", "inspect", "--format", form, server]
-            address = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
-            yield Way("127.0.0.1", port, project.key()), Way(address, 8080, project.key())
-        finally:
-            project.down()
+    port = free_port()
+    with compose_project({"model": model}) as project:
+        run_compose(project, "up", "--detach", "--build", "--wait", PORT=str(port))
+        # Its own network has no way to it from here.
+        server, form = project.container("server"), "{{.NetworkSettings.Networks.bridge.IPAddress}}"
+        subprocess.run(["docker", "network", "connect", "bridge", server], capture_output=True, check=True)
+        argv = ["docker", "inspect", "--format", form, server]
+        address = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+        yield Way("127.0.0.1", port, project.key()), Way(address, 8080, project.key())
 
 
 def throughput(proxied: Way, direct: Way, turns: int) -> list[Row]:
@@ -153,18 +151,11 @@ def main() -> NoReturn:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if args.model is None or not args.model.is_file():
-        print("The demo's model is not here. Type: make demo", file=sys.stderr)
-        sys.exit(2)
-    with served(args.model) as (proxied, direct):
+    with served(existing_file(args.model)) as (proxied, direct):
         for way in (proxied, direct):
             way.rate(1)
         rows = [row for measure in MEASUREMENTS for row in measure(proxied, direct, args.turns)]
-    if args.json:
-        print(json.dumps([asdict(row) | {"holds": row.holds} for row in rows], indent=1))
-    else:
-        print(*map(Row.line, rows), sep="\n")
-    sys.exit(0 if all(row.holds for row in rows) else 1)
+    end_with_table(rows, as_json=args.json)
 
 
 if __name__ == "__main__":

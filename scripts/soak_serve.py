@@ -7,8 +7,9 @@ How to run:
     .venv/bin/python scripts/soak_serve.py     # ten minutes of load, and two more
 
     --minutes N      of load, 10 by default       --clients N     at once, 6 by default
-    --memory SIZE    MEMORY of the server         --picture FILE  Prometheus's page, by chromium and chromedriver; the
-                                                  stand-in of scripts/base-images.sh has no graph on it
+    --memory SIZE    MEMORY of the server         --picture FILE  Prometheus's page, by chromium and chromedriver
+    --prometheus IMAGE                            another Prometheus than compose.yaml's: the stand-in of
+                                                  scripts/base-images.sh has no graph on its page
     --json           one object on stdout
 
 It ends by itself, and removes what it made. Clients ask both models in turn: chats, completions, streams on kept
@@ -30,18 +31,16 @@ Exit codes:  0 it all holds · 1 something does not (it is named) · 2 it cannot
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import quote
@@ -51,14 +50,25 @@ import requests
 REPO_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO_DIR))
 
-from scripts.bench_serve import PROMPTS, demo_file  # noqa: E402
 from scripts.bench_table import Row  # noqa: E402
+from scripts.served_demo import (  # noqa: E402
+    PROMPTS,
+    compose_project,
+    demo_file,
+    end_with_table,
+    existing_file,
+    run_compose,
+)
 from tests.docker.compose_project import Project, free_port  # noqa: E402
 
 PROFILES: Final = ("--profile", "cpu", "--profile", "monitoring")
 COUNTED: Final = "max_over_time(llamacpp:tokens_predicted_total[1h])"
 RATE: Final = "rate(llamacpp:tokens_predicted_total[1m])"
-GRAPH: Final = f"g0.expr={quote(RATE)}&g0.tab=graph&g0.range_input=15m"
+# As old Prometheus and new ones read it: two graphs.
+GRAPH: Final = "&".join(
+    f"g{number}.expr={quote(query)}&g{number}.tab=0&g{number}.range_input=15m"
+    for number, query in enumerate((RATE, "llamacpp:requests_processing"))
+)
 SAMPLE_S, SCRAPE_S = 20.0, 40.0
 MAX_STOP_S, MAX_GROWTH = 10.0, 1.25
 SCHEMA: Final = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -89,10 +99,7 @@ class Load:
 
     def compose(self, *argv: str) -> None:
         ports = {"PORT": str(self.port), "PROMETHEUS_PORT": str(self.prometheus_port)}
-        done = self.project.compose(*PROFILES, *argv, **ports)
-        if done.returncode != 0:
-            print(done.stderr, self.project.compose("logs", "--tail", "30").stdout, file=sys.stderr)
-            sys.exit(2)
+        run_compose(self.project, *PROFILES, *argv, **ports)
 
     def client(self, number: int) -> None:
         """Ask until it is over, on one kept connection."""
@@ -213,19 +220,13 @@ KINDS: Final[dict[str, Callable[[Load, requests.Session, random.Random], str]]] 
 
 
 @contextmanager
-def served(files: dict[str, Path], memory: str) -> Iterator[Load]:
+def served(files: dict[str, Path], settings: dict[str, str]) -> Iterator[Load]:
     """`docker compose up` of copies of these files, by name, in a copy of the project."""
-    with tempfile.TemporaryDirectory(prefix="qy-soak") as name:
-        project = Project(Path(name))
-        for model, path in files.items():
-            shutil.copy(path, project.folder / "artifacts" / "served" / f"{model}.gguf")
-        (project.folder / ".env").write_text(f"MEMORY={memory}\n" if memory else "")
+    text = "".join(f"{name}={value}\n" for name, value in settings.items() if value)
+    with compose_project(files, text) as project:
         load = Load(project, free_port(), free_port(), tuple(files))
-        try:
-            load.compose("up", "--detach", "--build", "--wait")
-            yield load
-        finally:
-            project.down()
+        load.compose("up", "--detach", "--build", "--wait")
+        yield load
 
 
 def keep_busy(load: Load, seconds: float, clients: int) -> list[int]:
@@ -253,7 +254,7 @@ def take_picture(load: Load, path: Path) -> None:
         options.add_argument(flag)
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver") or ""))
     try:
-        driver.get(f"http://127.0.0.1:{load.prometheus_port}/query?{GRAPH}")
+        driver.get(f"http://127.0.0.1:{load.prometheus_port}/graph?{GRAPH}")
         time.sleep(5)  # until its graph is drawn
         driver.save_screenshot(str(path))
     finally:
@@ -327,22 +328,16 @@ def main() -> NoReturn:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--memory", default="")
+    parser.add_argument("--prometheus", default="")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    quant = demo_file()
-    if quant is None:
-        print("The demo's model is not here. Type: make demo", file=sys.stderr)
-        sys.exit(2)
+    quant = existing_file(demo_file())
     wide = max(quant.parent.glob("stages/convert-*/files/model.gguf"), key=lambda path: path.stat().st_mtime)
     files = {"SmolLM2-135M-Instruct-BF16": wide, quant.stem: quant}
-    with served(files, args.memory) as load:
+    with served(files, {"MEMORY": args.memory, "PROMETHEUS": args.prometheus}) as load:
         rows = soak(load, args.minutes, args.clients, args.picture)
-    if args.json:
-        print(json.dumps([asdict(row) | {"holds": row.holds} for row in rows], indent=1))
-    else:
-        print(*map(Row.line, rows), sep="\n")
-    sys.exit(0 if all(row.holds for row in rows) else 1)
+    end_with_table(rows, as_json=args.json)
 
 
 if __name__ == "__main__":

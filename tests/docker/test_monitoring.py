@@ -17,6 +17,13 @@ from tests.docker.compose_project import MONITORING, Project, free_port
 from tests.docker.server import wait_for
 
 SCRAPED_WITHIN_S = 40.0
+HOW_TO = REPO_DIR / "docs" / "how-to" / "serve.md"
+
+
+def queries_of_the_how_to() -> list[str]:
+    """As they are printed, without what stands behind them for people."""
+    section = HOW_TO.read_text().partition("\n## Monitor it\n")[2].partition("\n## ")[0]
+    return re.findall(r"^    (\S.*?)\s+#", section, re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +61,10 @@ class Monitored:
         wait_for(lambda: self._knows(query, names), SCRAPED_WITHIN_S, lambda: self.project.compose("logs").stdout)
         return self.values(query)
 
+    def wait_for_lines(self, query: str, names: set[str]) -> None:
+        """Until it draws a line for each of these models, whatever its value; a rate takes two looks."""
+        wait_for(lambda: set(self.values(query)) == names, SCRAPED_WITHIN_S, lambda: f"{query}: {self.values(query)}")
+
     def _knows(self, query: str, names: set[str]) -> bool:
         try:
             return {name for name, value in self.values(query).items() if value > 0} == names
@@ -82,6 +93,10 @@ def test_every_model_is_seen_under_load_and_nothing_is_forgotten(monitored: Moni
         body = {"model": name, "prompt": "One, two,", "max_tokens": 8}
         assert monitored.ask("/v1/completions", body).status_code == 200
     seen = monitored.wait_for("llamacpp:tokens_predicted_total", set(names))
+    queries = queries_of_the_how_to()
+    assert len(queries) > 1
+    for query in queries:
+        monitored.wait_for_lines(query, set(names))
     monitored.compose("down")
     monitored.compose("up", "--detach", "--wait")
     asked = "max_over_time(llamacpp:tokens_predicted_total[10m])"

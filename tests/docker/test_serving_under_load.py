@@ -31,7 +31,7 @@ STREAMS: Final = {  # path → its body; each would answer for minutes
     "/completion": {"prompt": "One, two,", "n_predict": 4000},
 }
 ROUTER_WAITS: Final = pytest.mark.xfail(  # docs/how-to/serve.md says so; once it passes, it may say nothing
-    strict=True, reason="llama-server's router looks for its client only once the answer has begun"
+    strict=True, reason="llama-server's router keeps its request to the model's process (ggml-org/llama.cpp#24496)"
 )
 KILL: Final = (
     'for p in /proc/[0-9]*; do tr "\\0" " " <$p/cmdline | grep -q "[-]-alias {}" && kill -9 ${{p#/proc/}}; done; true'
