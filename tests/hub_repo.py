@@ -103,10 +103,11 @@ class Repo:
                 yield at
                 at = at.parent
 
-    def after(self, files: Mapping[str, Blob], branch: str = "main") -> Repo:
-        """One commit later: these files added to the branch (which is made if it is missing), or replaced there."""
+    def after(self, files: Mapping[str, Blob | None], branch: str = "main") -> Repo:
+        """One commit later: files added to the branch (made if it is missing), replaced, or (None) removed."""
         old = self.at(branch) or self
-        new = replace(old, files={**old.files, **files}, parent=old, heads={})
+        kept = {path: blob for path, blob in {**old.files, **files}.items() if blob is not None}
+        new = replace(old, files=kept, parent=old, heads={})
         if branch == "main":
             return replace(new, heads=self.heads, pulls=self.pulls, branches=self.branches)
         branches = self.branches if branch in self.branches else (*self.branches, branch)

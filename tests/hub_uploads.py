@@ -311,16 +311,19 @@ class WriteSide:
             self._no_revision(revision)
         elif not self._offers() and header.get("parentCommit") not in (None, there.commit):
             self._refuse(412, "A commit has happened since. Please refresh and try again.")
-        elif not lines or any(line["key"] not in ("file", "lfsFile") for line in lines):
-            self._refuse(400, "This Hub adds files, and does nothing else.")
+        elif not lines or any(line["key"] not in ("file", "lfsFile", "deletedFile") for line in lines):
+            self._refuse(400, "This Hub adds and removes files, and does nothing else.")
         elif missing := [v["value"]["path"] for v in lines if v["key"] == "lfsFile" and self._blob(v) is None]:
             self._refuse(400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: "
                               f"{missing}")  # fmt: skip
         else:
-            self._keep_commit(repo, revision, header, {v["value"]["path"]: self._blob(v) or Blob(b"", lfs=False)
-                                                       for v in lines})  # fmt: skip
+            changed = {v["value"]["path"]: None if v["key"] == "deletedFile" else self._blob(v) or Blob(b"", lfs=False)
+                       for v in lines}  # fmt: skip
+            self._keep_commit(repo, revision, header, changed)
 
-    def _keep_commit(self, repo: Repo, revision: str, header: Mapping[str, str], files: dict[str, Blob]) -> None:
+    def _keep_commit(
+        self, repo: Repo, revision: str, header: Mapping[str, str], files: Mapping[str, Blob | None]
+    ) -> None:
         url, number = f"{self._host()}/{repo.repo_id}", len(repo.pulls) + 1
         branch = f"refs/pr/{number}" if self._offers() else revision
         pulls = (*repo.pulls, (self._account().name, header["summary"])) if self._offers() else repo.pulls

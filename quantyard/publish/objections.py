@@ -50,7 +50,8 @@ def refuse_objections(found: Sequence[Objection]) -> None:
         return
     more = [f"{one.fact} {one.hint}" for one in found[1:]]
     agree = ",".join(dict.fromkeys(one.kind for one in found))
-    hint = f"{found[0].hint} To publish so all the same: AGREE={agree}"
+    # A hint may end with a command, which nothing may follow.
+    hint = f"To publish so all the same: AGREE={agree}. Or {found[0].hint[0].lower()}{found[0].hint[1:]}"
     raise NeedsAgreement(f"{found[0].fact} Nothing was sent.", hint, "\n".join(more))
 
 

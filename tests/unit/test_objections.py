@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +165,23 @@ def test_older_files_of_the_same_type_stay_beside_only_by_agreement(yard: Yard, 
     assert yard.published()[old] == b"old"
 
 
+def test_the_command_that_is_told_removes_the_older_files(yard: Yard) -> None:
+    _place(yard, {"lagoon.Q8_0.gguf": b"old", "Lagoon-Q8_0-00001-of-00002.gguf": b"old"})
+    command = yard.publish().err.strip().splitlines()[-1].partition("Or remove them first: ")[2].split()
+    assert command[:3] == ["hf", "repos", "delete-files"]
+    hf = Path(sys.executable).with_name("hf")
+    subprocess.run(
+        [hf, *command[1:]], check=True, capture_output=True, env=os.environ | {"HF_ENDPOINT": yard.hub.endpoint}
+    )
+    assert not [path for path in yard.published() if path.endswith(".gguf")]
+    assert yard.publish().code == 0
+
+
 @pytest.mark.parametrize("old", ["$(reboot)-Q4_K_M.gguf", "a\x1b[2J-Q4_K_M.gguf", "a;b.Q4_K_M.gguf", "-x-Q4_K_M.gguf"])
 def test_a_name_that_somebody_chose_is_in_no_command(yard: Yard, old: str) -> None:
     _place(yard, {old: b"old"})
     said = yard.publish()
-    assert said.code == 2 and f"Remove them first, in the files of {REPO}." in said.err and "\x1b[2J" not in said.err
+    assert said.code == 2 and f"Or remove them first, in the files of {REPO}." in said.err and "\x1b[2J" not in said.err
 
 
 @pytest.mark.parametrize("other", [
