@@ -168,7 +168,7 @@ def _weights_fields(found: WeightsKld | None) -> dict[str, Any]:
         return {}
     if isinstance(found, DivergencePartsMissing):
         return {"parts_missing": found}
-    return {"weights_kld": packed_doubles(found)}
+    return {"weights_kld": packed_doubles(found.kld), "weights_nll_change": packed_doubles(found.nll_change)}
 
 
 def decoded_divergence_chunks(model: GgufModel, cut: Ints, threads: int) -> Iterator[tuple[Rows, Ints]]:

@@ -3,8 +3,8 @@
     lost by the file        KL(baseline || file), both with the same weights as float32 and float32 activations
     added by this backend   KL(baseline || file) as this backend computes both files, less that
 
-over the same tokens: the first chunks of the text. One float32 copy exists at a time, in the stage's scratch folder;
-the baseline's rows of logits are kept in memory meanwhile.
+and the same of ln(PPL / baseline PPL), over the same tokens: the first chunks of the text. One float32 copy exists at a
+time, in the stage's scratch folder; the baseline's rows of logits are kept in memory meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from quantyard.protocol.divergence_results import DivergencePartsMissing
 from quantyard.protocol.runner import Stage, StageFailure
 
 _FLOAT_BYTES: Final = 4
-WeightsKld = Doubles | DivergencePartsMissing
+
+
+@dataclass(frozen=True)
+class WeightsValues:
+    """What a file's weights lose at every scored token, both files as float32."""
+
+    kld: Doubles  # nats
+    nll_change: Doubles  # of the token that follows, nats
+
+
+WeightsKld = WeightsValues | DivergencePartsMissing
 # Decodes chunks with one model, and yields the scored rows and the tokens that follow them.
 DecodeChunks = Callable[[GgufModel, Ints], Iterator[tuple[Rows, Ints]]]
 
@@ -70,7 +80,7 @@ def _weights_kld_of_file(
     except StageFailure as failure:
         return _not_converted(failure)
     (values,) = found.models()
-    return values.kld
+    return WeightsValues(values.kld, values.nll - found.baseline_nll())
 
 
 def _decoded_float32(stage: Stage, header: GgufHeader, how: WeightsPass) -> Iterator[tuple[Rows, Ints]]:

@@ -21,6 +21,7 @@ from eval.analysis.kl_divergence import (
     divergence_comparison,
     divergence_parts,
     perplexity_estimate,
+    perplexity_parts,
 )
 from quantyard.protocol.base import Frozen
 from quantyard.protocol.divergence_results import Divergence, DivergencePartsMissing
@@ -49,6 +50,7 @@ class DivergenceShard(Frozen):
     values: TokenArrays | None = None  # None: this file is the baseline
     rolling_perplexity: float | None = None
     weights_kld: _BASE64 | None = None  # of the chunks that are read again as float32; None: not read by this shard
+    weights_nll_change: _BASE64 | None = None  # of the same tokens
     n_weights_chunks: int = 0
     parts_missing: DivergencePartsMissing | None = None
     duration_s: float = 0.0
@@ -89,17 +91,24 @@ def summed_divergence(shards: Sequence[DivergenceShard]) -> Divergence:
         label=first.label, text=first.text, n_ctx=first.n_ctx, n_chunks=first.n_chunks, n_tokens=len(baseline_nll),
         backend=first.backend, perplexity=perplexity_estimate(values.nll if values else baseline_nll, first.n_chunks),
         rolling_perplexity=next((s.rolling_perplexity for s in shards if s.rolling_perplexity is not None), None),
-        duration_s=sum(shard.duration_s for shard in shards), **compared, **_parts_of_shards(shards, values),
+        duration_s=sum(shard.duration_s for shard in shards), **compared,
+        **_parts_of_shards(shards, values, baseline_nll),
     )
 
 
-def _parts_of_shards(shards: Sequence[DivergenceShard], values: TokenValues | None) -> dict[str, Any]:
+def _parts_of_shards(
+    shards: Sequence[DivergenceShard], values: TokenValues | None, baseline_nll: Doubles
+) -> dict[str, Any]:
     for shard in shards:
         if shard.parts_missing:
             return {"parts_missing": shard.parts_missing}
         if shard.weights_kld is not None and values is not None:
-            of_weights = _unpacked_doubles([shard.weights_kld])
-            return {"parts": divergence_parts(of_weights, values.kld[: len(of_weights)], shard.n_weights_chunks)}
+            of_weights, n_chunks = _unpacked_doubles([shard.weights_kld]), shard.n_weights_chunks
+            n, perplexity = len(of_weights), None
+            if shard.weights_nll_change is not None:
+                change = values.nll[:n] - baseline_nll[:n]
+                perplexity = perplexity_parts(_unpacked_doubles([shard.weights_nll_change]), change, n_chunks)
+            return {"parts": divergence_parts(of_weights, values.kld[:n], n_chunks, perplexity)}
     return {}
 
 

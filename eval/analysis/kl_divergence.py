@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.llama.logprobs import NOT_FINITE, unusable_logits
-from quantyard.protocol.divergence_results import DivergenceParts
+from quantyard.protocol.divergence_results import DivergenceParts, PerplexityParts
 from quantyard.protocol.estimates import Estimate
 
 PERCENTILES: Final = (50, 90, 95, 99, 99.9, 100)
@@ -258,7 +258,9 @@ def divergence_comparison(values: TokenValues, baseline_nll: Doubles, n_chunks: 
     }
 
 
-def divergence_parts(of_weights: Doubles, whole: Doubles, n_chunks: int) -> DivergenceParts:
+def divergence_parts(
+    of_weights: Doubles, whole: Doubles, n_chunks: int, perplexity: PerplexityParts | None = None
+) -> DivergenceParts:
     """A divergence split into the weights' and the backend's part, both of the same tokens of `n_chunks` chunks.
 
     The parts are compared token by token, so the error of the difference is that of its own clusters.
@@ -267,5 +269,14 @@ def divergence_parts(of_weights: Doubles, whole: Doubles, n_chunks: int) -> Dive
         n_tokens=len(whole),
         whole=mean_estimate(whole, n_chunks),
         of_file=mean_estimate(of_weights, n_chunks, keep_clusters=True),
+        of_backend=mean_estimate(whole - of_weights, n_chunks),
+        ln_perplexity=perplexity,
+    )
+
+
+def perplexity_parts(of_weights: Doubles, whole: Doubles, n_chunks: int) -> PerplexityParts:
+    """The same of ln(PPL / baseline PPL), from the differences of negative log-probability at each token, nats."""
+    return PerplexityParts(
+        whole=mean_estimate(whole, n_chunks), of_file=mean_estimate(of_weights, n_chunks),
         of_backend=mean_estimate(whole - of_weights, n_chunks),
     )

@@ -22,8 +22,10 @@ from quantyard.metrics.budget_figures import BUDGET_OUTCOMES, metric_budget_name
 from quantyard.metrics.divergence_parts import (
     BACKEND_PART,
     FILE_PART,
+    FILE_PPL,
     backend_divergence_shown,
     file_divergence_shown,
+    file_perplexity_shown,
 )
 from quantyard.metrics.layout_figures import LAYOUT_COLUMNS, layout_rows
 from quantyard.metrics.similarity_figures import similarity_figures
@@ -211,10 +213,11 @@ def _card_divergence_parts_table(subject: CardSubject) -> CardTable | None:
     """What of each file's divergence is its own."""
     measured = ((label, m.divergence) for label, m in subject.measured.items() if m.divergence)
     rows = [
-        (markdown_code(label), SafeMarkdown(file_divergence_shown(d)), SafeMarkdown(backend_divergence_shown(d)))
+        (markdown_code(label), SafeMarkdown(file_divergence_shown(d)), SafeMarkdown(backend_divergence_shown(d)),
+         SafeMarkdown(file_perplexity_shown(d)))
         for label, d in measured if d.parts
     ]  # fmt: skip
-    return card_table("divergence-parts", "table of divergences", ("file", FILE_PART, BACKEND_PART), rows)
+    return card_table("divergence-parts", "table of divergences", ("file", FILE_PART, BACKEND_PART, FILE_PPL), rows)
 
 
 def _card_layout_table(subject: CardSubject) -> CardTable | None:

@@ -14,7 +14,7 @@ from quantyard.metrics.budget_figures import (
     metric_budget_limit,
     metric_budget_value,
 )
-from quantyard.metrics.divergence_parts import divergence_parts_sentence
+from quantyard.metrics.divergence_parts import divergence_parts_sentence, perplexity_parts_sentence
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.divergence_results import Divergence
 from quantyard.protocol.estimates import Interval
@@ -45,6 +45,12 @@ def gate_judged(
 def gate_divergence_parts(found: Divergence) -> str:
     """How much of a divergence is the file's own: the limit judges the whole. "" where it is not known."""
     return f" ({divergence_parts_sentence(found.parts)})" if found.parts else ""
+
+
+def gate_perplexity_parts(found: Divergence) -> str:
+    """The same of a change of perplexity."""
+    said = perplexity_parts_sentence(found.parts) if found.parts else ""
+    return f" ({said})" if said else ""
 
 
 def gate_no_number(budget: str, limit: float, task: str) -> str:

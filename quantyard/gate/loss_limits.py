@@ -24,7 +24,8 @@ def judge_ppl_change(file: JudgedFile, name: str, limit: float) -> Iterator[Budg
     distance = abs(math.log1p(limit / 100) - ratio.value)
     tokens = gate_sample_size(divergence.n_tokens, interval.high - interval.value, distance)
     change = mapped_interval(interval, lambda ln: 100 * math.expm1(ln))
-    yield judge_gate_interval(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    judged = judge_gate_interval(file, name, limit, change, words.gate_tokens_needed(tokens, divergence.n_tokens))
+    yield judged.model_copy(update={"finding": judged.finding + words.gate_perplexity_parts(divergence)})
 
 
 def judge_mean_kld(file: JudgedFile, name: str, budget: float | Mapping[str, float]) -> Iterator[BudgetResult]:

@@ -6,17 +6,27 @@ backend adds something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from quantyard.formatting.numbers import DASH, format_count, format_delta_interval, format_kld, format_kld_interval
-from quantyard.metrics.intervals import estimate_interval
+from quantyard.formatting.numbers import (
+    DASH,
+    format_change,
+    format_change_interval,
+    format_count,
+    format_delta_interval,
+    format_kld,
+    format_kld_interval,
+)
+from quantyard.metrics.intervals import estimate_interval, mapped_interval
 from quantyard.protocol.divergence_results import Divergence, DivergenceParts
 from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.measurements import Measurement
 
 FILE_PART: Final = "lost by the file"
 BACKEND_PART: Final = "added by this backend"
+FILE_PPL: Final = "ΔPPL of the file"
 
 
 def file_divergence(found: Divergence | None) -> Estimate | None:
@@ -37,11 +47,36 @@ def backend_divergence_shown(found: Divergence | None) -> str:
     return str(format_delta_interval(estimate_interval(found.parts.of_backend), "own unit"))
 
 
+def file_perplexity_shown(found: Divergence | None) -> str:
+    """The change of perplexity by the file's weights alone, with its interval: "+0.45 % (+0.21 to +0.69)"."""
+    parts = found.parts.ln_perplexity if found and found.parts else None
+    change = mapped_interval(estimate_interval(parts.of_file), math.expm1) if parts else None
+    return str(format_change_interval(change)) if change else DASH
+
+
 def divergence_parts_sentence(parts: DivergenceParts) -> str:
     """"of 0.00325 over 510 tokens the file lost 0.000968 and this backend added +0.0023"."""
     added = format_delta_interval(estimate_interval(parts.of_backend), "own unit").value
     whole = f"of {format_kld(parts.whole.value)} over {format_count(parts.n_tokens)} tokens"
     return f"{whole} the file lost {format_kld(parts.of_file.value)} and this backend added {added}"
+
+
+def perplexity_parts_sentence(parts: DivergenceParts) -> str:
+    """"of ΔPPL +0.75 % over 510 tokens the file lost +0.45 % (+0.21 to +0.69) and this backend added +0.30 %"; "" where
+    it is not known.
+    """
+    if parts.ln_perplexity is None:
+        return ""
+    whole, own, added = (
+        mapped_interval(estimate_interval(part), math.expm1)
+        for part in (parts.ln_perplexity.whole, parts.ln_perplexity.of_file, parts.ln_perplexity.of_backend)
+    )
+    if whole is None or own is None or added is None:  # a perplexity without bound
+        return ""
+    return (
+        f"of ΔPPL {format_change(whole.value)} over {format_count(parts.n_tokens)} tokens the file lost "
+        f"{format_change_interval(own)} and this backend added {format_change_interval(added)}"
+    )
 
 
 def divergence_parts_notes(found: Sequence[Measurement]) -> Iterator[str]:
@@ -55,5 +90,8 @@ def divergence_parts_notes(found: Sequence[Measurement]) -> Iterator[str]:
             "backend changes. Files are compared by the first; limits judge the whole, as it is served."
         )
     for m in found:
+        parts = m.divergence.parts if m.divergence else None
+        if parts and (said := perplexity_parts_sentence(parts)):
+            yield f"{m.file.label}: {said}."
         if m.divergence and (missing := m.divergence.parts_missing):
             yield f"{m.file.label}: what the file lost by itself is not known ({missing.reason}): {missing.finding}."

@@ -11,6 +11,14 @@ from quantyard.protocol.base import Frozen
 from quantyard.protocol.estimates import Estimate
 
 
+class PerplexityParts(Frozen):
+    """What of ln(PPL / baseline PPL) is the file's own, and what the backend adds; either may be negative."""
+
+    whole: Estimate
+    of_file: Estimate
+    of_backend: Estimate
+
+
 class DivergenceParts(Frozen):
     """What of a file's mean divergence is its own, and what the backend adds, over the first chunks of the text.
 
@@ -22,6 +30,7 @@ class DivergenceParts(Frozen):
     whole: Estimate  # mean KLD of these tokens, as this backend computes both files
     of_file: Estimate  # "lost by the file"
     of_backend: Estimate  # "added by this backend": whole less of_file; may be negative
+    ln_perplexity: Annotated[PerplexityParts | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class DivergencePartsMissing(Frozen):

@@ -258,6 +258,9 @@ def test_a_file_of_float32_loses_all_that_it_loses_itself(
     found = run_divergence(other, tiny, n_ctx=128, n_chunks=2).found
     assert found is not None and found.parts is not None
     assert found.parts.of_backend.value == pytest.approx(0, abs=1e-6)
+    change = found.parts.ln_perplexity
+    assert change is not None and change.of_backend.value == pytest.approx(0, abs=1e-6)
+    assert change.of_file.value == pytest.approx(change.whole.value, abs=1e-6) and change.whole.value != 0
 
 
 def test_a_copy_too_large_for_the_machine_is_not_made(tiny_model: GgufModel, tmp_path: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from eval.analysis.kl_divergence import divergence_parts
+from eval.analysis.kl_divergence import divergence_parts, perplexity_parts
 from eval.rendering.markdown import render_report_markdown
-from quantyard.metrics.divergence_parts import divergence_parts_notes, divergence_parts_sentence
+from quantyard.metrics.divergence_parts import (
+    divergence_parts_notes,
+    divergence_parts_sentence,
+    perplexity_parts_sentence,
+)
 from quantyard.metrics.pareto import pareto_entries, pareto_metric
 from quantyard.metrics.plots.panels import plotted_files
 from quantyard.metrics.plots.tradeoff import plot_tradeoffs
@@ -42,6 +48,20 @@ def test_the_two_parts_add_up_to_the_whole() -> None:
     found = divergence_parts(own, whole, 2)
     assert (found.n_tokens, found.whole.value, found.of_file.value, found.of_backend.value) == (4, 6.0, 2.5, 3.5)
     assert len(found.of_file.clusters) == 4 and not found.whole.clusters
+
+
+def test_the_parts_of_a_change_of_perplexity_multiply_to_the_whole(report: EvalReport) -> None:
+    whole, own = np.log([1.1, 1.3, 1.2, 1.2]), np.log([1.0, 1.2, 1.1, 1.1])
+    found = perplexity_parts(own, whole, 2)
+    factors = [math.exp(part.value) for part in (found.whole, found.of_file, found.of_backend)]
+    assert factors[0] == pytest.approx((1.1 * 1.3 * 1.2 * 1.2) ** 0.25) == pytest.approx(factors[1] * factors[2])
+    parts = divergence_parts(own, whole, 2, found)
+    said = perplexity_parts_sentence(parts)
+    assert said.startswith("of ΔPPL +19.8 %") and "over 4 tokens the file lost +9.77 %" in said
+    label = report.measurements[1].file.label
+    text = render_report_markdown(_with_divergence(report, label, parts=parts, backend="llama.cpp"))
+    assert f"{label}: {said}." in text
+    assert perplexity_parts_sentence(divergence_parts(own, whole, 2)) == ""  # of an earlier version
 
 
 def test_files_are_compared_by_what_they_lost_only_if_that_is_known_of_all(report: EvalReport) -> None:

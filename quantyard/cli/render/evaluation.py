@@ -11,7 +11,7 @@ from quantyard.execution.manifest_writer import Measured
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, behaviour_rows
-from quantyard.metrics.divergence_parts import divergence_parts_sentence
+from quantyard.metrics.divergence_parts import divergence_parts_sentence, perplexity_parts_sentence
 from quantyard.metrics.domain_figures import compared_by_domain, domain_rows
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.kinds import score_metric_kind
@@ -155,6 +155,7 @@ def terminal_report_paths(measured: Measured) -> str:
     for m in measured.report.measurements:
         parts = m.divergence.parts if m.divergence else None
         split, moves = divergence_parts_sentence(parts) if parts else "", layout_sentence(m.layout_noise)
-        for name, said in (("divergence", split), ("layout noise", moves)):
+        change = perplexity_parts_sentence(parts) if parts else ""
+        for name, said in (("divergence", split), ("perplexity", change), ("layout noise", moves)):
             lines += [f"[bold]{name:<13}[/]{escape_rich_markup(f'{m.file.label}: {said}')}"] if said else []
     return "\n".join(lines)
