@@ -9,7 +9,7 @@ How to run:
 
     --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: those of
                       the smoke suite
-    --only NAME,…     some of: server, hf, plain, tree, blocks, memory     --json   one object on stdout
+    --only NAME,…     some of: server, hf, plain, tree, blocks, states, memory     --json   one object on stdout
 
 Run it on a quiet machine: llama.cpp's threads spin while they wait, and beside another busy process every figure
 falls by 5 x or more. Sides of a ratio take turns, and the median of their turns counts.
@@ -26,6 +26,8 @@ What is measured, and the limit of each:
               one row, and scoring wants more than one in three here: so also against one that wants as many.)
     blocks    the same questions in the fixed blocks of a draw against all at once: requests/s at least 0.95 x, tokens
               decoded at most 1.02 x.
+    states    tokens decoded against the prefix tree by a recurrent, a hybrid and a sliding-window model (tiny ones,
+              made here), whose memory cannot be cut back to any token: at most 1.3 x.
     memory    resident memory after 100,000 requests against 10,000: at most 1.1 x; time per request: at most 1.1 x.
               lm-eval's own objects of all 100,000 are there in both cases.
 
@@ -304,6 +306,24 @@ def in_blocks(bench: Bench) -> list[Row]:
     ]
 
 
+def other_memories(bench: Bench) -> list[Row]:
+    """What is decoded by models that remember by a state or by a window; counted, so without a clock."""
+    from tests.tiny_gguf import write_tiny
+
+    rows = []
+    for architecture, kind in (("mamba", "recurrent"), ("jamba", "hybrid"), ("gemma2", "sliding window of 32")):
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_tiny(bench.gguf, Path(folder) / "tiny.gguf", architecture, window=32)
+            lm = LlamaLM(path, threads=bench.threads)
+            shots = [lm.request(*pair) for pair in cloze_pairs(bench.questions[5:N_TREE], bench.questions[:5])]
+            lm.scorer.score(shots)
+        nodes = len({tuple(request.tokens[: n + 1]) for request in shots for n in range(len(request.tokens))})
+        detail = f"{lm.scorer.n_tokens_decoded} of {nodes}, {lm.scorer.n_tokens_requested} alone"
+        name = f"tokens decoded against the prefix tree, {kind} ({architecture}), 5-shot"
+        rows.append(Row(name, lm.scorer.n_tokens_decoded / nodes, 1.3, detail, at_most=True))
+    return rows
+
+
 def over_many(bench: Bench) -> list[Row]:
     """Peak memory and time of 10,000 and 100,000 requests on a tiny model, each in a process of its own."""
     from tests.tiny_gguf import write_tiny
@@ -344,7 +364,7 @@ def ask_many(model: Path, n: int, threads: int) -> None:
 # To add a measurement: add a function that returns rows, and name it here.
 MEASUREMENTS: dict[str, Callable[[Bench], list[Row]]] = {
     "tree": against_tree, "plain": against_plain, "hf": against_hf, "server": against_server, "blocks": in_blocks,
-    "memory": over_many,
+    "states": other_memories, "memory": over_many,
 }
 
 

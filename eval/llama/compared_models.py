@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import llama_cpp
 
 from eval.llama.model import GgufModel
+from quantyard.formats.gguf_values import GgufArray
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.evaluation import SharedBaselineRequest
 from quantyard.protocol.runner import Stage, StageFailure
@@ -42,11 +43,19 @@ def refuse_other_vocabulary(baseline: GgufModel, model: GgufModel) -> None:
         raise other_tokens_than_baseline(
             model, f"it has {model.n_vocab:,} tokens and the baseline {baseline.n_vocab:,}"
         )
+    if _vocabulary_digest(model) == _vocabulary_digest(baseline) is not None:
+        return
     for token in range(baseline.n_vocab):
         ours, theirs = (llama_cpp.llama_vocab_get_text(m.vocab, token) for m in (model, baseline))
         if ours != theirs:
             what = f"token {token} is {ours.decode(errors='replace')!r}, in the baseline"
             raise other_tokens_than_baseline(model, f"{what} {theirs.decode(errors='replace')!r}")
+
+
+def _vocabulary_digest(model: GgufModel) -> str | None:
+    """Of the file's list of tokens; None if it has none."""
+    tokens = model.header.metadata.get("tokenizer.ggml.tokens")
+    return tokens.sha256 if isinstance(tokens, GgufArray) else None
 
 
 def other_tokens_than_baseline(model: GgufModel, why: str) -> StageFailure:

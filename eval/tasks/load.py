@@ -17,6 +17,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from quantyard.protocol.runner import Stage, StageFailure, is_stage_out_of_space
 if TYPE_CHECKING:
     from eval.tasks.index import Index
 
+_MOST_TEMPLATES = 1000  # kept, of all tasks of a suite; each takes some kB
 _NO_VERSION = "Yaml"  # lm-eval's version of a task that sets none
 OnTask = Callable[[str], None]
 
@@ -90,6 +92,7 @@ def load_tasks(
         if entry.task not in index:
             raise _unknown_task(entry.task, include_dir)
     _refuse_unusable_tasks(index, allow_unsafe_code=allow_unsafe_code)
+    _compile_templates_once()
     builder = _Builder(index, include_dir, on_task)
     leaves = [_leaf_task(entry, task, seed) for entry in entries for task in builder.build(entry.task)]
     _refuse_repeated_leaf_tasks(leaves)
@@ -231,6 +234,14 @@ def _fix_seed_of_language_detector() -> None:
     """langdetect, which IFEval checks with, draws at random: without a seed, one answer gets several verdicts."""
     if detector := sys.modules.get("langdetect"):
         detector.DetectorFactory.seed = 0
+
+
+def _compile_templates_once() -> None:
+    """lm-eval compiles a task's Jinja templates again for each question and each of its choices."""
+    from lm_eval import utils
+
+    if not hasattr(utils.env.from_string, "cache_info"):
+        utils.env.from_string = lru_cache(_MOST_TEMPLATES)(utils.env.from_string)  # type: ignore[method-assign]
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------
