@@ -21,7 +21,7 @@ What binds, in the tables, is what comes nearest to its limit: the nodes' work, 
 path, which no number of nodes makes shorter.
 """
 
-# ruff: noqa: T201, RUF001, RUF002, RUF003 (a script for people prints)
+# ruff: noqa: T201, RUF001, RUF002 (a script for people prints)
 from __future__ import annotations
 
 import argparse
