@@ -93,7 +93,7 @@ class Assumed:
         return (asked / shards + SELF_CHECK) / (SMOKE_QUESTIONS / shards + SELF_CHECK)
 
 
-def model_plan(number: int, n_params: float) -> BuildPlan:
+def model_plan(number: int, n_params: float, quants: str = QUANTS) -> BuildPlan:
     """The plan of a matrix of one model with so many weights."""
     source = Source(
         model=ModelId("org", f"model-{number}", f"{number:040x}"), kind="huggingface", title=f"org/model-{number}",
@@ -101,7 +101,7 @@ def model_plan(number: int, n_params: float) -> BuildPlan:
         revision="main", dtypes={"BF16": int(n_params)},
     )
     options = BuildOptions(
-        quants=parse_quants(QUANTS), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=(),
+        quants=parse_quants(quants), outtype="auto", allow_pickle=False, allow_requantize=False, allow_mismatch=(),
         threads=0, workers=4, endpoint=None,
     )
     suite = find_suite("smoke").suite.model_copy(update={"domains": None, "behaviour": None, "cache": None})

@@ -17,8 +17,8 @@ class Capacity:
     memory_bytes: int  # for one stage
     concurrent_stages: int
     gpu: str = ""  # its name; "" if stages cannot use one
-    # How many machines run stages, each one stage at a time. With several, every stage runs as soon as its inputs are
-    # there, measurements too: it has a machine for itself.
+    # How many machines run stages. With several, every stage runs as soon as its inputs are there, measurements too: it
+    # has a machine, or the CPUs that it asked for, to itself.
     nodes: int = 1
 
     @property

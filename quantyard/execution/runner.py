@@ -184,12 +184,12 @@ class PlanRunner:
         """Start the ready steps in the plan's order; a step that does not fit yet is not overtaken by later ones."""
         for step in tuple(waiting):
             possible = self._possible_step(step)
-            if possible is None or step.label in self._finished or self._finished.is_needless(self.plan, step):
+            if possible is None or step.label in self._finished:
                 self._publish_of(step)
                 said.put(step.label)
             elif not self._finished.is_ready(possible):
                 continue
-            elif self._finished.is_made(possible):
+            elif self._finished.is_needless(self.plan, step) or self._finished.is_made(possible):
                 self._publish_of(step)
                 said.put(step.label)
             elif workers.fits(size_bytes := self._finished.size_bytes(possible)):

@@ -44,9 +44,9 @@ class Concurrency:
 
 
 def concurrency_of(capacity: Capacity) -> Concurrency:
-    """The engine's number of stages, with a share of its memory for their files; or a stage for each of its nodes."""
+    """The engine's number of stages, with a share of its memory for their files; on nodes each has all of one."""
     if capacity.nodes > 1:
-        return Concurrency(capacity.nodes, capacity.memory_bytes, on_nodes=True)
+        return Concurrency(capacity.concurrent_stages, capacity.memory_bytes, on_nodes=True)
     return Concurrency(capacity.concurrent_stages, int(capacity.memory_bytes * _MEMORY_SHARE))
 
 

@@ -154,8 +154,8 @@ def test_on_several_machines_a_failed_quant_does_not_stop_the_others(
     assert [m.file.label for m in runner.measured.report.measurements] == ["BF16", "Q4_K_M"]  # type: ignore[union-attr]
 
 
-def test_an_engine_of_several_nodes_runs_a_stage_on_each() -> None:
-    assert concurrency_of(Capacity("cpu", 8, 2**30, 4, nodes=5)) == Concurrency(5, 2**30, on_nodes=True)
+def test_an_engine_of_several_nodes_runs_as_many_stages_as_it_says() -> None:
+    assert concurrency_of(Capacity("cpu", 8, 2**30, 10, nodes=5)) == Concurrency(10, 2**30, on_nodes=True)
     assert not concurrency_of(Capacity("cpu", 8, 2**30, 4)).on_nodes
     assert FLEET.allows(2, 10**15, 10**15)
     assert not FLEET.allows(3, 0, 0)
