@@ -287,6 +287,15 @@ def test_an_unknown_task_is_answered_with_the_nearest(folder: Path) -> None:
     assert "'mine'" in refused(folder, "minee")
 
 
+def test_a_template_is_compiled_once_however_many_questions_it_renders(folder: Path) -> None:
+    from lm_eval import utils
+
+    (leaf,) = load(folder, "mine")
+    first = utils.env.from_string(leaf.task.config.doc_to_text)
+    assert [leaf.task.doc_to_text(row) for row in ROWS] == [row["question"] for row in ROWS]
+    assert utils.env.from_string(leaf.task.config.doc_to_text) is first
+
+
 def test_a_task_asked_for_twice_is_refused_with_both_lines(folder: Path) -> None:
     write(folder, "g.yaml", "group: g\ntask: [mine]\n")
     assert "'mine' is in the suite twice: by 'g' and by 'mine'" in refused(folder, "g", "mine")
