@@ -96,7 +96,7 @@ def _forecast_stage_memory(plan: BuildPlan, steps: Collection[Step]) -> dict[str
     base_bytes = _forecast_base_bytes(plan)
     sizes = {target.quant.name: target.size_bytes for target in plan.targets}
     known = {}
-    for step in steps:
+    for step in (step for step in steps if step.keyed_by is None):  # what puts shards together decodes nothing
         size_bytes = sizes.get(step.quant, base_bytes)
         if step.row.name in ("quantize", "verify", "divergence", "domains", "cache"):
             known[step.label] = size_bytes + (base_bytes if size_bytes != base_bytes else 0)

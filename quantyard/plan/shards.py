@@ -34,7 +34,8 @@ def plan_in_shards(plan: BuildPlan, finished: Collection[str], count: int) -> Bu
 
 def _steps_in_shards(steps: Sequence[Step], finished: Collection[str], count: int) -> Iterator[Step]:
     for step in steps:
-        if step.row.name not in SHARDED_STAGES or step.label in finished or step.keyed_by is not None:
+        is_divided = bool(step.whole) or step.keyed_by is not None
+        if step.row.name not in SHARDED_STAGES or step.label in finished or is_divided:
             yield step
             continue
         shards = [_shard_of_step(step, Shard(index=index, count=count)) for index in range(1, count + 1)]

@@ -72,6 +72,11 @@ def test_a_plan_in_one_shard_is_the_plan(local_source: Source, measured: MakeMea
     assert "shard" not in evaluation.model_dump(mode="json")
 
 
+def test_a_plan_in_shards_is_not_divided_again(local_source: Source, measured: MakeMeasured) -> None:
+    divided = plan_in_shards(measured(local_source, FakeEngine()).plan, (), 2)
+    assert plan_in_shards(divided, (), 3).steps == divided.steps
+
+
 def test_shards_run_before_what_puts_them_together(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:
