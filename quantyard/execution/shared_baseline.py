@@ -108,5 +108,7 @@ def shared_run_result(step: Step, result: StageResult) -> tuple[FileEntry, Stage
     made = next(entry for entry in result.outputs if entry.path == f"{label}/{step.row.name}.json")
     facts = stage_facts_by_file(result)
     output = made.model_copy(update={"path": f"{step.row.name}.json"})
-    own = {"outputs": (output,), "facts": facts[label], "duration_s": result.duration_s / len(facts)}
+    own = {
+        "outputs": (output,), "facts": facts[label], "duration_s": result.duration_s / len(facts), "shard_nodes": (),
+    }  # fmt: skip
     return made, result.model_copy(update=own)

@@ -60,6 +60,8 @@ def plan(request: BuildRequest) -> Planned:
     else:
         planned = workflow_plan(request)
     runner, finished, cost = foreseen_workflow(request, planned, engine)
+    nodes = engine.capacity().nodes
+    request = replace(request, nodes=request.nodes or (nodes if nodes > 1 else 0))
     return planned_workflow(request, runner.plan, finished, cost, (engine, reason))
 
 
