@@ -151,7 +151,7 @@ def divergence_rows(folder: Path) -> Iterator[ClusterRow]:
 
     request = DivergenceRequest(
         label="Q4_K_M", baseline_file=demo_file("Q8_0").name, model_file=demo_file("Q4_K_M").name,
-        settings=DivergenceSettings(n_chunks=8),
+        settings=DivergenceSettings(n_chunks=8, n_ctx=256),
     )
     files = {"model": demo_file("Q4_K_M"), "baseline": demo_file("Q8_0")}
     yield from compared_rows(folder, divergence, request, files, DIVERGENCE_SHARDS)
@@ -218,12 +218,13 @@ def main() -> int:
     rows = list[ClusterRow]()
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            rows += ROWS[name](Path(folder))
+            for row in ROWS[name](Path(folder)):
+                rows.append(row)
+                verdict = "ok" if row.holds else "OVER"
+                if not args.json:
+                    print(f"{row.what:<48}{row.measured:>7.2f}  {row.limit:<8}{verdict:<5}{row.detail}", flush=True)
     if args.json:
         print(json.dumps([asdict(row) for row in rows]))
-    else:
-        for row in rows:
-            print(f"{row.what:<48}{row.measured:>7.2f}  {row.limit:<8}{'ok' if row.holds else 'OVER':<5}{row.detail}")
     return 0 if all(row.holds for row in rows) else 1
 
 
