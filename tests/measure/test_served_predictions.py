@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import httpx2
 import pytest
@@ -23,6 +24,7 @@ from server.api_checks.outcome import CheckOutcome
 from server.api_checks.predictions import check_predictions
 from server.api_checks.session import ApiSession
 from tests.docker.server import wait_for
+from tests.random_models import Q4_K_M, Q8_0, Architecture, quantize_random_model, write_random_model
 
 KEY = "key-of-the-test"
 
@@ -86,6 +88,24 @@ def test_another_cache_and_another_file_are_seen_and_another_build_is_told(
 def _compared(measured: FilePredictions, gguf: Path, folder: Path, cache_type: CacheName) -> CheckOutcome:
     with served(gguf, folder, cache_type) as wire:
         return check_predictions(ApiSession(wire, measured=measured))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", get_args(Architecture))
+def test_the_limits_hold_for_other_architectures(
+    kind: Architecture, demo_gguf: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """An f16 and an 8-bit cache pass, a 4-bit cache and another file do not; Gemma 3 has windows."""
+    source, files = tmp_path / "source.gguf", {"Q8_0": tmp_path / "q8.gguf", "Q4_K_M": tmp_path / "q4.gguf"}
+    write_random_model(demo_gguf("BF16"), source, kind)
+    quantize_random_model(source, files["Q8_0"], Q8_0)
+    quantize_random_model(source, files["Q4_K_M"], Q4_K_M)
+    with GgufModel.load(files["Q8_0"]) as model:
+        predicted = file_predictions(model, threads=1)
+    assert predicted is not None
+    cases: list[tuple[CacheName, str]] = [("f16", "Q8_0"), ("q8_0", "Q8_0"), ("q4_0", "Q8_0"), ("f16", "Q4_K_M")]
+    found = [_compared(predicted, files[quant], tmp_path, cache) for cache, quant in cases]
+    assert [one.status for one in found] == ["passed", "passed", "failed", "failed"], [one.finding for one in found]
 
 
 def test_a_file_that_was_not_measured_is_not_compared() -> None:
