@@ -84,13 +84,13 @@ def test_the_plan_shows_waves_times_and_the_critical_path(plan: BuildPlan, tmp_p
     planned = Planned(plan, frozenset(), cost, "docker", "", tmp_path, nodes=4)
     shown = summary.terminal_plan(planned)
     assert "evaluate BF16 shard 1 of 3" in shown
-    assert "Critical path" in shown and "→ report" in shown
+    assert "critical path" in shown and "→ report" in shown
     found = json.loads(plan_output(planned).model_dump_json())["nodes"]
     assert found["waves"][0] == ["datasets", "convert"]
     assert found["seconds"]["1"] == 60 * len(plan.steps)
     assert found["seconds"]["4"] >= found["critical_path_seconds"] == 60 * len(found["waves"])
     alone = Planned(plan, frozenset(), cost, "docker", "", tmp_path)
-    assert "Critical path" not in summary.terminal_plan(alone) and plan_output(alone).nodes is None
+    assert "critical path" not in summary.terminal_plan(alone) and plan_output(alone).nodes is None
 
 
 def test_what_is_finished_is_not_waited_for(plan: BuildPlan) -> None:

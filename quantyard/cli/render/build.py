@@ -54,12 +54,12 @@ def terminal_plan(planned: Planned) -> str:
     facts += _render_powers(planned.powers)
     facts += [("Stages", _render_step(step, step.label in finished, cost)) for step in plan.steps]
     facts += _render_time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
-    if planned.nodes:
-        facts += _render_nodes(planned)
     if cost.trial_s >= 1:
         facts.append(
             ("", f"and {format_duration(cost.trial_s)} more for IMATRIX=auto: each file without the matrix as well")
         )
+    if planned.nodes:
+        facts += _render_nodes(planned)
     facts.append(("Download", _render_download(cost)))
     needed = format_bytes(cost.disk_needed_bytes) if cost.disk_needed_bytes else "nothing"
     facts.append(("Disk", f"{needed} more at the peak, {format_bytes(cost.disk_free_bytes)} free"))
@@ -86,7 +86,7 @@ def _render_nodes(planned: Planned) -> list[tuple[str, str]]:
     return [
         ("Waves", f"{format_count(len(waves))}, the widest of {format_count(widest)} steps"),
         ("Nodes", f"{'; '.join(times)} (without queues and transfers)"),
-        ("Critical path", escape_rich_markup(f"{format_duration(longest_s)}: {steps}")),
+        ("", escape_rich_markup(f"critical path {format_duration(longest_s)}: {steps}")),
     ]
 
 
