@@ -9,7 +9,8 @@ How to run:
     --minutes N      of load, 10 by default       --clients N     at once, 6 by default
     --memory SIZE    MEMORY of the server         --picture FILE  Prometheus's page, by chromium and chromedriver
     --prometheus IMAGE                            another Prometheus than compose.yaml's: the stand-in of
-                                                  scripts/base-images.sh has no graph on its page
+                                                  scripts/base-images.sh has no graph on its page, that of Debian
+                                                  bookworm's package has
     --json           one object on stdout
 
 It ends by itself, and removes what it made. Clients ask both models in turn: chats, completions, streams on kept
@@ -250,7 +251,7 @@ def take_picture(load: Load, path: Path) -> None:
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1700"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver") or ""))
     try:
