@@ -149,7 +149,10 @@ in_node() {
 start_daemon() {
     case $1 in
         ctld) slurmctld -f "$SLURM_CONF" "${@:2}" ;;
-        node*) mkdir -p "$DIR/spool-$1" && in_node "${1#node}" slurmd -N "$1" -f "$SLURM_CONF" ;;
+        node*) # with mounts of its own too, so that a test can fill or forbid a folder of one node
+            mkdir -p "$DIR/spool-$1"
+            in_node "${1#node}" unshare --mount --propagation slave slurmd -N "$1" -f "$SLURM_CONF"
+            ;;
         *) say "$1 is not ctld or node1 …"; exit 2 ;;
     esac >>"$DIR/log/start" 2>&1 || { tail -n 5 "$DIR/log/start" >&2; die "$1 did not start. Look: $DIR/log/$1"; }
 }

@@ -73,10 +73,8 @@ class SlurmQueue:
         nodes = self._nodes
         cpus = min(self._cluster.cpus or nodes.cpus, nodes.cpus)
         kind = " ".join(filter(None, ("slurm", nodes.partition, self._cluster.constraint)))
-        return Capacity(
-            kind, cpus, nodes.memory_bytes, min(nodes.count * max(1, nodes.cpus // cpus), _MOST_JOBS),
-            nodes=nodes.count,
-        )
+        jobs = min(nodes.count * max(1, nodes.cpus // cpus), _MOST_JOBS)
+        return Capacity(kind, cpus, nodes.memory_bytes, jobs, nodes=jobs)
 
     @cached_property
     def _nodes(self) -> _Nodes:

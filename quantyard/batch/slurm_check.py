@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Final
 
 from quantyard.batch.slurm_commands import run_slurm_command
-from quantyard.batch.slurm_job import SlurmPlace
+from quantyard.batch.slurm_job import SlurmPlace, slurm_node_script
 from quantyard.errors import EngineError
 from quantyard.protocol.node_spec import NodeCheck
 from quantyard.requests import ClusterRequest
@@ -34,7 +33,8 @@ def examine_slurm_node(cluster: ClusterRequest, place: SlurmPlace, store: Object
     try:
         run_slurm_command(
             "sbatch", "--wait", f"--job-name={_NAME}", f"--output={log}", f"--chdir={place.repo_dir}", "--export=HOME",
-            f"--time={_MINUTES}", *options, given=_check_script(name, cluster, place), timeout_s=_TIMEOUT_S,
+            f"--time={_MINUTES}", *options, timeout_s=_TIMEOUT_S,
+            given=slurm_node_script("Quantyard: doctor", ["check", name], cluster.node_engine, cluster, place),
         )  # fmt: skip
     except EngineError as error:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
@@ -46,12 +46,3 @@ def examine_slurm_node(cluster: ClusterRequest, place: SlurmPlace, store: Object
         raise EngineError(message, "Name a folder that all nodes mount, or a bucket: STORE=…") from error
     finally:
         store.remove(name)
-
-
-def _check_script(name: str, cluster: ClusterRequest, place: SlurmPlace) -> str:
-    argv = [
-        str(place.python), "-m", "quantyard", "node", "check", name, "--store", place.store_url, "--scratch",
-        cluster.scratch, "--engine", cluster.node_engine,
-    ]  # fmt: skip
-    exports = [f"export {variable}={shlex.quote(value)}" for variable, value in sorted(place.variables.items())]
-    return "\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(argv)}", ""])

@@ -7,7 +7,7 @@ the key, the comment the whole key and the process that submitted it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -90,12 +90,17 @@ def sbatch_options(
 
 def slurm_job_script(spec: NodeSpec, spec_name: str, cluster: ClusterRequest, place: SlurmPlace) -> str:
     """The script of a job: it becomes `quantyard node run`."""
-    argv = [
-        str(place.python), "-m", "quantyard", "node", "run", spec_name, "--store", place.store_url,
-        "--scratch", cluster.scratch, "--engine", spec.engine,
-    ]  # fmt: skip
+    return slurm_node_script(f"Quantyard: {spec.label}", ["run", spec_name], spec.engine, cluster, place)
+
+
+def slurm_node_script(
+    title: str, words: Sequence[str], engine: str, cluster: ClusterRequest, place: SlurmPlace
+) -> str:
+    """A script that becomes `quantyard node` with these words. SCRATCH may name variables of the node."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(place.variables.items())]
-    return "\n".join(["#!/bin/sh", f"# Quantyard: {spec.label}", *exports, f"exec {shlex.join(argv)}", ""])
+    argv = [str(place.python), "-m", "quantyard", "node", *words, "--store", place.store_url, "--engine", engine]
+    command = f'exec {shlex.join(argv)} --scratch "$SCRATCH" --artifacts "$SCRATCH"'
+    return "\n".join(["#!/bin/sh", f"# {title}", *exports, f'SCRATCH="{cluster.scratch}"', command, ""])
 
 
 def _slurm_minutes(spec: NodeSpec, cluster: ClusterRequest, most_s: float | None) -> int:

@@ -36,7 +36,7 @@ def typed_cluster_request(
         BadRequest: a value is not valid.
     """
     return ClusterRequest(
-        store=_typed_store(values["STORE"]), scratch=values["SCRATCH"],
+        store=_typed_store(values["STORE"]), scratch=_typed_scratch(values["SCRATCH"]),
         node_engine=one_of_setting("NODE_ENGINE", values["NODE_ENGINE"].lower(), ("local", "docker")),  # type: ignore[arg-type]
         network_stages=one_of_setting("NETWORK_STAGES", values["NETWORK_STAGES"].lower(), ("nodes", "here")),  # type: ignore[arg-type]
         partition=_slurm_word("SLURM_PARTITION", values), account=_slurm_word("SLURM_ACCOUNT", values),
@@ -55,6 +55,13 @@ def _is_passed_on(value: str) -> bool:
 def _typed_store(text: str) -> str:
     """A URL, or an absolute path: jobs run in other folders."""
     return text if "://" in text or not text else str(Path(text).expanduser().absolute())
+
+
+def _typed_scratch(text: str) -> str:
+    """A folder of a node; it may name variables there, as in /local/$SLURM_JOB_ID."""
+    if not re.fullmatch(r"[/$][\w./${}+=@-]*", text) or "$(" in text:
+        raise BadRequest(f"SCRATCH={text[:80]} is not the path of a folder.", "Write it like this: SCRATCH=/local/name")
+    return text
 
 
 def _slurm_word(name: str, values: Mapping[str, str]) -> str:

@@ -106,7 +106,7 @@ def _committed_run(
     _check_node_tools(spec, stage, place, engine)
     ran_on = ran_on.model_copy(update={"tools": engine.describe(stage.row.image)})
     work = ModelStore(place.scratch / _WORK, ModelId("quantyard", stage.row.name, spec.key))
-    with work.locked(lambda _holder: None), Heartbeat(attempt) as heartbeat, ExitStack() as held:
+    with Heartbeat(attempt) as heartbeat, ExitStack() as held:
         cache = InputCache(place.store, place.scratch / "cas")
         cache.make_room(cache.missing_bytes(list(spec.inputs.values())) + spec.resources.scratch_bytes)
         inputs = {name: cache.fetch_input(given, held) for name, given in spec.inputs.items()}

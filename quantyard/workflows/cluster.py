@@ -27,6 +27,5 @@ def workflow_slurm_place(request: BuildRequest) -> SlurmPlace:
     """Where jobs find Quantyard and the shared store."""
     return SlurmPlace(
         request.cluster.python, request.environment.repo_dir, batch_logs_folder(request.artifacts),
-        batch_store_url(request.cluster, request.artifacts),
-        {**request.cluster.variables, "ARTIFACTS": request.cluster.scratch},
+        batch_store_url(request.cluster, request.artifacts), request.cluster.variables,
     )

@@ -96,10 +96,12 @@ def test_a_job_is_known_by_its_key_and_its_submitter() -> None:
 
 def test_the_script_runs_one_command_and_quotes_what_it_is_given() -> None:
     place = SlurmPlace(Path("/a b/python"), Path("/opt/quantyard"), Path("/logs"), "/my store", {"NO_PROXY": "a, 'b'"})
-    script = slurm_job_script(a_spec(), "specs/x.json", ClusterRequest(scratch="/scratch/me"), place)
-    assert script.splitlines()[-1] == (
-        "exec '/a b/python' -m quantyard node run specs/x.json --store '/my store' --scratch /scratch/me --engine local"
-    )
+    script = slurm_job_script(a_spec(), "specs/x.json", ClusterRequest(scratch="/scratch/$SLURM_JOB_ID"), place)
+    assert script.splitlines()[-2:] == [
+        'SCRATCH="/scratch/$SLURM_JOB_ID"',
+        """exec '/a b/python' -m quantyard node run specs/x.json --store '/my store' --engine local --scratch "$SCRATCH" """
+        + '--artifacts "$SCRATCH"',
+    ]
     assert """export NO_PROXY='a, '"'"'b'"'"''""" in script
 
 
@@ -123,7 +125,11 @@ def test_a_time_is_written_as_people_or_as_slurm_write_it(text: str, seconds: fl
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("SLURM_TIME", "soon"), ("SLURM_ACCOUNT", "lab; rm"), ("NODE_ENGINE", "vm")]
+    ("name", "text"),
+    [
+        ("SLURM_TIME", "soon"), ("SLURM_ACCOUNT", "lab; rm"), ("NODE_ENGINE", "vm"), ("SCRATCH", "local"),
+        ("SCRATCH", '/a"; rm'), ("SCRATCH", "/a`id`"), ("SCRATCH", "/$(id)"),
+    ],
 )
 def test_a_setting_that_slurm_cannot_take_is_refused(name: str, text: str) -> None:
     with pytest.raises(BadRequest, match=name):
