@@ -9,7 +9,7 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 CHECK = QUANTYARD_CALLED_BY_MAKE=1 $(PYTHON) scripts/check_variables.py
 .DEFAULT_GOAL := help
 COMMANDS = build eval matrix compare bump serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor demo images
-OTHERS = help chat base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
+OTHERS = help chat cluster-demo base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
 .PHONY: $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help)
 export PYTHON
 
@@ -107,6 +107,10 @@ doctor: .ready ## check this machine, with a remedy for each finding
 
 demo: .ready .base-image ## build and measure a real 135M model; needs no account
 	@$(RUN) demo
+
+cluster-demo: .ready ## the demo on a Slurm of two nodes, made of network namespaces of this machine; needs root
+	@$(CHECK) $@
+	@scripts/cluster-demo.sh
 
 images: .ready ## build the images now; with ENGINE=local set up .venv-local
 	@$(RUN) images

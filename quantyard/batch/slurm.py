@@ -33,6 +33,7 @@ from quantyard.requests import ClusterRequest
 
 _MIB: Final = 2**20
 _CANCEL_S: Final = 4.0
+_POLL_S: Final = 15.0
 _MOST_JOBS: Final = 64  # of one run in the queue at a time
 _TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 16 * 1024
@@ -89,7 +90,12 @@ class SlurmQueue:
         self._place.logs.mkdir(parents=True, exist_ok=True)
         options = sbatch_options(spec, self._cluster, self._place, self._submitter, avoid, self._nodes.most_s)
         script = slurm_job_script(spec, spec_name, self._cluster, self._place)
-        said = run_slurm_command("sbatch", *options, given=script)
+        try:
+            said = run_slurm_command("sbatch", *options, given=script)
+        except KeyboardInterrupt:  # it may have been submitted
+            if (found := self._job_of_key(spec)) is not None and found.ours:
+                self.cancel([found.id])
+            raise
         return SubmittedJob(said.strip().splitlines()[-1].partition(";")[0], ours=True)
 
     def poll(self, ids: Collection[str]) -> Mapping[str, JobStatus]:
@@ -131,7 +137,8 @@ class SlurmQueue:
 
     def _rows(self, *options: str) -> list[list[str]]:
         """Jobs of this user: id, state, reason, nodes, comment."""
-        said = run_slurm_command("squeue", "--noheader", f"--user={os.getuid()}", f"--format={_FORMAT}", *options)
+        argv = ("squeue", "--noheader", f"--user={os.getuid()}", f"--format={_FORMAT}", *options)
+        said = run_slurm_command(*argv, timeout_s=_POLL_S)
         rows = (line.split("|", 4) for line in said.splitlines())
         return [row for row in rows if len(row) == 5]
 

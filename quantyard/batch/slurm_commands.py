@@ -51,6 +51,7 @@ def run_slurm_command(*argv: str, given: str | None = None, timeout_s: float = _
     try:
         run = subprocess.run(
             argv, input=given or "", capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            start_new_session=True,  # Ctrl-C is for this process, which decides what becomes of its jobs
         )  # fmt: skip
     except FileNotFoundError as error:
         hint = "Type the command on a machine from which jobs are submitted, or choose another engine: ENGINE=local"

@@ -27,6 +27,7 @@ MAKE_TARGETS: Final = (
     _make_target("chat", _CHAT),
     _make_target("test", ("TIER", *_TESTS)),
     *(_make_target(f"test-{tier}", _TESTS) for tier in ("fast", "docker", "e2e", "all")),
+    _make_target("cluster-demo", tuple(name for name in MACHINE if name not in ("ENGINE", "NODE_ENGINE"))),
     _make_target("base-images", _IMAGES),
     *(_make_target(name) for name in ("help", "lint", "reference", "docs", "clean")),
 )

@@ -13,7 +13,7 @@ from quantyard.protocol.base import Progress
 from quantyard.shared_store.attempts import Attempt
 from quantyard.shared_store.leases import renew_lease
 
-LIVES_S: Final = 60.0  # after its last heartbeat, an attempt counts as dead
+LIVES_S: Final = 45.0  # after its last heartbeat, an attempt counts as dead
 _PROGRESS_S: Final = 1.0
 _SILENT_S: Final = 15.0
 

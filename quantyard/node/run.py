@@ -79,6 +79,9 @@ def run_node_spec(spec: NodeSpec, place: NodePlace, engine: Engine, on_note: Cal
     while (there := take_lease(place.store, spec.key, owner, LIVES_S)) is not None:
         if found := committed_result(place.store, spec.key):
             return found.result
+        if place.job and there.owner.job == place.job:  # the queue started this job again, so that attempt is dead
+            end_lease(place.store, spec.key, there.owner)
+            continue
         on_note(f"waiting: {there.owner} runs {spec.label}")
         time.sleep(_WAIT_STEP_S)
     attempt = begin_attempt(place.store, spec.key, owner, LIVES_S)

@@ -17,6 +17,7 @@ from quantyard.paths import REPO_DIR
 
 SCRIPT = REPO_DIR / "scripts" / "cluster-debian.sh"
 DIR = Path("/run/quantyard-cluster")
+_AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _UP_TIMEOUT_S = 300  # with the packages to install
 
 
@@ -35,7 +36,7 @@ class SlurmNodes:
 
     def script(self, *argv: str) -> None:
         """One of the script's verbs: `stop node1`, `start ctld`, `cut node2` …"""
-        subprocess.run([str(SCRIPT), *argv], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run([*_AS_ROOT, str(SCRIPT), *argv], capture_output=True, text=True, timeout=60, check=True)
 
     def jobs(self, state: str = "") -> list[str]:
         """The ids of our jobs that wait or run, or those of one state."""
@@ -62,12 +63,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None
 @pytest.fixture(scope="session")
 def slurm(run_folder: Path) -> Iterator[SlurmNodes]:
     """The cluster, brought up by the first that asks, and taken down by the last, unless it was up before."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
     counter = run_folder / "slurm-users.json"
     with FileLock(run_folder / "slurm.lock"):
         users, was_up = json.loads(counter.read_text()) if counter.exists() else (0, (DIR / "slurm.conf").exists())
-        run = subprocess.run([str(SCRIPT), "up"], capture_output=True, text=True, timeout=_UP_TIMEOUT_S, check=False)
+        argv = [*_AS_ROOT, str(SCRIPT), "up"]
+        run = subprocess.run(argv, capture_output=True, text=True, timeout=_UP_TIMEOUT_S, check=False)
         if run.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
             pytest.skip(f"no Slurm: {run.stderr[-500:]}")
         assert run.returncode == 0, run.stderr
@@ -77,4 +77,4 @@ def slurm(run_folder: Path) -> Iterator[SlurmNodes]:
         users, was_up = json.loads(counter.read_text())
         counter.write_text(json.dumps([users - 1, was_up]))
         if users == 1 and not was_up:
-            subprocess.run([str(SCRIPT), "down"], capture_output=True, timeout=60, check=False)
+            subprocess.run([*_AS_ROOT, str(SCRIPT), "down"], capture_output=True, timeout=60, check=False)

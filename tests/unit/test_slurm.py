@@ -28,6 +28,7 @@ from quantyard.protocol.stage_requests import parse_stage_request, stage_request
 from quantyard.requests import ClusterRequest
 
 GIB = 2**30
+FOLDERS = '--scratch "$SCRATCH" --artifacts "$SCRATCH"'
 PLACE = SlurmPlace(Path("/opt/venv/bin/python"), Path("/opt/quantyard"), Path("/logs"), "/shared/store", {"LANG": "C"})
 SETTINGS_OF_CLUSTER = {setting.name: setting.default for setting in SETTINGS if setting.group == "cluster"}
 
@@ -99,8 +100,7 @@ def test_the_script_runs_one_command_and_quotes_what_it_is_given() -> None:
     script = slurm_job_script(a_spec(), "specs/x.json", ClusterRequest(scratch="/scratch/$SLURM_JOB_ID"), place)
     assert script.splitlines()[-2:] == [
         'SCRATCH="/scratch/$SLURM_JOB_ID"',
-        """exec '/a b/python' -m quantyard node run specs/x.json --store '/my store' --engine local --scratch "$SCRATCH" """
-        + '--artifacts "$SCRATCH"',
+        "exec '/a b/python' -m quantyard node run specs/x.json --store '/my store' --engine local " + FOLDERS,
     ]
     assert """export NO_PROXY='a, '"'"'b'"'"''""" in script
 
