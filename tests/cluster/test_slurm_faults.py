@@ -38,7 +38,8 @@ def building(slurm: SlurmNodes, asked: dict[str, str]) -> Iterator[tuple[subproc
 
 
 def test_ctrl_c_cancels_the_jobs_of_this_run_and_no_others(slurm: SlurmNodes, asked: dict[str, str]) -> None:  # noqa: F811
-    other = slurm.call("sbatch", "--parsable", "--job-name=quantyard-other", "--mem=100M", "--wrap=sleep 300").strip()
+    options = ("--job-name=quantyard-other", "--mem=100M", "--output=/dev/null", "--wrap=sleep 300")
+    other = slurm.call("sbatch", "--parsable", *options).strip()
     try:
         with building(slurm, asked) as (driver, _):
             began = time.monotonic()
