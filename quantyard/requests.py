@@ -118,7 +118,7 @@ OBJECTIONS: Final = {
     "files": "replace other files that Quantyard did not put there",
     "old-files": "leave older files of the same types beside the new ones",
     "private-source": "name a private source on a public card",
-    "open-registry": "push files of a gated source to a registry from which anybody may pull, or perhaps",
+    "open-registry": "push files of a gated source where anybody may pull, or where that is not known",
 }
 
 

@@ -19,7 +19,6 @@ network. What is measured:
 Exit codes:  0 every limit holds · 1 one does not (it is named) · 2 it cannot be measured
 """
 
-
 from __future__ import annotations
 
 import argparse
