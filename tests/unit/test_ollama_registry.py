@@ -25,9 +25,11 @@ MODEL = gguf(SMALL_METADATA, [TensorSpec("token_embd.weight", (32, 4))])
 DIGEST = f"sha256:{hashlib.sha256(MODEL).hexdigest()}"
 
 
-def offer(server: OciServer, content: bytes = MODEL, size: int | None = None) -> OllamaName:
+def offer(
+    server: OciServer, content: bytes = MODEL, size: int | None = None,
+    kinds: tuple[str, ...] = ("model", "template", "license"),
+) -> OllamaName:  # fmt: skip
     """A manifest as Ollama's registry has it."""
-    kinds = ("model", "template", "license")
     server.blobs[DIGEST] = content
     server.manifests["q4"] = json.dumps({
         "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
@@ -89,7 +91,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(
 @pytest.mark.parametrize(("content", "size", "error", "says"), [
     (MODEL[:-1] + b"x", None, RegistryRefused, "is not sha256:"), (MODEL + b"x", None, RegistryRefused, "sends more"),
     (MODEL, 1 << 60, FileTooLarge, "are free"), (MODEL, -1, BadSource, "is not a size"),
-    (MODEL, 10, RegistryRefused, "sends more"),
+    (MODEL, 10, RegistryRefused, "sends more"), (MODEL, 0, RegistryRefused, "is not sha256:"),
 ])  # fmt: skip
 def test_what_is_not_what_the_manifest_says_is_refused(
     tmp_path: Path, config: Path, content: bytes, size: int | None, error: type[Exception], says: str
@@ -97,6 +99,17 @@ def test_what_is_not_what_the_manifest_says_is_refused(
     with oci_server() as server, pytest.raises(error, match=says):
         pull_ollama_model(offer(server, content, size), tmp_path, config)
     assert not blob(tmp_path).exists() and not list(tmp_path.rglob("q4"))
+
+
+@pytest.mark.parametrize("kinds", [(), ("template",), ("model", "model")])
+def test_a_manifest_without_its_one_model_layer_downloads_nothing(
+    tmp_path: Path, config: Path, kinds: tuple[str, ...]
+) -> None:
+    with oci_server() as server:
+        name = offer(server, kinds=kinds)
+        with pytest.raises(BadSource, match="model layers"):
+            pull_ollama_model(name, tmp_path, config)
+        assert server.asked("GET", "/blobs/") == 0
 
 
 def test_a_registry_without_the_model_says_so(tmp_path: Path, config: Path) -> None:

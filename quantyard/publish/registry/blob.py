@@ -33,8 +33,8 @@ def download_registry_blob(registry: Registry, digest: str, size_bytes: int, pat
     """
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    kept = part.stat().st_size if part.is_file() else 0
-    if size_bytes - kept > (free := shutil.disk_usage(part.parent).free):
+    part.touch()
+    if size_bytes - part.stat().st_size > (free := shutil.disk_usage(part.parent).free):
         message = f"{registry.repository} has {format_bytes(size_bytes)}, and {format_bytes(free)} are free."
         raise FileTooLarge(message, "Make room, or leave it out of REPOS.")
     _receive_whole_blob(registry, digest, size_bytes, part)
@@ -51,11 +51,11 @@ def _receive_whole_blob(registry: Registry, digest: str, size_bytes: int, part: 
     import httpx2
 
     failed = 0
-    while (start := part.stat().st_size if part.is_file() else 0) < size_bytes:
+    while (start := part.stat().st_size) < size_bytes:
         try:
             _receive_blob(registry, registry.blob_url(digest), size_bytes, part)
         except (httpx2.TransportError, TransientRegistryAnswer, _EndedEarly) as error:
-            came = (part.stat().st_size if part.is_file() else 0) - start
+            came = part.stat().st_size - start
             failed = 1 if came >= _BLOCK_BYTES else failed + 1  # one that brought something is a new beginning
             registry.backoff(failed, error)
     if start > size_bytes:
@@ -66,7 +66,7 @@ def _receive_whole_blob(registry: Registry, digest: str, size_bytes: int, part: 
 
 def _receive_blob(registry: Registry, url: str, size_bytes: int, part: Path) -> None:
     for _ in range(MAX_REDIRECTS + 1):
-        start = part.stat().st_size if part.is_file() else 0
+        start = part.stat().st_size
         with registry.blob_at(url, start) as response:
             if not response.is_redirect:
                 _write_blob(registry, response, size_bytes, part, start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from quantyard.errors import BadSource
 from quantyard.files.atomic import write_file_atomically
 from quantyard.publish.registry.blob import download_registry_blob
 from quantyard.publish.registry.client import MANIFEST_TYPE, Registry, is_loopback_registry
@@ -31,10 +32,14 @@ def pull_ollama_model(name: OllamaName, store: Path, docker_config: Path) -> Non
         if is_loopback_registry(name.host):  # it may have TLS or not
             registry.ping()
         content = registry.manifest(name.tag, _KINDS)
-        for layer in ollama_layers(content, str(name)):
-            blob = store / "blobs" / f"sha256-{layer.sha256}"
-            if layer.kind == "model" and not (blob.is_file() and blob.stat().st_size == layer.size_bytes):
-                download_registry_blob(registry, f"sha256:{layer.sha256}", layer.size_bytes, blob)
+        models = [layer for layer in ollama_layers(content, str(name)) if layer.kind == "model"]
+        if len(models) != 1:
+            message = f"{name} has {len(models)} model layers in its registry, and one is needed."
+            raise BadSource(message, "Name another model in REPOS.")
+        (model,) = models
+        blob = store / "blobs" / f"sha256-{model.sha256}"
+        if not (blob.is_file() and blob.stat().st_size == model.size_bytes):
+            download_registry_blob(registry, f"sha256:{model.sha256}", model.size_bytes, blob)
     path = store / name.manifest
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file_atomically(path, content)
