@@ -3,8 +3,8 @@
 S3 behind FUSE, `rclone serve s3` and some gateways accept `If-None-Match: *` and ignore it: each writer is told that it
 won, and the last one's object is there. Nothing but a race shows that.
 
-`python -m quantyard.shared_store.store_probe URL` races in a process of its own, which forks the writers: a process
-with threads (that of a command may have some) is not to be forked.
+`python -m quantyard.shared_store.store_probe URL …` races in a process of its own, which forks the writers: a process
+with threads (that of a command may have some) is not to be forked. Several URLs are mounts of one store.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.errors import QuantyardError
 from quantyard.files.unique_names import new_process_mark
+from quantyard.shared_store.mounts import bucket_behind_fuse
 from quantyard.shared_store.objects import ObjectStore
 from quantyard.shared_store.open_store import open_object_store
+from quantyard.shared_store.posix_objects import PosixObjects
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -68,7 +72,10 @@ def probe_store_apart(url: str) -> StoreProbe:
     Raises:
         QuantyardError: the store cannot be opened or written, or the probe does not end.
     """
-    open_object_store(url).now()  # raises what is wrong with the name, the keys or the folder
+    store = open_object_store(url)
+    store.now()  # raises what is wrong with the name, the keys or the folder
+    if isinstance(store, PosixObjects) and (kind := bucket_behind_fuse(store.root)):
+        return StoreProbe((f"it is a bucket behind FUSE ({kind}), where each machine decides for itself who wins",))
     argv = [sys.executable, "-m", __name__, url]
     try:
         run = subprocess.run(
@@ -82,11 +89,13 @@ def probe_store_apart(url: str) -> StoreProbe:
     return StoreProbe(tuple(found["problems"]), found["n_writers"], found["n_rounds"])
 
 
-def probe_store(opener: Opener, n_writers: int = WRITERS, n_rounds: int = ROUNDS) -> StoreProbe:
-    """Probe a store. Forks `n_writers` processes, each of which opens it for itself."""
-    prefix = f"{PROBES}{new_process_mark()}/"
-    tries = _raced(opener, prefix, n_writers, n_rounds)
-    store = opener()
+def probe_store(*openers: Opener, n_processes: int = WRITERS, n_rounds: int = ROUNDS) -> StoreProbe:
+    """Probe a store with 16 writers, as threads of `n_processes` processes that are forked; each opens the store, in
+    turn by one of the openers: several mounts of one store.
+    """
+    prefix, n_writers = f"{PROBES}{new_process_mark()}/", n_processes * max(1, WRITERS // n_processes)
+    tries = _raced(openers, prefix, n_processes, n_writers // n_processes, n_rounds)
+    store = openers[0]()
     try:
         problems = [*_problems_of_race(tries, n_writers, n_rounds), *_problems_of_parts(store, prefix)]
     finally:
@@ -96,35 +105,47 @@ def probe_store(opener: Opener, n_writers: int = WRITERS, n_rounds: int = ROUNDS
     return StoreProbe(tuple(problems), n_writers, n_rounds)
 
 
-def _raced(opener: Opener, prefix: str, n_writers: int, n_rounds: int) -> list[_Try]:
+def _raced(openers: Sequence[Opener], prefix: str, n_processes: int, n_in_each: int, n_rounds: int) -> list[_Try]:
     context = multiprocessing.get_context("fork")
-    begin, tries = context.Barrier(n_writers), context.SimpleQueue()
+    begin, tries = context.Barrier(n_processes * n_in_each), context.SimpleQueue()
+    numbers = [range(first, first + n_in_each) for first in range(0, n_processes * n_in_each, n_in_each)]
+    rest = (n_rounds, begin, tries)
     writers = [
-        context.Process(target=_race_one_writer, args=(opener, prefix, number, n_rounds, begin, tries), daemon=True)
-        for number in range(n_writers)
+        context.Process(target=_race_in_process, args=(openers[at % len(openers)], prefix, each, *rest))
+        for at, each in enumerate(numbers)
     ]
     for writer in writers:
         writer.start()
-    found = [tries.get() for _ in range(n_writers * n_rounds)]
+    found = [tries.get() for _ in range(n_processes * n_in_each * n_rounds)]
     for writer in writers:
         writer.join()
     return found
 
 
-def _race_one_writer(opener: Opener, prefix: str, number: int, n_rounds: int, begin: Barrier, tries: Any) -> None:
+def _race_in_process(
+    opener: Opener, prefix: str, numbers: Sequence[int], n_rounds: int, begin: Barrier, tries: Any
+) -> None:
     store, said = None, ""
     try:
         store = opener()
         store.status(f"{prefix}nothing")  # connects
     except Exception as error:
         said = str(error)
-    for round_number in range(n_rounds):
-        with suppress(Exception):  # a broken barrier: some writer did not come; the others go on
-            begin.wait(_START_S)
-        if store is None:
-            tries.put(_Try(round_number, has_won=False, wrote="", read="", error=said))
-        else:
-            tries.put(_try_once(store, f"{prefix}{round_number}", round_number, number))
+
+    def race(number: int) -> None:
+        for round_number in range(n_rounds):
+            with suppress(Exception):  # a broken barrier: some writer did not come; the others go on
+                begin.wait(_START_S)
+            if store is None:
+                tries.put(_Try(round_number, has_won=False, wrote="", read="", error=said))
+            else:
+                tries.put(_try_once(store, f"{prefix}{round_number}", round_number, number))
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _try_once(store: ObjectStore, name: str, round_number: int, number: int) -> _Try:
@@ -173,4 +194,8 @@ def _problems_of_parts(store: ObjectStore, prefix: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(probe_store(lambda: open_object_store(sys.argv[1])))))
+    places = sys.argv[1:]
+    # A client of S3 takes half a second to start, and its writers meet in the server, not in this machine.
+    processes = 4 if places[0].startswith("s3://") else WRITERS
+    found = probe_store(*(partial(open_object_store, place) for place in places), n_processes=processes)
+    sys.stdout.write(json.dumps(asdict(found)))
