@@ -8,7 +8,7 @@ RUN = QUANTYARD_CALLED_BY_MAKE=1 .venv/bin/python -m quantyard
 # … and this those that another target does not take.
 CHECK = QUANTYARD_CALLED_BY_MAKE=1 $(PYTHON) scripts/check_variables.py
 .DEFAULT_GOAL := help
-COMMANDS = build eval matrix compare bump serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor demo images
+COMMANDS = build eval matrix compare bump serve contract image lora publish release verify choose tune gate report plan rates quants models init config doctor gc demo images
 OTHERS = help chat cluster-demo base-images test test-fast test-docker test-e2e test-all lint reference docs clean .ready .base-image
 .PHONY: $(COMMANDS) $(OTHERS) $(COMMANDS:%=%-help)
 export PYTHON
@@ -104,6 +104,9 @@ config: .ready ## show each setting's value, and its origin: a variable, quantya
 
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor
+
+gc: .ready ## remove from a shared store what nobody needs: STORE=/shared/yard|s3://bucket/prefix [KEEP_DAYS=7] [DRY_RUN=1]
+	@$(RUN) gc
 
 demo: .ready .base-image ## build and measure a real 135M model; needs no account
 	@$(RUN) demo

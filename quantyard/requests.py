@@ -72,6 +72,14 @@ class ClusterRequest:
 
 
 @dataclass(frozen=True)
+class GarbageRequest:
+    """What `gc` leaves in a shared store: what is younger; and whether it only shows what it would remove."""
+
+    keep_days: int
+    dry_run: bool
+
+
+@dataclass(frozen=True)
 class MeasureRequest:
     """What the user wants measured. Where a value is None, the suite decides."""
 
@@ -226,6 +234,7 @@ class BuildRequest:
     base: str  # "": what the adapter names
     command: str = "build"  # for hints
     nodes: int = 0  # machines that a plan is shown for; 0: this one
+    garbage: GarbageRequest | None = None
     find: str = ""  # what the rows of a list must hold
     quants_given: bool = True  # False: commands on built files take all of them
     parity: Parity = "twin"

@@ -42,11 +42,12 @@ TUNING = ("TARGET_SIZE", "TARGET_KLD", "DEPTH_PARTS", "TYPES")
 LOOKING = ("FIND",)
 REPORTING = ("ONLY",)
 PLANNING = ("NODES",)
+CLEANING = ("KEEP_DAYS",)
 CHOOSING = ("RAM", "MIN_TPS", "MAX_KLD", "PARALLEL", "CACHE_TYPE")
 
 _NOT_BUILDING = {
     *MEASURING, *SERVING, *PACKING, *ADAPTING, *COMPARING, *PUBLISHING, *CHECKING, *CHOOSING, *TUNING, *LOOKING,
-    *REPORTING, *FOREIGN, *WATCHING, *PLANNING,
+    *REPORTING, *FOREIGN, *WATCHING, *PLANNING, *CLEANING,
 }  # fmt: skip
 _BUILDING = tuple(setting.name for setting in SETTINGS if setting.name not in _NOT_BUILDING)
 _SERVE = ("THREADS", "N_GPU_LAYERS", *MACHINE)
@@ -199,6 +200,12 @@ COMMANDS: Final = (
         "node", "node.node_command",
         "On a node of a cluster: run one stage of the shared store; jobs of ENGINE=slurm call it.",
         MACHINE, ("STORE", "SCRATCH", "ENGINE"), "set up",
+    ),
+    Command(
+        "gc", "garbage.garbage_command",
+        "Remove from a shared store what nobody needs: attempts that were killed, contents that no result names.",
+        ("STORE", "ARTIFACTS", "DRY_RUN", "JSON", *CLEANING),
+        ("STORE", "KEEP_DAYS", "DRY_RUN", "ARTIFACTS", "JSON"), "set up",
     ),
     Command(
         "completion", "completion.completion_command", "Print the shell script that completes commands and options.",

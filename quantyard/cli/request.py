@@ -49,6 +49,7 @@ from quantyard.requests import (
     CheckRequest,
     ChooseRequest,
     ForeignRequest,
+    GarbageRequest,
     ImageSettings,
     MeasureRequest,
     PackRequest,
@@ -143,6 +144,8 @@ def _typed_build_request(
         tune=_typed_tune_request(values) if hasattr(args, "TARGET_KLD") else None,
         matrix_quants=values["QUANTS"] if hasattr(args, "QUANTS") else "",
         llama_cpp=values["LLAMA_CPP"],
+        garbage=GarbageRequest(integer_setting("KEEP_DAYS", values, 0, 36_500), flag_setting("DRY_RUN", values))
+        if hasattr(args, "KEEP_DAYS") else None,
         cluster=typed_cluster_request(values, environment, command_hub_token(environment)),
         foreign=_typed_foreign_request(values, environment) if hasattr(args, "REPOS") else None,
         adapter=values["ADAPTER"], base=values["BASE"],

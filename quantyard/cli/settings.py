@@ -192,7 +192,7 @@ SETTINGS: Final = (
         placeholder="REGISTRY/NAME",
     ),
     Setting("GATE", "", "publishing", "budgets to meet before publishing, a file.yaml; default: ours", "path"),
-    Setting("DRY_RUN", "", "publishing", "show what would be published where, and send nothing", "flag"),
+    Setting("DRY_RUN", "", "publishing", "show what would be published, or removed (`gc`), and do nothing", "flag"),
     Setting(
         "YES", "", "publishing",
         "publish, or replace a file (`init`), without being asked; needed where there is no terminal to ask on", "flag",
@@ -249,6 +249,10 @@ SETTINGS: Final = (
         "STORE", "", "cluster",
         "what machines share: a folder that all of them mount, or s3://bucket/prefix; default: below ARTIFACTS",
         trusted=True, placeholder="PATH|URL",
+    ),
+    Setting(
+        "KEEP_DAYS", "7", "cluster",
+        "what `gc` leaves: attempts and unnamed contents that are younger (contents of a day always stay)", "integer",
     ),
     Setting(
         "SCRATCH", "/tmp/quantyard-node", "cluster",  # noqa: S108  (jobs may name another)

@@ -21,8 +21,10 @@ from quantyard.shared_store.objects import ObjectStatus, ObjectStore
 from quantyard.shared_store.store_probe import PROBES
 
 SPECS: Final = "specs/"
+CHECKS: Final = "checks/"  # what nodes say of themselves
 CONTENTS_OLDER_THAN: Final = timedelta(days=1)
 _NAMING: Final = (RESULTS, DIFFERING, SPECS)  # objects that name contents
+_DIGEST_CHARACTERS: Final = 64
 _DIGEST: Final = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -45,7 +47,8 @@ def collect_store_garbage(
     before = now - older_than
     live, abandoned = _attempts_of_store(store, before)
     contents = _unnamed_contents(store, min([before, now - contents_older_than, *live]))
-    others = [*_old_objects(store, KEPT, before), *_old_objects(store, PROBES, before), *_expired_leases(store, before)]
+    others = [*_spent_specs(store, before), *_expired_leases(store, before)]
+    others += [name for prefix in (KEPT, PROBES, CHECKS) for name in _old_objects(store, prefix, before)]
     if not dry_run:
         for prefix in abandoned:
             remove_attempt(store, prefix)
@@ -103,6 +106,12 @@ def _is_still_old(store: ObjectStore, content: ObjectStatus, before: datetime) -
 
 def _expired_leases(store: ObjectStore, before: datetime) -> list[str]:
     return [name for name in _old_objects(store, LEASES, before) if live_lease(store, name) is None]
+
+
+def _spent_specs(store: ObjectStore, before: datetime) -> list[str]:
+    """Old specs, named after their keys, of stages that have a result."""
+    old = {name: name.removeprefix(SPECS)[:_DIGEST_CHARACTERS] for name in _old_objects(store, SPECS, before)}
+    return [name for name, key in old.items() if store.status(RESULTS + key) is not None]
 
 
 def _old_objects(store: ObjectStore, prefix: str, before: datetime) -> Iterator[str]:

@@ -49,7 +49,18 @@ def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
         from quantyard.workflows.doctor_cluster import examine_cluster  # imported late: most machines have no cluster
 
         return [*findings, *examine_cluster(request)]
+    if request.cluster.store:
+        findings.append(_examine_shared_store(request))
     return [*findings, _examine_engines(findings)]
+
+
+def _examine_shared_store(request: BuildRequest) -> DoctorFinding:
+    from quantyard.workflows.shared_store import workflow_store_finding
+
+    try:
+        return workflow_store_finding(request.cluster.store)
+    except QuantyardError as error:
+        return DoctorFinding("shared store", "missing", error.message, error.hint)
 
 
 def _examine_python(_request: BuildRequest) -> DoctorFinding:

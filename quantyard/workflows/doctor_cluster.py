@@ -17,6 +17,7 @@ from quantyard.requests import BuildRequest
 from quantyard.shared_store.open_store import open_object_store
 from quantyard.workflows.cluster import workflow_cluster_engine, workflow_slurm_place
 from quantyard.workflows.doctor_finding import DoctorFinding
+from quantyard.workflows.shared_store import workflow_store_finding
 
 _LITTLE_SCRATCH_BYTES: Final = 20 * 10**9
 
@@ -45,9 +46,7 @@ def _examine_queue(request: BuildRequest) -> DoctorFinding:
 
 
 def _examine_shared_store(request: BuildRequest) -> DoctorFinding:
-    place = workflow_slurm_place(request)
-    open_object_store(place.store_url).now()
-    return DoctorFinding("shared store", "ok", place.store_url)
+    return workflow_store_finding(workflow_slurm_place(request).store_url)
 
 
 def _examine_node_tools(request: BuildRequest) -> DoctorFinding:

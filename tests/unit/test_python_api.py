@@ -377,7 +377,9 @@ _FUNCTIONS = {  # by command
     "choose": api_settings.ChooseSettings, "tune": api_settings.TuneSettings, "lora": api_settings.LoraSettings,
     "doctor": api_settings.MachineSettings, "demo": api_settings.MachineSettings,
 }  # fmt: skip
-_WITHOUT_FUNCTION = {"image", "serve", "rates", "quants", "models", "images", "config", "completion", "init", "node"}
+_WITHOUT_FUNCTION = {
+    "image", "serve", "rates", "quants", "models", "images", "config", "completion", "init", "node", "gc",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", _FUNCTIONS)

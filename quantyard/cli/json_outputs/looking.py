@@ -1,4 +1,4 @@
-"""The answers of `quants`, `models`, `config` and `doctor`."""
+"""The answers of `quants`, `models`, `config`, `doctor` and `gc`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from pathlib import Path
 
     from quantyard.quants.catalog import Quant
+    from quantyard.shared_store.garbage import Garbage
     from quantyard.workflows.doctor import DoctorFinding
     from quantyard.workflows.init import FoundSetting
 
@@ -85,6 +86,25 @@ def init_output(path: Path, settings: Sequence[FoundSetting], not_looked_up: Seq
     """The file that was written."""
     rows = [WrittenSettingRow(name=one.name, value=one.value, why=one.why) for one in settings]
     return InitOutput(file=str(path), settings=rows, not_looked_up=list(not_looked_up))
+
+
+class GarbageOutput(JsonOutput):
+    """The answer of `gc`."""
+
+    store: str
+    removed: bool  # false with DRY_RUN=1
+    attempts: list[str]  # prefixes in the store
+    contents: list[str]  # names in the store
+    contents_bytes: int
+    others: int  # expired leases, spent specs, unfinished uploads
+
+
+def garbage_output(store: str, found: Garbage, *, removed: bool) -> GarbageOutput:
+    """What was removed, or would be."""
+    return GarbageOutput(
+        store=store, removed=removed, attempts=list(found.attempts), contents=list(found.contents),
+        contents_bytes=found.contents_bytes, others=found.others,
+    )
 
 
 class FindingRow(JsonRow):

@@ -18,7 +18,14 @@ from quantyard.cli.json_outputs.building import (
 )
 from quantyard.cli.json_outputs.choosing import ChooseOutput, TuneOutput
 from quantyard.cli.json_outputs.comparing import BumpOutput, CompareOutput
-from quantyard.cli.json_outputs.looking import ConfigOutput, DoctorOutput, InitOutput, ModelsOutput, QuantsOutput
+from quantyard.cli.json_outputs.looking import (
+    ConfigOutput,
+    DoctorOutput,
+    GarbageOutput,
+    InitOutput,
+    ModelsOutput,
+    QuantsOutput,
+)
 from quantyard.cli.json_outputs.publishing import PublicationOutput, ReportOutput, VerifyOutput
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -30,7 +37,7 @@ OUTPUTS: Final[Mapping[str, type[JsonOutput]]] = {
     "publish": PublicationOutput, "release": PublicationOutput, "gate": PublicationOutput, "report": ReportOutput,
     "verify": VerifyOutput, "choose": ChooseOutput, "tune": TuneOutput, "compare": CompareOutput, "bump": BumpOutput,
     "quants": QuantsOutput, "models": ModelsOutput, "config": ConfigOutput, "doctor": DoctorOutput,
-    "rates": RatesOutput, "init": InitOutput,
+    "rates": RatesOutput, "init": InitOutput, "gc": GarbageOutput,
 }  # fmt: skip
 # The published schemas, by name; several commands may share one.
 SCHEMAS: Final[Mapping[str, type[JsonOutput]]] = {
