@@ -240,8 +240,9 @@ def _compile_templates_once() -> None:
     """lm-eval compiles a task's Jinja templates again for each question and each of its choices."""
     from lm_eval import utils
 
-    if not hasattr(utils.env.from_string, "cache_info"):
-        utils.env.from_string = lru_cache(_MOST_TEMPLATES)(utils.env.from_string)  # type: ignore[method-assign]
+    environment: Any = utils.env  # whether mypy sees its types depends on what is installed beside it
+    if not hasattr(environment.from_string, "cache_info"):
+        environment.from_string = lru_cache(_MOST_TEMPLATES)(environment.from_string)
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------
