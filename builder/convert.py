@@ -38,7 +38,8 @@ from quantyard.formats.gguf import GgufHeader, read_gguf_model
 from quantyard.formats.quantized_weights import WeightQuantization, find_quantization, half_dtype, plain_tensors
 from quantyard.formats.safetensors import SafetensorsFile, safetensors_dtype
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import ConvertRequest, Reference
+from quantyard.protocol.builder import ConvertRequest
+from quantyard.protocol.reference import Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.sandbox.bounded_process import sandbox_exit_words
 from quantyard.sandbox.chat_template import sandbox_template_failure

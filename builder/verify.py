@@ -33,8 +33,9 @@ from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_g
 from quantyard.formats.purpose import gguf_purpose
 from quantyard.formats.tensor_patterns import PatternProblem, resolve_tensor_patterns
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Reference, VerifyForeignRequest, VerifyRequest
+from quantyard.protocol.builder import VerifyForeignRequest, VerifyRequest
 from quantyard.protocol.embeddings import EMBEDDINGS_FILE, EmbeddingReference
+from quantyard.protocol.reference import Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 from quantyard.protocol.text_findings import PLAIN_TEXT, TextFinding
 

@@ -31,8 +31,9 @@ from builder.llama.runtime import LlamaRuntime
 from builder.verify import PROMPTS, verify_threads
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Reference, VerifyForeignRequest
+from quantyard.protocol.builder import VerifyForeignRequest
 from quantyard.protocol.foreign_findings import ForeignFinding, foreign_finding
+from quantyard.protocol.reference import Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
 
 _HINT: Final = "It is not measured. Compare files of the same model and revision as MODEL."

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from quantyard.protocol.builder import OutType, Parity, Parts
 from quantyard.protocol.cache_types import DEFAULT_CACHE
-from quantyard.protocol.openvino import RuntimeName
 from quantyard.quants.catalog import Quant
+
+if TYPE_CHECKING:  # most commands use none of these models
+    from quantyard.protocol.builder import OutType, Parity, Parts
+    from quantyard.protocol.openvino import RuntimeName
 
 EngineName = Literal["auto", "docker", "local", "slurm"]
 

@@ -8,7 +8,7 @@ from typing import Final
 from builder.llama.runtime import LlamaRuntime
 from quantyard.formats.gguf import GgufHeader
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import ChatReference, Reference
+from quantyard.protocol.reference import ChatReference, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, sandbox_template_failure

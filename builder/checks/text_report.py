@@ -9,7 +9,7 @@ from builder.checks.grades import COMMON_SCRIPTS, finding_outcome
 from builder.checks.token_parity import KindCounts, TextDifference, TokenParity
 from builder.llama.runtime import LlamaRuntime
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Passage, Reference
+from quantyard.protocol.reference import Passage, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.protocol.text_findings import PLAIN_TEXT, SCRIPT, TextFinding
 

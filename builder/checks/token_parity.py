@@ -10,7 +10,7 @@ from typing import Final
 
 from builder.checks.grades import COMMON_SCRIPTS, added_token_kind, difference_kind, passage_kind
 from builder.llama.runtime import LlamaRuntime
-from quantyard.protocol.builder import Passage, ProbeBatch, Reference
+from quantyard.protocol.reference import Passage, ProbeBatch, Reference
 from quantyard.protocol.text_findings import LEADING_SPACE, PLAIN_TEXT
 
 _MAX_SINGLES: Final = 2000  # probes of added tokens asked one by one, where batches differ; then it is plain enough

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantyard.cli.cluster_request import typed_cluster_request
 from quantyard.cli.commands import COMMANDS
@@ -39,9 +39,7 @@ from quantyard.errors import BadRequest, UnknownQuant
 from quantyard.files.own_files import kind_of_path, read_named_file, typed_file_path
 from quantyard.formatting.printable import url_has_user_info
 from quantyard.paths import REPO_DIR, local_venv_path, read_pins
-from quantyard.protocol.builder import Parts
 from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_type_name
-from quantyard.protocol.openvino import RUNTIMES, RuntimeName
 from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
@@ -58,6 +56,10 @@ from quantyard.requests import (
     ServeRequest,
     TuneRequest,
 )
+
+if TYPE_CHECKING:  # most commands use none of these models
+    from quantyard.protocol.builder import Parts
+    from quantyard.protocol.openvino import RuntimeName
 
 # Variables with which programs of this machine name a CA; the containers need it too.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
@@ -328,6 +330,8 @@ def _typed_runtime(text: str) -> RuntimeName | None:
             return None
         case "openvino":
             return "openvino"
+    from quantyard.protocol.openvino import RUNTIMES
+
     message = f"RUNTIME={text[:80]} is not a runtime that Quantyard measures in."
     raise BadRequest(message, f"Name one: {', '.join(RUNTIMES)}; or leave it out for llama.cpp alone.")
 
@@ -400,6 +404,8 @@ def _ca_bundle(extra_ca: Path | None, artifacts: Path) -> Path | None:
     """The system's certificates and EXTRA_CA in one file: the libraries take one bundle, and it replaces theirs."""
     if extra_ca is None:
         return None
+    import ssl
+
     import certifi  # comes with requests, which the Docker SDK needs
 
     system = Path(ssl.get_default_verify_paths().cafile or certifi.where())

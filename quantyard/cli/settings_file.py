@@ -7,7 +7,6 @@ are committed and shared, and the current folder may be a downloaded model's tha
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -58,6 +57,8 @@ def read_settings_file(folder: Path) -> SettingsFile:
 
 
 def _read_settings_table(path: Path, name: str) -> dict[str, Any]:
+    import tomllib  # imported late: most folders have no such file
+
     from quantyard.files.own_files import read_named_file
 
     try:

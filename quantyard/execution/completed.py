@@ -11,7 +11,6 @@ from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.base import NodeFacts
-from quantyard.protocol.evaluation import CacheRequest, OpenVinoRequest, SpeedRequest
 from quantyard.protocol.facts import TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
@@ -62,7 +61,7 @@ class CompletedSteps:
 
     def _placed(self, step: Step) -> Step:
         """The step; the request of a measurement with times names the engine's machine."""
-        if not isinstance(step.request, SpeedRequest | CacheRequest | OpenVinoRequest):
+        if "machine" not in type(step.request).model_fields:
             return step
         return replace(step, request=step.request.model_copy(update={"machine": self._machine}))
 

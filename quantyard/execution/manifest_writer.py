@@ -9,18 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from quantyard.engines import Engine
-from quantyard.plan.api_tests import contract_step_label, read_planned_contract
 from quantyard.plan.build import PROJECTOR
-from quantyard.plan.evaluation import REPORT, plan_suite_folder, read_planned_report
+from quantyard.plan.report_step import REPORT, plan_suite_folder
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, Target
-from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import StageResult
 from quantyard.protocol.builder import QuantizeRequest
 from quantyard.protocol.facts import ProjectorFacts, VerifyFacts
-from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.narrow_rows import NarrowRows
 from quantyard.quants.catalog import Quant
 from quantyard.quants.narrow_rows import find_narrow_rows, narrow_rows_of_counts
@@ -39,6 +36,10 @@ from quantyard.store.manifest import (
 )
 from quantyard.store.stages import ModelStore
 from quantyard.store.visible_files import copy_file_to_store, copy_stored_outputs, link_stored_file, set_file_aside
+
+if TYPE_CHECKING:  # a build measures and serves nothing
+    from quantyard.protocol.api_tests import ContractReport
+    from quantyard.protocol.measurements import EvalReport
 
 R = TypeVar("R")
 
@@ -211,6 +212,8 @@ class ManifestRecords:
         """Publish the report on the plan's suite, if there is one: as a folder, and as data in the manifest."""
         if self.plan.measuring is None or REPORT not in finished:
             return None
+        from quantyard.plan.evaluation import read_planned_report  # imported late: a build measures nothing
+
         suite = self.plan.measuring.suite.name
         report = read_planned_report(finished[REPORT])
         folder = self.store.folder / plan_suite_folder(suite, is_foreign=bool(self.plan.foreign))
@@ -228,6 +231,10 @@ class ManifestRecords:
 
     def publish_contracts(self, finished: Mapping[str, FinishedStage]) -> list[ContractReport]:
         """Record the reports of the plan's API tests."""
+        if not self.plan.contracts:
+            return []
+        from quantyard.plan.api_tests import contract_step_label, read_planned_contract  # imported late: as above
+
         tested = [quant for quant in self.plan.contracts if contract_step_label(quant) in finished]
         found = {quant: read_planned_contract(finished[contract_step_label(quant)].artifact.folder) for quant in tested}
         contracts = self.read().contracts

@@ -9,7 +9,7 @@ from typing import Final, Self
 from rich.console import Console
 
 from quantyard.execution.progress_text import Clock, RunningSteps
-from quantyard.execution.stage_lines import StageLineReporter
+from quantyard.execution.stage_line_reporter import StageLineReporter
 from quantyard.formatting.printable import printable_line
 from quantyard.protocol.base import Progress, StageResult
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantyard.engines import Engine
 from quantyard.errors import ResultRefused, StageFailed
@@ -24,16 +25,18 @@ from quantyard.execution.scheduler import (
     batch_concurrent_steps,
     concurrency_of,
 )
-from quantyard.execution.shared_baseline import SharedRun, can_share_baseline, shared_baseline_run, shared_run_result
-from quantyard.plan.evaluation import is_pointless_step, step_without_files
-from quantyard.plan.stages import STAGES
+from quantyard.plan.report_step import is_pointless_step, step_without_files
+from quantyard.plan.stages import SHARED_STAGES, STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
-from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.protocol.facts import EvaluateFacts, TwinFacts
+from quantyard.protocol.facts import TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage, Workspace
 from quantyard.store.stages import ModelStore
 from quantyard.store.take_outputs import FILES
+
+if TYPE_CHECKING:  # a build neither measures nor tests an API
+    from quantyard.execution.shared_baseline import SharedRun
+    from quantyard.protocol.api_tests import ContractReport
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ class PlanRunner:
             seconds, concurrent = self.watch.taken_s[step.label], step.label in self.watch.concurrent
             if self.concurrency.on_nodes:  # alone on a machine, after it has waited for one
                 seconds, concurrent = kept.result.duration_s, False
-            asked = EvaluateFacts.read(kept.result.facts).n_questions if step.row.name == "evaluate" else 0
+            asked = _n_questions_of(kept.result) if step.row.name == "evaluate" else 0
             key, cpu = kept.run.spec.key, kept.result.cpu
             self.taken.append(Taken(step.label, key, seconds, concurrent, n_questions=asked, cpu=cpu))
         self._records.stage(step, kept.run.spec, kept.result)
@@ -297,11 +300,13 @@ class PlanRunner:
 
     def _shared_run(self, step: Step) -> SharedRun | None:
         """A run that this step shares with others that are ready; None if it runs alone."""
-        if not can_share_baseline(step) or step.label in self._alone:
+        if not _can_share_baseline(step) or step.label in self._alone:
             return None
+        from quantyard.execution.shared_baseline import shared_baseline_run  # imported late: a build measures nothing
+
         others = [
             other for other in self.plan.steps
-            if other.row == step.row and other is not step and can_share_baseline(other)
+            if other.row == step.row and other is not step and _can_share_baseline(other)
             and other.label not in self._finished and self._finished.spec(other)
             and not self._finished.is_needless(self.plan, other)
         ]
@@ -346,6 +351,8 @@ class PlanRunner:
         return True
 
     def _keep_member(self, step: Step, shared: Workspace, result: StageResult) -> None:
+        from quantyard.execution.shared_baseline import shared_run_result  # imported late, as above
+
         spec, (made, alone) = self._finished.specs[step.label], shared_run_result(step, result)
         space = self.store.begin(spec.label, spec.key, spec.request, self._finished.inputs(step), resumable=False)
         self.store.give(space, shared.kept_dir / FILES / made.path, alone)
@@ -359,3 +366,14 @@ class PlanRunner:
         for target in self.plan.targets:
             if target.verified_by == step.label and step.label in self._finished:
                 self._built[target.quant.name] = self._records.publish(target, self._finished.steps)
+
+
+def _can_share_baseline(step: Step) -> bool:
+    """Whether several steps like this one can be combined. Of steps in shards those with the same shard can."""
+    return step.row.name in SHARED_STAGES and step.keyed_by is None
+
+
+def _n_questions_of(result: StageResult) -> int:
+    from quantyard.protocol.measuring_facts import EvaluateFacts  # imported late: a build measures nothing
+
+    return EvaluateFacts.read(result.facts).n_questions

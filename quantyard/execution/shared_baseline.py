@@ -11,8 +11,8 @@ from typing import Final
 
 from quantyard.plan.steps import Step
 from quantyard.protocol.base import FileEntry, StageResult
+from quantyard.protocol.checked_facts import stage_facts_by_file
 from quantyard.protocol.evaluation import SharedBaselineRequest, SharedMember
-from quantyard.protocol.facts import stage_facts_by_file
 
 # The share of memory for weights; contexts and logits need the rest.
 _WEIGHTS_SHARE: Final = 0.6
@@ -25,11 +25,6 @@ class SharedRun:
 
     step: Step
     members: tuple[Step, ...]
-
-
-def can_share_baseline(step: Step) -> bool:
-    """Whether several steps like this one can be combined. Of steps in shards those with the same shard can."""
-    return isinstance(step.request, SharedBaselineRequest) and step.keyed_by is None
 
 
 def shared_baseline_run(

@@ -1,8 +1,7 @@
-"""Formats the line of a finished stage, and a reporter that prints only these lines."""
+"""Formats the line of a finished stage."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -19,23 +18,20 @@ from quantyard.formatting.numbers import (
     format_speed,
 )
 from quantyard.metrics.kinds import metric_kind
-from quantyard.protocol.base import Progress, StageResult
-from quantyard.protocol.facts import (
+from quantyard.protocol.base import StageResult
+from quantyard.protocol.checked_facts import stage_facts_by_file
+from quantyard.protocol.facts import ConvertFacts, ProjectorFacts, TwinFacts, VerifyFacts
+from quantyard.protocol.measuring_facts import (
     BehaviourFacts,
     CacheFacts,
     ContractFacts,
-    ConvertFacts,
     DivergenceFacts,
     DomainsFacts,
     EvaluateFacts,
     OpenVinoFacts,
-    ProjectorFacts,
     ReportFacts,
     SimilarityFacts,
     SpeedFacts,
-    TwinFacts,
-    VerifyFacts,
-    stage_facts_by_file,
 )
 from quantyard.protocol.openvino import OPENVINO_REFUSALS
 
@@ -45,32 +41,6 @@ _UNSIZED: Final = (
     "contract", "rounding", "evaluate", "divergence", "domains", "behaviour", "speed", "cache", "openvino",
     "similarity", "report",
 )  # fmt: skip
-
-
-class StageLineReporter(ABC):
-    """Reports one line when a stage has ended, and nothing before. A subclass decides where lines go."""
-
-    def begin(self, label: str, number: int, of: int) -> None:
-        """Report nothing."""
-        del label, number, of
-
-    def progress(self, label: str, progress: Progress) -> None:
-        """Report nothing."""
-        del label, progress
-
-    def end(self, label: str, result: StageResult) -> None:
-        """Report the stage's line."""
-        for line in stage_end_lines(label, result):
-            self.note(line)
-
-    def fail(self, label: str, text: str) -> None:
-        """Report the failure; the other stages continue."""
-        del label  # the text names it
-        self.note(text)
-
-    @abstractmethod
-    def note(self, text: str) -> None:
-        """One line."""
 
 
 def stage_end_lines(label: str, result: StageResult) -> list[str]:

@@ -18,9 +18,10 @@ from quantyard.forecast.time import forecast_conditions, learn_forecast_times
 from quantyard.hub.client import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.evaluation import REPORT, add_measuring_steps
+from quantyard.plan.evaluation import add_measuring_steps
 from quantyard.plan.imatrix import Calibration, plain_step_label, plan_with_imatrix
 from quantyard.plan.measuring_steps import MeasureOptions
+from quantyard.plan.report_step import REPORT
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ModelFile, Step, StepOutput
 from quantyard.protocol.base import stage_request_digest

@@ -22,8 +22,10 @@ from quantyard.forecast.samples import (
     read_forecast_book,
     write_forecast_book,
 )
-from quantyard.forecast.work import SHARED_STAGES, forecast_threads, forecast_work
-from quantyard.protocol.facts import ArchitectureFacts, EvaluateFacts, Facts
+from quantyard.forecast.work import forecast_threads, forecast_work
+from quantyard.plan.stages import SHARED_STAGES
+from quantyard.protocol.facts import ArchitectureFacts, Facts
+from quantyard.protocol.measuring_facts import EvaluateFacts
 
 _ENGINE_S: Final = {"docker": 0.9, "local": 0.3}  # that the engine adds to the time of a stage
 Record = Mapping[str, Any]

@@ -23,7 +23,6 @@ from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, re
 from quantyard.forecast.work import (
     FIXED_S,
     MERGE_S,
-    SHARED_STAGES,
     Request,
     StageWork,
     forecast_least_squares,
@@ -34,6 +33,7 @@ from quantyard.forecast.work import (
     forecast_work,
     merge_work,
 )
+from quantyard.plan.stages import SHARED_STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.catalog import find_quant
 

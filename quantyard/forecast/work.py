@@ -19,7 +19,6 @@ _OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanati
 _AGAIN: Final = 2  # chunks that are read again with float32 copies, unless a suite says otherwise
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
 _OWN_DOMAINS: Final = 14  # texts by domain, but for long documents
-SHARED_STAGES: Final = ("divergence", "domains")  # several steps are one run, which decodes the baseline once
 # An evaluation begins with a self-check of about 1,350 tokens (self_check.py). A question of `smoke` decodes 14, since
 # common prefixes are decoded once. With longer questions this constant is too large, but then it matters less.
 _SELF_CHECK: Final = 95  # questions

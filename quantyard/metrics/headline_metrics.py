@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from quantyard.protocol.evaluation import Suite
-from quantyard.protocol.measurements import Comparison, Score
+if TYPE_CHECKING:  # a build has neither suite nor scores
+    from quantyard.protocol.evaluation import Suite
+    from quantyard.protocol.measurements import Comparison, Score
 
 _HEADLINES: Final = ("acc_norm", "acc", "exact_match")
-Found = TypeVar("Found", Score, Comparison)
+Found = TypeVar("Found", "Score", "Comparison")
 
 
 def headline_scores(suite: Suite, found: Sequence[Found]) -> tuple[Found, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quantyard.formatting.numbers import Kind
 from quantyard.metrics.headline_metrics import is_perplexity_metric
-from quantyard.protocol.measurements import Comparison, Score
+
+if TYPE_CHECKING:  # a build has neither
+    from quantyard.protocol.measurements import Comparison, Score
 
 # Metrics of lm-evaluation-harness that may lie between 0 and 1 but are not shares.
 _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
@@ -14,6 +16,8 @@ _OWN_UNIT: Final = frozenset({"brier_score", "ter", "bleu", "likelihood_diff"})
 
 def score_metric_kind(found: Score | Comparison) -> Kind:
     """The kind of a score, or of a comparison."""
+    from quantyard.protocol.measurements import Score
+
     values = (found.result.value,) if isinstance(found, Score) else (found.baseline, found.value)
     return metric_kind(found.metric, *values)
 

@@ -9,16 +9,15 @@ that the quants are made from, unless BASELINE names another one, which is then 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from quantyard.errors import BadRequest, NotScored
 from quantyard.files.own_files import find_file, list_files
 from quantyard.formats.gguf import why_gguf_cannot_generate
 from quantyard.plan.measuring_steps import MeasureOptions, datasets_steps, measuring_steps
+from quantyard.plan.report_step import MEASURING_STAGES, REPORT, report_step_input
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Measuring, ModelFile, Origin, Step, StepOutput
 from quantyard.protocol.base import FileEntry, files_digest
@@ -42,11 +41,6 @@ from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.hash_cache import HashCache
 from quantyard.store.outputs import read_stored_output
-
-REPORT: Final = "report"  # the label of the last step
-# The stages whose results a report compares.
-_MEASURING: Final = ("evaluate", "divergence", "domains", "behaviour", "speed", "cache", "openvino", "similarity")
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def plan_measure_options(request: BuildRequest, measure: MeasureRequest) -> MeasureOptions:
@@ -114,7 +108,7 @@ def add_measuring_steps(plan: BuildPlan, options: MeasureOptions) -> BuildPlan:
     request = ReportRequest(
         title=plan.source.model.name, suite=options.suite, baseline=baseline, labels=labels, mix_nodes=options.mix_nodes
     )
-    inputs = {_report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
+    inputs = {report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in measuring}
     report = Step(REPORT, STAGES["report"], request, inputs, 0)
     return replace(
         plan, steps=(*datasets, *plan.steps, *measuring, report), measuring=Measuring(options.suite, baseline, labels)
@@ -140,7 +134,7 @@ def add_measured_files(plan: BuildPlan, files: Mapping[str, ModelFile], order: S
     every = (*plan.measuring.labels, *files)
     labels = tuple(sorted(every, key=lambda label: places.get(label, len(places))))
     inputs = dict(report.inputs) | {
-        _report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in added
+        report_step_input(step.row.name, step.quant): StepOutput(step.label) for step in added
     }
     report = replace(report, request=report.request.model_copy(update={"labels": labels}), inputs=inputs)
     steps = (*plan.steps[:at], *added, report, *plan.steps[at + 1 :])
@@ -151,7 +145,7 @@ def _measured_step_templates(plan: BuildPlan, baseline: str) -> list[Step]:
     """One step of each measuring stage: the baseline's, or that of the first file where it has none."""
     found: dict[str, Step] = {}
     for step in plan.steps:
-        if step.row.name in _MEASURING and (step.row.name not in found or step.quant == baseline):
+        if step.row.name in MEASURING_STAGES and (step.row.name not in found or step.quant == baseline):
             found[step.row.name] = step
     return [*found.values()]
 
@@ -186,14 +180,9 @@ def _vector_suite(suite: Suite) -> Suite:
 def report_step_inputs(steps: Sequence[Step], labels: Collection[str]) -> dict[str, Origin]:
     """The inputs of a report on these files: what the plan's steps measure of them."""
     return {
-        _report_step_input(step.row.name, step.quant): StepOutput(step.label)
-        for step in steps if step.row.name in _MEASURING and step.quant in labels
+        report_step_input(step.row.name, step.quant): StepOutput(step.label)
+        for step in steps if step.row.name in MEASURING_STAGES and step.quant in labels
     }  # fmt: skip
-
-
-def _report_step_input(stage: str, label: str) -> str:
-    """The name of the report's input with the measurement of one stage and file; see eval/report.py."""
-    return f"{stage}-{label}"
 
 
 def refuse_unscored_plan(source: Source, deed: str, instead: str) -> None:
@@ -252,37 +241,6 @@ def _gguf_type_of_source(source: Source) -> str:
         return source.named_quant.name if source.named_quant else TYPE_UNKNOWN
     named = (q.name for q in QUANTS if q.name in UNQUANTIZED and q.ftype == source.gguf.file_type)
     return next(named, TYPE_UNKNOWN)
-
-
-def step_without_files(step: Step, lost: Collection[str]) -> Step | None:
-    """The step without the files that failed; None if it cannot run without them. A report needs the baseline and at
-    least one other file.
-    """
-    if step.quant in lost:
-        return None
-    if not lost or not isinstance(step.request, ReportRequest):
-        return step
-    labels = tuple(label for label in step.request.labels if label not in lost)
-    if step.request.baseline in lost or len(labels) == 1:
-        return None
-    kept = {_report_step_input(stage, label) for stage in _MEASURING for label in labels}
-    inputs = {name: origin for name, origin in step.inputs.items() if name in kept}
-    return replace(step, request=step.request.model_copy(update={"labels": labels}), inputs=inputs)
-
-
-def is_pointless_step(plan: BuildPlan, step: Step, lost: Collection[str]) -> bool:
-    """Whether a step would measure only the baseline, because every file to compare with it has failed."""
-    if plan.measuring is None or step.row.name not in _MEASURING:
-        return False
-    compared = plan.measuring.labels[1:]
-    return bool(compared) and set(compared) <= set(lost)
-
-
-def plan_suite_folder(suite: str, *, is_foreign: bool = False) -> str:
-    """Where the report on a suite is published, relative to the model's folder. `is_foreign`: the report on files that
-    somebody else made, beside ours.
-    """
-    return f"{'compare' if is_foreign else 'eval'}/{_UNSAFE.sub('-', suite).strip('-.') or 'suite'}"
 
 
 def read_planned_report(finished: FinishedStage) -> EvalReport:

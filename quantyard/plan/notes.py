@@ -4,12 +4,11 @@ not what their names say for rows as narrow as this model's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from quantyard.formatting.numbers import format_count
-from quantyard.plan.steps import BuildPlan
-from quantyard.protocol.builder import CalibrateRequest
-from quantyard.protocol.evaluation import CacheRequest, DivergenceRequest, OpenVinoRequest, SpeedRequest
+from quantyard.plan.steps import BuildPlan, Step
 from quantyard.quants.narrow_rows import find_narrow_rows
 from quantyard.sources.projector import projector_note
 
@@ -58,24 +57,26 @@ def _short_context_note(plan: BuildPlan) -> Iterator[str]:
     """For a model that was trained for fewer tokens than a stage reads at once: the stage reads no more than that."""
     trained, seen = plan.source.trained_tokens, set[str]()
     for step in plan.steps if trained else ():
-        what, tokens = _stage_tokens_at_once(step.request)
+        what, tokens = _stage_tokens_at_once(step)
         if trained and tokens > trained and what not in seen:
             seen.add(what)
             n, usual = format_count(trained), format_count(tokens)
             yield f"The model was trained for {n} tokens: {what} has {n} in place of {usual}."
 
 
-def _stage_tokens_at_once(request: object) -> tuple[str, int]:
+# Stage → what it reads at once.
+_READ_AT_ONCE: Final[Mapping[str, str]] = {
+    "calibrate": "a chunk of the calibration", "divergence": "a chunk of the divergence",
+    "cache": "a chunk of the cache's text", "openvino": "a chunk in OpenVINO", "speed": "the timed prompt",
+}  # fmt: skip
+
+
+def _stage_tokens_at_once(step: Step) -> tuple[str, int]:
     """What a stage reads at once, and its length in tokens; ("", 0) for the others."""
-    match request:
-        case CalibrateRequest():
-            return "a chunk of the calibration", request.n_ctx
-        case DivergenceRequest():
-            return "a chunk of the divergence", request.settings.n_ctx
-        case CacheRequest():
-            return "a chunk of the cache's text", request.settings.n_ctx
-        case OpenVinoRequest():
-            return "a chunk in OpenVINO", request.settings.n_ctx
-        case SpeedRequest():
-            return "the timed prompt", max(request.settings.prompt_tokens, request.settings.generated_tokens)
-    return "", 0
+    what = _READ_AT_ONCE.get(step.row.name, "")
+    if not what:
+        return "", 0
+    settings: Any = getattr(step.request, "settings", step.request)
+    if step.row.name == "speed":
+        return what, max(settings.prompt_tokens, settings.generated_tokens)
+    return what, settings.n_ctx

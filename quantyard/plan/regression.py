@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Final
 
 from quantyard.plan.evaluation import (
-    REPORT,
     add_measured_files,
     add_measuring_steps,
     report_step_inputs,
 )
 from quantyard.plan.measuring_steps import MeasureOptions
+from quantyard.plan.report_step import REPORT
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, ExternalInput, ModelFile, Step
 from quantyard.protocol.evaluation import ReportRequest

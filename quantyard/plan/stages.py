@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from quantyard.protocol.allowed_outputs import (
     LeavesOf,
@@ -18,6 +19,7 @@ from quantyard.protocol.allowed_outputs import (
 )
 
 HOUR_S = 3600.0
+SHARED_STAGES: Final = ("divergence", "domains")  # several steps can be one run, which decodes the baseline once
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ _DATASETS_FILES = r"(sets|nltk_data)/.+"
 _PLOTS = r"plots/[^/]+\.(svg|png)"
 
 # To add a stage: add a row here with the files that it must and may leave, a request in `protocol` (builder.py,
-# evaluation.py or api_tests.py), a module `<package>/<name>.py` with a `main()`, and in facts.py the facts that are
-# read.
+# evaluation.py or api_tests.py), a module `<package>/<name>.py` with a `main()`, and in facts.py or
+# measuring_facts.py the facts that are read.
 STAGES: Mapping[str, StageRow] = {
     row.name: row
     for row in (

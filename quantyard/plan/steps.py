@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -15,11 +16,13 @@ from quantyard.plan.stages import StageRow
 from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import StageRequest, json_digest, stage_request_digest
 from quantyard.protocol.builder import OutType
-from quantyard.protocol.evaluation import Suite
 from quantyard.quants.catalog import Quant
 from quantyard.sources.projector import Projector
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact
+
+if TYPE_CHECKING:  # a build measures nothing
+    from quantyard.protocol.evaluation import Suite
 
 
 @dataclass(frozen=True)

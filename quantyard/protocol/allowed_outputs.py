@@ -10,12 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.behaviour_run import BehaviourRequest
-from quantyard.protocol.builder import FetchRequest, ProjectorRequest, SplitRequest
-from quantyard.protocol.evaluation import EvaluateRequest, SharedBaselineRequest
+
+if TYPE_CHECKING:  # most commands use few of these models
+    from quantyard.protocol.behaviour_run import BehaviourRequest
+    from quantyard.protocol.builder import FetchRequest, ProjectorRequest, SplitRequest
+    from quantyard.protocol.evaluation import EvaluateRequest, SharedBaselineRequest
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class StageResult(Frozen):
     argv: Annotated[tuple[tuple[str, ...], ...], Field(max_length=1000)] = ()  # the commands it ran
     duration_s: Annotated[float, Field(ge=0, le=_MAX_DURATION_S)] = 0.0
     cpu: _Word = ""  # of the machine that ran it
-    node: NodeFacts = NodeFacts()  # that machine
+    node: NodeFacts = Field(default_factory=NodeFacts)  # that machine
     # Of a result that was put together: the machines of the shards, in their order. The orchestrator states them.
     shard_nodes: Annotated[tuple[NodeFacts, ...], Field(max_length=1000, exclude_if=lambda value: not value)] = ()
     # Where it ran, if not where it was planned.

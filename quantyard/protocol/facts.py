@@ -4,18 +4,15 @@ A stage may state more facts than its model has; they are kept in its record and
 have the right type and range, or the whole result is refused. A missing fact gets the default written here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantyard.formats.purpose import Pooling, Purpose
 from quantyard.formatting.numbers import format_cosine
-from quantyard.protocol.base import Sha256, StageResult
-from quantyard.protocol.cache_types import CacheName
+from quantyard.protocol.base import Sha256
 from quantyard.protocol.embeddings import ScriptAgreement
-from quantyard.protocol.foreign_findings import ForeignFinding
-from quantyard.protocol.openvino import OpenVinoRefusal
 from quantyard.protocol.text_findings import TextFinding
 
 _MAX_COUNT: Final = 2**53  # integers up to here are exact in every JSON reader
@@ -129,133 +126,3 @@ class VerifyFacts(Facts):
         for script in self.scripts_below:
             if found := by_script.get(script):
                 yield f"script:{script}: {what} {format_cosine(found.agreement)}", True
-
-
-class ForeignFacts(Facts):
-    """The findings on a GGUF that somebody else made; none of them is a refusal, for which the stage fails."""
-
-    findings: Annotated[list[ForeignFinding], Field(max_length=100)] = []
-    bits_per_weight: Annotated[float, Field(ge=0, le=1024)] = 0.0
-    types: Annotated[dict[str, Count], Field(max_length=100)] = {}  # tensor type → how many tensors have it
-    # The largest error of a tensor against the source, in errors of ggml's own rounding to the same type.
-    worst_error_ratio: Amount | None = None
-    worst_tensor: Annotated[str, Field(max_length=100)] = ""
-
-
-class EvaluateFacts(Facts):
-    """The number of questions, and the metrics of each task."""
-
-    n_questions: Count = 0
-    tasks: dict[str, dict[str, float | None]] = {}
-
-
-class DivergenceFacts(Facts):
-    """The divergence of one file; None: not measured."""
-
-    perplexity: Amount | None = None
-    mean_kld: float | None = None  # rounding may make it slightly negative
-
-
-class DomainsFacts(Facts):
-    """The domain that one file diverges most on, of how many; None: it is the baseline, or nothing was measured."""
-
-    n_domains: Count = 0
-    worst: Annotated[str, Field(max_length=200)] | None = None
-    worst_kld: float | None = None
-
-
-class CacheFacts(Facts):
-    """The divergence of each measured type of the KV cache from f16, in nats."""
-
-    mean_kld: Annotated[dict[CacheName, float], Field(max_length=100)] = {}
-
-
-class OpenVinoFacts(Facts):
-    """The divergence of one file in OpenVINO from itself in llama.cpp, in nats; or why OpenVINO does not run it."""
-
-    runtime_kld: float | None = None
-    refusal: OpenVinoRefusal = ""
-
-
-class BehaviourFacts(Facts):
-    """The accuracy of one file in the scenarios of each kind, and why nothing was measured."""
-
-    n_questions: Count = 0
-    accuracy: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], Field(max_length=20)] = {}
-    reason: Annotated[str, Field(max_length=1000)] = ""
-
-
-class SimilarityFacts(Facts):
-    """How close one file is to the baseline; None: it is the baseline, or was not measured."""
-
-    mean_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
-    kendall_tau: Annotated[float, Field(ge=-1, le=1)] | None = None
-    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
-class SpeedFacts(Facts):
-    """Tokens per second; None: not measured."""
-
-    prompt_tokens_per_s: Amount | None = None
-    generated_tokens_per_s: Amount | None = None
-
-
-class FileVerdicts(Facts):
-    """The number of each verdict for one file of a report."""
-
-    verdicts: dict[str, Count] = {}
-
-
-class ReportFacts(Facts):
-    """The verdicts of a report, by the label of the file."""
-
-    files: dict[str, FileVerdicts] = {}
-
-
-class ContractFacts(Facts):
-    """The API test: the number of its checks, 0 if that was not recorded, and those that failed."""
-
-    n_checks: Count = 0
-    failed: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=200)] = []
-
-
-# To have the facts of another stage checked: add a row.
-MODELS: Final[Mapping[str, type[Facts]]] = {
-    "convert": ConvertFacts, "twin": TwinFacts, "parity": TwinFacts, "calibrate": CalibrateFacts, "verify": VerifyFacts,
-    "projector": ProjectorFacts, "verify_foreign": ForeignFacts,
-    "evaluate": EvaluateFacts, "divergence": DivergenceFacts, "domains": DomainsFacts, "speed": SpeedFacts,
-    "similarity": SimilarityFacts, "behaviour": BehaviourFacts, "cache": CacheFacts,
-    "openvino": OpenVinoFacts, "report": ReportFacts, "contract": ContractFacts,
-}  # fmt: skip
-
-
-def check_stage_facts(stage: str, facts: object, where: str = "facts") -> None:
-    """Check the facts of this stage.
-
-    Raises:
-        ValueError: see `Facts.read`.
-    """
-    MODELS.get(stage, Facts).read(facts, where)
-
-
-def check_result_facts(result: StageResult, members: tuple[str, ...] = ()) -> None:
-    """Check the facts of a result.
-
-    Args:
-        members: the labels of a shared run; each has its own facts.
-
-    Raises:
-        ValueError: see `Facts.read`.
-    """
-    if not members:
-        check_stage_facts(result.stage, result.facts)
-        return
-    if set(result.facts) != set(members):
-        raise ValueError("facts: the labels are not those of the requested files")
-    for member in members:
-        check_stage_facts(result.stage, result.facts[member], f"facts.{member}")
-
-
-def stage_facts_by_file(result: StageResult) -> dict[str, dict[str, JsonValue]]:
-    """The facts of each file of a shared run, by label; {} for the result of one file."""
-    return {label: dict(facts) for label, facts in result.facts.items() if isinstance(facts, dict)}

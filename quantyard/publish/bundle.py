@@ -14,7 +14,7 @@ from quantyard.errors import BadRequest, GateClosed, NeedsPermission
 from quantyard.gate.judge import GateBudgets, judge_gate_budgets, load_gate_budgets
 from quantyard.hub.client import HubAccess
 from quantyard.hub.files import Closed, HubPlace
-from quantyard.plan.evaluation import plan_suite_folder
+from quantyard.plan.report_step import plan_suite_folder
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.gate import GateReport
 from quantyard.publish.files import PublishedFile, git_blob_name, made_release_file

@@ -28,7 +28,7 @@ from typing import Final
 from quantyard.errors import BadRequest
 from quantyard.files.own_files import home_folder
 from quantyard.paths import REPO_DIR
-from quantyard.plan.evaluation import plan_suite_folder
+from quantyard.plan.report_step import plan_suite_folder
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.measurements import EvalReport
 from quantyard.protocol.runner import file_sha256

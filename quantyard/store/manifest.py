@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,13 +15,20 @@ from quantyard.files.lock_file import held_lock_file
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.formats.names import shown_name
 from quantyard.formats.strict_json import load_json
-from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.base import FileEntry, FileName, JsonObject, NodeFacts, RelativePath, Sha256
-from quantyard.protocol.facts import TwinFacts, check_stage_facts
+from quantyard.protocol.checked_facts import check_stage_facts
+from quantyard.protocol.facts import TwinFacts
 from quantyard.protocol.gate import GateReport
-from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.late_models import late_model
 from quantyard.protocol.narrow_rows import NarrowRows
 from quantyard.version import __version__
+
+if TYPE_CHECKING:
+    from quantyard.protocol.api_tests import ContractReport
+    from quantyard.protocol.measurements import EvalReport
+else:  # most builds measure nothing
+    ContractReport = late_model("quantyard.protocol.api_tests", "ContractReport")
+    EvalReport = late_model("quantyard.protocol.measurements", "EvalReport")
 
 SCHEMA_VERSION: Final = 1
 # What Ollama and LM Studio read beside the files of a release.

@@ -33,7 +33,7 @@ from quantyard.files.unique_names import is_left_temporary, new_process_mark, pa
 from quantyard.formats.finite_json import dump_finite_json
 from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import StageRequest, StageResult, files_digest
-from quantyard.protocol.facts import check_result_facts
+from quantyard.protocol.checked_facts import check_result_facts
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 from quantyard.store.artifact import Artifact, FinishedStage, ModelId, Workspace
 from quantyard.store.attempt_folders import AttemptFolders

@@ -26,7 +26,7 @@ from quantyard.files.safe_files import (
 )
 from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
-from quantyard.protocol.facts import check_result_facts
+from quantyard.protocol.checked_facts import check_result_facts
 from quantyard.protocol.runner import open_file_sha256
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quantyard.plan.api_tests import add_contract_steps, measured_predictions
 from quantyard.requests import BuildRequest
 from quantyard.store.manifest import read_manifest
 from quantyard.store.stages import ModelStore
@@ -37,6 +36,8 @@ def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Bui
     Raises:
         QuantyardError: see errors.py. A check that fails is a finding, not an error.
     """
+    from quantyard.plan.api_tests import add_contract_steps, measured_predictions  # imported late: a build tests none
+
     request, source = workflow_of_built(request)
     manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json")
     measured = measured_predictions(manifest) if manifest else {}

@@ -15,8 +15,8 @@ from quantyard.metrics.removals import report_removals
 from quantyard.plan.foreign import add_foreign_files, verify_foreign_label
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import FileEntry
-from quantyard.protocol.facts import ForeignFacts
 from quantyard.protocol.measurements import EvalReport
+from quantyard.protocol.measuring_facts import ForeignFacts
 from quantyard.report_page.comparison import render_comparison_page
 from quantyard.requests import BuildRequest
 from quantyard.sources.foreign_files import ForeignFile, ForeignFiles, find_foreign_files

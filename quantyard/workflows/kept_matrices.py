@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from quantyard.errors import BadRequest
-from quantyard.plan.imatrix import CALIBRATE, Calibration, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.base import files_digest
 from quantyard.requests import BuildRequest
@@ -40,6 +39,8 @@ def plan_with_kept_matrices(request: BuildRequest, plan: BuildPlan) -> BuildPlan
     names = [target.quant.name for target in plan.targets if target.quant.name in kept]
     if not names:
         return plan
+    from quantyard.plan.imatrix import CALIBRATE, Calibration, plan_with_imatrix  # imported late: most have no matrix
+
     manifest = _manifest_of_kept_matrices(request, plan.source)
     made = manifest.stages.get(CALIBRATE) if manifest else None
     _refuse_users_kept_matrix(names, kept, made)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from quantyard.engines import Engine
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import BadRequest, EngineError, HubUnreachable
-from quantyard.execution.measured_before import with_files_measured_before
 from quantyard.execution.runner import PlanRunner
 from quantyard.files.own_files import typed_file_path
 from quantyard.forecast.cost import Cost, forecast_cost
@@ -19,8 +18,6 @@ from quantyard.forecast.expected_times import Forecast
 from quantyard.hub.access import HubAccess
 from quantyard.paths import REPO_DIR
 from quantyard.plan.build import BuildOptions, make_build_plan
-from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options, refuse_unscored_plan
-from quantyard.plan.imatrix import Calibration, plan_imatrix_trial, plan_trial_and_rest, plan_with_imatrix
 from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import Quant
 from quantyard.quants.recipe import Recipe
@@ -37,6 +34,7 @@ from quantyard.workflows.kept_matrices import kept_matrices, plan_with_kept_matr
 from quantyard.workflows.results import Planned
 
 if TYPE_CHECKING:
+    from quantyard.plan.imatrix import Calibration
     from quantyard.plan.power import PlannedPower
 
 EVAL_SUITE = "quick"  # the default of `eval`
@@ -186,6 +184,8 @@ def workflow_plan(request: BuildRequest, source: Source | None = None) -> BuildP
     plan = make_build_plan(source, options)
     if not request.measure:
         return plan
+    from quantyard.plan.evaluation import add_measuring_steps, plan_measure_options  # imported late, as it is planned
+
     plan = add_measuring_steps(plan, plan_measure_options(request, request.measure))
     _refuse_runtime_without_engine(request, plan)
     return plan
@@ -288,6 +288,10 @@ def _workflow_times(request: BuildRequest, runner: PlanRunner, finished: Collect
 
 def workflow_with_measured(request: BuildRequest, plan: BuildPlan, engine: Engine) -> BuildPlan:
     """The plan whose report is also about what was measured before with the same settings."""
+    if plan.measuring is None:
+        return plan
+    from quantyard.execution.measured_before import with_files_measured_before  # imported late, as above
+
     return with_files_measured_before(plan, engine, ModelStore(request.artifacts, plan.source.model), REPO_DIR)
 
 
@@ -309,6 +313,8 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
     runner, finished, cost = prepare_workflow(request, planned, engine)
     tried = workflow_trial_plan(plan, calibration)
     if tried is not None:
+        from quantyard.plan.imatrix import plan_trial_and_rest  # imported late: most builds have no matrix
+
         both = prepare_workflow(request, plan_trial_and_rest(tried, runner.plan), engine)[2]
         trial_s = both.time.seconds - cost.time.seconds
         cost = replace(cost, disk_needed_bytes=both.disk_needed_bytes, fitting=both.fitting, trial_s=trial_s)
@@ -317,13 +323,19 @@ def foreseen_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) ->
 
 def workflow_trial_plan(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan | None:
     """The plan of the trial of IMATRIX=auto; None if there is nothing to decide."""
-    return plan_imatrix_trial(plan, calibration) if calibration and calibration.is_made else None
+    if calibration is None or not calibration.is_made:
+        return None
+    from quantyard.plan.imatrix import plan_imatrix_trial  # imported late: most builds have no matrix
+
+    return plan_imatrix_trial(plan, calibration)
 
 
 def workflow_plan_with_imatrix(plan: BuildPlan, calibration: Calibration | None) -> BuildPlan:
     """The plan that makes every file with the matrix."""
     if calibration is None:
         return plan
+    from quantyard.plan.imatrix import plan_with_imatrix  # imported late: most builds have no matrix
+
     return plan_with_imatrix(plan, calibration, [target.quant.name for target in plan.targets])
 
 
@@ -338,6 +350,7 @@ def workflow_calibration(request: BuildRequest, source: Source) -> Calibration |
         return None
     from quantyard.plan.calibration_inputs import plan_calibration  # imported late: a build without a matrix needs none
     from quantyard.plan.contamination import plan_contaminating_files
+    from quantyard.plan.evaluation import refuse_unscored_plan
     from quantyard.plan.suites import find_suite  # nor should it wait for a YAML parser
 
     places: list[Path] = []

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from quantyard.errors import StageFailed
 from quantyard.execution import reporter as execution
-from quantyard.execution.stage_lines import StageLineReporter
+from quantyard.execution.stage_line_reporter import StageLineReporter
 from quantyard.formatting.numbers import format_bytes, format_kld
 from quantyard.formatting.printable import printable_line, printable_url
-from quantyard.plan.imatrix import ImatrixDecision
-from quantyard.protocol.gate import GateReport
 from quantyard.workflows.results import Planned
+
+if TYPE_CHECKING:  # a build with nothing to do tells none of these
+    from quantyard.plan.imatrix import ImatrixDecision
+    from quantyard.protocol.gate import GateReport
 
 
 class Event(Protocol):

@@ -12,13 +12,13 @@ from quantyard.execution.manifest_writer import BuiltFile, Measured
 from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
-from quantyard.protocol.api_tests import ContractReport
 from quantyard.protocol.facts import TwinFacts
-from quantyard.protocol.measurements import EvalReport
 from quantyard.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:  # a build plans no evaluation
     from quantyard.plan.power import PlannedPower
+    from quantyard.protocol.api_tests import ContractReport
+    from quantyard.protocol.measurements import EvalReport
 
 
 @dataclass(frozen=True)

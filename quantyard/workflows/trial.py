@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from quantyard.engines import Engine
 from quantyard.execution.runner import PlanRunner
-from quantyard.plan.imatrix import plan_as_decided, plan_imatrix_decisions, plan_trial_and_rest
 from quantyard.plan.steps import BuildPlan
 from quantyard.requests import BuildRequest
 from quantyard.workflows.kept_matrices import plan_with_kept_matrices
@@ -37,6 +36,12 @@ def workflow_imatrix_trial(
         return plan_with_kept_matrices(request, plan)
     if tried is None:
         return workflow_plan_with_imatrix(plan, calibration)
+    from quantyard.plan.imatrix import (  # imported late: most builds have no matrix
+        plan_as_decided,
+        plan_imatrix_decisions,
+        plan_trial_and_rest,
+    )
+
     all_of_it = plan_trial_and_rest(tried, workflow_plan_with_imatrix(plan, calibration))
     _builder, finished, cost = prepare_workflow(request, all_of_it, engine)
     planned_workflow(request, all_of_it, finished, cost, (engine, "")).check_disk()

@@ -16,6 +16,7 @@ from quantyard.cli.json_outputs import base as outputs
 from quantyard.cli.json_outputs.schemas import OUTPUTS, SCHEMAS, identified_schema, output_schema_name
 from quantyard.protocol import base, evaluation
 from quantyard.protocol.base import StageResult
+from quantyard.protocol.late_models import LateModel
 from quantyard.store.manifest import SCHEMA_VERSION, Manifest
 
 _LONGEST_DEFAULT = 60  # characters
@@ -108,6 +109,9 @@ def _model_fields(model: type[BaseModel], depth: int) -> Iterator[str]:
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         yield annotation
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, LateModel):
+            yield mark.model
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)
 

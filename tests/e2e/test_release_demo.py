@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantyard.plan.evaluation import plan_suite_folder
+from quantyard.plan.report_step import plan_suite_folder
 from tests.conftest import lend, run, run_json
 from tests.docker.registry import Registry, registry, registry_program
 from tests.e2e.conftest import Measured, write_example

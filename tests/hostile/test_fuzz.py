@@ -29,7 +29,7 @@ from quantyard.gate.budgets import load_gate_budgets
 from quantyard.hub.model_card import hub_card_of_gguf, hub_card_of_readme
 from quantyard.paths import REPO_DIR
 from quantyard.plan.suites import find_suite
-from quantyard.protocol.builder import AddedToken, Passage, ProbeBatch, Reference
+from quantyard.protocol.reference import AddedToken, Passage, ProbeBatch, Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.quants.recipe_files import read_quant_recipe
 from quantyard.sandbox.bounded_process import OverLimit

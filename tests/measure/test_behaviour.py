@@ -15,7 +15,7 @@ from eval.scenarios.prompts import ScenarioPrompts
 from quantyard.protocol.behaviour import BEHAVIOUR_NAMES, BehaviourEntry, BehaviourSettings
 from quantyard.protocol.behaviour_run import BehaviourRequest, BehaviourRun
 from quantyard.protocol.evaluation import Runtime
-from quantyard.protocol.facts import BehaviourFacts
+from quantyard.protocol.measuring_facts import BehaviourFacts
 from quantyard.protocol.runner import Stage
 from tests.tiny_gguf import write_tiny
 

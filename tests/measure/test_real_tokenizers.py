@@ -15,7 +15,7 @@ from builder.checks.tokenizer_files import refuse_unconvertible_tokenizer
 from builder.llama.bindings_runtime import BindingsRuntime
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Reference
+from quantyard.protocol.reference import Reference
 from quantyard.protocol.runner import StageFailure
 from quantyard.protocol.text_findings import TextFinding
 from quantyard.sources.presets import shipped_presets

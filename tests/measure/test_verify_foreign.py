@@ -14,7 +14,7 @@ import pytest
 
 from builder.verify_foreign import verify_foreign
 from quantyard.protocol.builder import VerifyForeignRequest
-from quantyard.protocol.facts import ForeignFacts
+from quantyard.protocol.measuring_facts import ForeignFacts
 from quantyard.protocol.runner import Stage, StageFailure
 from tests.tiny_gguf import write_tiny
 

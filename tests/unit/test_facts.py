@@ -6,15 +6,9 @@ import pytest
 from pydantic import JsonValue, ValidationError
 
 from quantyard.protocol.base import ExitCode, StageResult
-from quantyard.protocol.facts import (
-    CalibrateFacts,
-    DivergenceFacts,
-    EvaluateFacts,
-    Facts,
-    SpeedFacts,
-    VerifyFacts,
-    stage_facts_by_file,
-)
+from quantyard.protocol.checked_facts import stage_facts_by_file
+from quantyard.protocol.facts import CalibrateFacts, Facts, VerifyFacts
+from quantyard.protocol.measuring_facts import DivergenceFacts, EvaluateFacts, SpeedFacts
 from quantyard.store.manifest import StageRecord
 from tests.manifests import manifest_of
 

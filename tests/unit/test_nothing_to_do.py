@@ -31,6 +31,15 @@ UNNEEDED = {
     "rich.progress", "rich.table", "quantyard.engines.docker", "quantyard.engines.local",
     "quantyard.hub.client", "quantyard.forecast.time", "quantyard.forecast.from_manifests",
     "quantyard.execution.live_progress", "quantyard.plan.calibration_inputs", "quantyard.plan.suites",
+    "quantyard.execution.measured_before", "quantyard.execution.shared_baseline",
+    "quantyard.execution.stage_lines", "quantyard.plan.api_tests", "quantyard.plan.evaluation",
+    "quantyard.plan.imatrix", "quantyard.plan.measuring_steps", "quantyard.plan.shards",
+    # Models, each of which takes as long to define as three frozen dataclasses.
+    *(f"quantyard.protocol.{name}" for name in (
+        "api_tests", "behaviour", "behaviour_run", "cache_results", "divergence_results", "evaluation",
+        "foreign_findings", "measurements", "measuring_facts", "openvino", "openvino_results", "predictions",
+        "reference", "shard", "similarity_results", "speed_results", "task_results",
+    )),
 }  # fmt: skip
 UNNEEDED_ROOMS = ("api", "publish", "card", "report_page", "gate", "choose", "tune")
 

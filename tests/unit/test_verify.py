@@ -20,8 +20,9 @@ from builder.llama.runtime import llama_not_finite
 from builder.verify import verify
 from quantyard.formats.gguf import GgufHeader, read_gguf_header, why_gguf_cannot_generate
 from quantyard.protocol.base import ExitCode
-from quantyard.protocol.builder import Reference, VerifyRequest
+from quantyard.protocol.builder import VerifyRequest
 from quantyard.protocol.facts import VerifyFacts
+from quantyard.protocol.reference import Reference
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome
 from quantyard.sandbox.bounded_process import OverLimit
 from quantyard.sandbox.chat_template import ChatRefused, Messages
