@@ -3,9 +3,8 @@
 from importlib import import_module
 from typing import Annotated, Any
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetJsonSchemaHandler, PlainValidator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
 
 
 class LateModel:
@@ -20,16 +19,15 @@ class LateModel:
         found: type[BaseModel] = getattr(import_module(self._module), self._name)
         return found
 
-    def _validated(self, value: object) -> BaseModel:
+    def validated(self, value: object) -> BaseModel:
+        """The value as the model; an error of pydantic's names the place in it."""
         return self.model.model_validate(value)
 
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._validated)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return handler(self.model.__pydantic_core_schema__)
 
 
 def late_model(module: str, name: str) -> Any:
     """The annotation of a field with this model. Type checkers are shown the model itself, under `TYPE_CHECKING`."""
-    return Annotated[Any, LateModel(module, name)]
+    mark = LateModel(module, name)
+    return Annotated[Any, PlainValidator(mark.validated), mark]
