@@ -30,7 +30,7 @@ _TEMPLATE: Final = (
 
 
 def random_model_shape(millions: int, n_vocab: int) -> tuple[int, int]:
-    """Width and layers of a llama of about so many million weights; the layers grow with the width."""
+    """Width and layers of the smallest llama of at least so many million weights; the layers grow with the width."""
     for width in range(256, 8192, 256):
         layers = max(2, width // 80)
         if 2 * n_vocab * width + layers * 11 * width * width >= millions * 1e6:

@@ -92,3 +92,10 @@ def test_what_is_missing_is_said_with_what_to_type(
     environment = {"PATH": str(tmp_path), "PACK": str(tmp_path / "none"), "WORK": str(tmp_path / "work")}
     done = subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code and words in done.stderr, done.stderr
+
+
+def test_what_is_left_out_for_the_proxy_are_checks_of_the_api_test() -> None:
+    from scripts.gpu_check.api import OF_THE_PROXY
+    from server.api_checks.table import CHECKS
+
+    assert {check.name for check in CHECKS} >= OF_THE_PROXY
