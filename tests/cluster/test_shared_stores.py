@@ -61,19 +61,28 @@ def s3(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return f"s3://yard/{tmp_path.name}"
 
 
-def test_of_sixteen_commits_of_one_key_at_once_one_wins(place: Place) -> None:
-    for each in run_apart("race", 2, *place.urls, address=place.address):
+def _assert_one_wins(place: Place, n_rounds: int) -> None:
+    for each in run_apart("race", n_rounds, *place.urls, address=place.address):
         assert each["told"] == ["differs"] * 15 + ["won"] and len(each["read"]) == 1
+
+
+def test_of_sixteen_commits_of_one_key_at_once_one_wins(tmp_path: Path) -> None:
+    _assert_one_wins(Place([str(tmp_path / "yard")]), 3)
+
+
+@pytest.mark.slow  # a process needs a second to start a client of S3
+def test_of_sixteen_commits_of_one_key_at_once_one_wins_in_every_kind_of_store(place: Place) -> None:
+    _assert_one_wins(place, 10)
 
 
 def _assert_survives_kills(place: Place, n_kills: int) -> None:
     found = run_apart("kills", n_kills, *place.urls, address=place.address)
-    assert found["killed"] > n_kills // 4 and found["results"] > 0
+    assert found["killed"] > n_kills // 8 and found["results"] > 0
     assert found["damaged"] == [] and found["left"] == []
 
 
 def test_committers_that_are_killed_damage_nothing_and_gc_removes_what_they_left(place: Place) -> None:
-    _assert_survives_kills(place, 16)
+    _assert_survives_kills(place, 8)
 
 
 @pytest.mark.slow
