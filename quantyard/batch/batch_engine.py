@@ -39,7 +39,7 @@ from quantyard.store.take_outputs import FILES
 
 _STEP_S: Final = 0.2
 _PROGRESS_EVERY_S: Final = 1.5
-_SETTLE_S: Final = 10.0  # a commit of a job that has just ended may not be visible here yet
+_SETTLE_S: Final = 5.0  # clients of NFS remember for seconds that a name was absent
 _KILLED_CODE: Final = 128
 _STOPPED: Final = "The stage was stopped."
 
@@ -169,7 +169,9 @@ class BatchEngine:
                 raise EngineError(_STOPPED)
 
     def _follow_job(self, wait: _Wait, spec: NodeSpec, job: SubmittedJob) -> CommittedResult | NodeEnd | JobStatus:
-        """Wait for a job; if this thread is interrupted or stopped, cancel it."""
+        """Wait for a job. If this thread is interrupted or stopped, cancel it; if the queue or the store fails, the job
+        goes on, and the next run attaches to it.
+        """
         self._watch.add_job(job.id)
         try:
             while True:
@@ -177,20 +179,20 @@ class BatchEngine:
                     return found
                 status = self._watch.job_status(job.id)
                 if status.state in ("ended", "lost"):
-                    return self._end_of_job(spec, job.id) or status
+                    return self._end_of_job(spec, job.id, status) or status
                 self._tell_progress(wait, spec, status)
                 if wait.stopped.wait(_STEP_S):
                     raise EngineError(_STOPPED)
-        except BaseException:
-            if job.ours:
+        except BaseException as error:
+            if job.ours and (wait.stopped.is_set() or not isinstance(error, Exception)):
                 self._queue.cancel([job.id])
             raise
         finally:
             self._watch.remove_job(job.id)
 
-    def _end_of_job(self, spec: NodeSpec, job_id: str) -> CommittedResult | NodeEnd | None:
-        """What a job that has ended left in the store; None if nothing, after a while."""
-        until = time.monotonic() + _SETTLE_S
+    def _end_of_job(self, spec: NodeSpec, job_id: str, status: JobStatus) -> CommittedResult | NodeEnd | None:
+        """What a job that has ended left in the store; None if nothing. If it ended by itself, it is waited for."""
+        until = time.monotonic() + (_SETTLE_S if status.exit_code is not None else 0.0)
         while True:
             if found := committed_result(self._store, spec.key):
                 return found
@@ -198,12 +200,9 @@ class BatchEngine:
                 if (end := self._read_end(prefix)) is not None and end.job == f"{self.name} {job_id}":
                     remove_attempt(self._store, prefix)
                     return end
-            if time.monotonic() > until or not self._store_is_slow():
+            if time.monotonic() >= until:
                 return None
             time.sleep(_STEP_S)
-
-    def _store_is_slow(self) -> bool:
-        return False
 
     def _read_end(self, prefix: str) -> NodeEnd | None:
         with suppress(FileNotFoundError, ValidationError):

@@ -11,6 +11,7 @@ from typing import Final
 
 from quantyard.engines.capacity import Capacity
 from quantyard.plan.steps import StageSpec
+from quantyard.protocol.builder import FetchRequest
 from quantyard.protocol.node_spec import NodeResources
 from quantyard.requests import RunEnvironment
 from quantyard.store.artifact import Artifact
@@ -22,7 +23,7 @@ _TIMED: Final = ("speed", "cache", "openvino", "contract")  # their times count,
 _SHARES: Final[Mapping[str, tuple[float, float]]] = {
     "convert": (1.0, 1.2), "parity": (3.0, 0.1), "calibrate": (1.3, 0.1), "quantize": (1.3, 1.0), "verify": (1.3, 0.1),
     "verify_foreign": (1.3, 0.1), "evaluate": (1.3, 0.2), "behaviour": (1.3, 0.2), "divergence": (1.5, 0.5),
-    "domains": (1.5, 0.5), "dequantize": (3.0, 4.0), "split": (0.2, 1.0), "parity-full": (4.0, 0.1),
+    "domains": (1.5, 0.5), "dequantize": (3.0, 4.0), "split": (0.2, 1.0),
 }  # fmt: skip
 _OTHER: Final = (1.5, 1.0)
 
@@ -34,9 +35,10 @@ def stage_node_resources(
     size = sum({artifact.digest: artifact.size_bytes for artifact in inputs.values()}.values())
     memory, outputs = _SHARES.get(spec.row.name, _OTHER)
     wanted = environment.memory_bytes or int(_BASE_BYTES + memory * size)
+    fetched = sum(entry.size_bytes for entry in spec.request.files) if isinstance(spec.request, FetchRequest) else 0
     settings = getattr(spec.request, "runtime", None)
     layers = getattr(spec.request, "n_gpu_layers", 0) or getattr(settings, "n_gpu_layers", 0)
     return NodeResources(
         cpus=capacity.cpus, memory_bytes=min(wanted, capacity.memory_bytes), gpus=1 if layers else 0,
-        scratch_bytes=int(outputs * size), exclusive=spec.row.name in _TIMED, node_class=capacity.machine,
+        scratch_bytes=int(outputs * size) + fetched, exclusive=spec.row.name in _TIMED, node_class=capacity.machine,
     )

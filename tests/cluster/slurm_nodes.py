@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -42,6 +43,20 @@ class SlurmNodes:
         """The ids of our jobs that wait or run, or those of one state."""
         said = self.call("squeue", "--noheader", "--format=%i|%j", *([f"--states={state}"] if state else []))
         return [line.partition("|")[0] for line in said.splitlines() if "|quantyard-" in line]
+
+    def mend(self) -> None:
+        """Start what does not run, and have both nodes take jobs."""
+        for daemon in ("ctld", "node1", "node2"):
+            with contextlib.suppress(FileNotFoundError):
+                if Path(f"/proc/{self.pid(daemon)}").exists():
+                    continue
+            self.script("start", daemon)
+        idle = ("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
+        for node in ("node1", "node2"):
+            if "down" in self.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
+                with contextlib.suppress(subprocess.CalledProcessError):  # it has come back by itself
+                    self.call("scontrol", "update", f"nodename={node}", "state=resume")
+        wait_until(lambda: len(self.call(*idle).split()) == 2, 60)
 
     def pid(self, daemon: str) -> int:
         """The process of ctld, node1 or node2."""

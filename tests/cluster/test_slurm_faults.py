@@ -23,12 +23,20 @@ pytestmark = [
 ENGINE_CODE = 6
 
 
+@pytest.fixture(autouse=True)
+def all_up(slurm: SlurmNodes) -> Iterator[None]:
+    """Every daemon runs and both nodes take jobs, before a test and after it."""
+    slurm.mend()
+    yield
+    slurm.mend()
+
+
 @contextlib.contextmanager
 def building(slurm: SlurmNodes, asked: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:  # noqa: F811
-    """A build whose first job runs: the driver, and the job."""
+    """A build whose first stage runs: the driver, and the job."""
     driver = start("build", **asked)
     try:
-        wait_until(lambda: slurm.jobs("RUNNING"), 120)
+        wait_until(lambda: stage_of(asked), 120)
         yield driver, slurm.jobs("RUNNING")[0]
     finally:
         driver.kill()
@@ -91,7 +99,7 @@ def test_a_lost_node_sends_the_job_to_the_other(slurm: SlurmNodes, asked: dict[s
     with building(slurm, asked) as (driver, job):
         node = slurm.node_of(job)
         os.kill(slurm.pid(node), signal.SIGKILL)
-        for pid in (stepd_of(job), *stage_processes(job)):
+        for pid in (stepd_of(job), *processes_of(job, asked)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _, said = driver.communicate(timeout=300)
@@ -152,7 +160,7 @@ def test_no_token_stands_in_a_job_a_spec_or_a_log(slurm: SlurmNodes, asked: dict
     with building(slurm, asked | hidden) as (driver, job):
         shown = slurm.call("scontrol", "show", "job", job)
         script = slurm.call("scontrol", "write", "batch_script", job, "-")
-        environments = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in stage_processes(job))
+        environments = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in processes_of(job, asked))
         driver.communicate(timeout=240)
     written = [path for path in Path(asked["ARTIFACTS"]).rglob("*") if path.is_file() and path.suffix != ".gguf"]
     files = [path.read_bytes() for path in written]
@@ -163,14 +171,25 @@ def test_no_token_stands_in_a_job_a_spec_or_a_log(slurm: SlurmNodes, asked: dict
 
 def stepd_of(job: str) -> int:
     """The slurmstepd of a job."""
-    return next(pid for pid, words in processes() if words.startswith(f"slurmstepd: [{job}."))
+    found = list[int]()
+
+    def is_there() -> bool:
+        found[:] = [pid for pid, words in processes() if words.startswith(f"slurmstepd: [{job}.")]
+        return bool(found)
+
+    wait_until(is_there)
+    return found[0]
 
 
-def stage_processes(job: str) -> list[int]:
-    """The processes of a job: `node run`, and the stage."""
-    return [pid for pid, _ in processes() if f"SLURM_JOB_ID={job}\0".encode() in environment_of(pid)] + [
-        pid for pid, words in processes() if "-m builder." in words and "/scratch/work/" in words
-    ]
+def processes_of(job: str, asked: dict[str, str]) -> list[int]:  # noqa: F811
+    """The processes of a job: `node run`, and the stage in its scratch folder."""
+    node = [pid for pid, _ in processes() if f"SLURM_JOB_ID={job}\0".encode() in environment_of(pid)]
+    return node + stage_of(asked)
+
+
+def stage_of(asked: dict[str, str]) -> list[int]:  # noqa: F811
+    """The process of a stage that runs on a node."""
+    return [pid for pid, words in processes() if "-m builder." in words and f"{asked['SCRATCH']}/work/" in words]
 
 
 def processes() -> Iterator[tuple[int, str]]:

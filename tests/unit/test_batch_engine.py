@@ -13,7 +13,7 @@ from quantyard.batch import JobStatus, SubmittedJob
 from quantyard.batch.batch_engine import BatchEngine
 from quantyard.engines.capacity import Capacity
 from quantyard.engines.images import engine_code_version
-from quantyard.errors import BadRequest, EngineError, NotEnoughDisk, QuantyardError
+from quantyard.errors import BadRequest, EngineError, NotEnoughDisk, QuantyardError, StoreUnreachable
 from quantyard.node.input_cache import InputCache
 from quantyard.node.run import NodePlace, read_node_spec, run_node_spec
 from quantyard.paths import REPO_DIR
@@ -217,6 +217,18 @@ def test_an_interrupt_cancels_only_jobs_that_this_process_answers_for(cluster: C
     with pytest.raises(KeyboardInterrupt):
         cluster.run(a_spec())
     assert cluster.queue.cancelled == (["1"] if ours else [])
+
+
+def test_a_store_or_a_queue_that_fails_leaves_the_job_to_the_next_run(cluster: Cluster) -> None:
+    cluster.queue.fates = [JobStatus("running", node="node1")]
+
+    def lose_store(_progress: Progress) -> None:
+        raise StoreUnreachable("The store does not answer.")
+
+    cluster._hear = lose_store  # type: ignore[method-assign]
+    with pytest.raises(StoreUnreachable):
+        cluster.run(a_spec())
+    assert cluster.queue.cancelled == []
 
 
 def test_a_stopped_engine_ends_its_waits_and_cancels_their_jobs(cluster: Cluster) -> None:
