@@ -38,7 +38,8 @@ def open_s3_objects(place: str) -> ObjectStore:
     try:
         import s3fs
     except ImportError as error:
-        raise BadRequest("STORE=s3://… needs s3fs, which is not installed.", "pip install 'quantyard[s3]'") from error
+        hint = "pip install 'quantyard[s3]'; in a checkout: scripts/setup-venv.sh s3"
+        raise BadRequest("STORE=s3://… needs s3fs, which is not installed.", hint) from error
     timeouts = {"connect_timeout": 10, "read_timeout": 60}
     files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=timeouts)
     return S3Objects(files, bucket, prefix)
@@ -135,7 +136,8 @@ class S3Objects:
         """See ObjectStore: uploads in parts that were never completed."""
         removed = 0
         with self._faults():
-            found = self._files.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=self._prefix)
+            own = f"{self._prefix}/" if self._prefix else ""  # not those of a store whose name begins alike
+            found = self._files.call_s3("list_multipart_uploads", Bucket=self._bucket, Prefix=own)
             for upload in found.get("Uploads", ()):
                 if upload["Initiated"] < before:
                     self._files.call_s3(
