@@ -180,7 +180,7 @@ down() {
     stop_daemon munge
     for n in $(seq "$N"); do
         [[ ! -e /run/netns/qynode$n ]] || ip netns del "qynode$n"
-        [[ ! -e /sys/class/net/qyv$n ]] || ip link del "qyv$n"
+        ip link del "qyv$n" 2>/dev/null || true # it may have gone with its namespace
     done
     [[ ! -e /sys/class/net/$BRIDGE ]] || ip link del "$BRIDGE"
     rm -rf "$DIR"
