@@ -222,13 +222,14 @@ def kills(urls: Sequence[str], n_kills: int) -> dict[str, Any]:
     def write(number: int) -> None:
         commit_once(open_object_store(urls[number % len(urls)]), key_of(number // 4), f"{number} ", 0.05)
 
-    n_killed = 0
-    for first in range(0, n_kills, 4):  # four at one key
+    n_killed, first, span_s = 0, 0, 0.25 if urls[0].startswith("/") else 2.0
+    while n_killed < n_kills:  # four at one key
         committers = [context.Process(target=write, args=(number,)) for number in range(first, first + 4)]
         for committer in committers:
             committer.start()
-        for committer in sorted(committers, key=lambda _: chance.random()):
-            committer.join(chance.uniform(0, 0.4 if urls[0].startswith("/") else 1.5))
+        began, first = time.monotonic(), first + 4
+        for moment, committer in zip(sorted(chance.uniform(0, span_s) for _ in committers), committers, strict=True):
+            committer.join(max(0.0, began + moment - time.monotonic()))
             if committer.is_alive() and committer.pid:
                 os.kill(committer.pid, signal.SIGKILL)
                 n_killed += 1

@@ -77,7 +77,7 @@ def test_of_sixteen_commits_of_one_key_at_once_one_wins_in_every_kind_of_store(p
 
 def _assert_survives_kills(place: Place, n_kills: int) -> None:
     found = run_apart("kills", n_kills, *place.urls, address=place.address)
-    assert found["killed"] > n_kills // 8 and found["results"] > 0
+    assert found["killed"] >= n_kills and found["results"] > 0
     assert found["damaged"] == [] and found["left"] == []
 
 
