@@ -25,6 +25,7 @@ from quantyard.engines.capacity import Capacity
 from quantyard.engines.images import engine_code_version
 from quantyard.engines.stage_io import engine_timeout_error
 from quantyard.errors import BadRequest, EngineError, QuantyardError, StoreUnreachable
+from quantyard.formatting.numbers import format_memory
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult, json_digest
 from quantyard.protocol.node_spec import ENDED, NodeEnd, NodeInput, NodeSpec
@@ -287,7 +288,7 @@ def _result_or_error(last: StageResult | EngineError) -> StageResult:
 
 
 def _out_of_node_memory(stage: StageSpec, spec: NodeSpec, where: str, tail: str) -> StageResult:
-    given = f"{spec.resources.memory_bytes / 2**30:.1f} GiB"
+    given = format_memory(spec.resources.memory_bytes)
     error = StageError(
         kind="out-of-memory", message=f"Memory ran out{where}: the job had {given}.",
         hint="Give stages more: MEMORY=32GiB", detail=tail,

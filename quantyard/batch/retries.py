@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quantyard.batch import JobStatus
+from quantyard.formatting.numbers import format_duration, format_memory
 from quantyard.protocol.base import ExitCode
 from quantyard.protocol.node_spec import NodeEnd, NodeSpec
 
@@ -38,7 +39,8 @@ class StageTries:
             case ExitCode.NETWORK if self._network < len(self.spec.retry.network_waits_s):
                 wait_s = self.spec.retry.network_waits_s[self._network]
                 self._network += 1
-                return NextTry(self.spec, wait_s, f"the network failed on {end.node.host}; again in {wait_s:.0f} s")
+                why = f"the network failed on {end.node.host}; again in {format_duration(wait_s)}"
+                return NextTry(self.spec, wait_s, why)
             case ExitCode.RESOURCES if end.result.error and "disk" in end.result.error.kind:
                 return self._after_full_disk(end.node.host)
             case ExitCode.RESOURCES:
@@ -54,7 +56,7 @@ class StageTries:
         self._memory += 1
         resources = self.spec.resources.model_copy(update={"memory_bytes": more})
         self.spec = self.spec.model_copy(update={"resources": resources})
-        return NextTry(self.spec, 0.0, f"memory ran out; again with {more / 2**30:.1f} GiB")
+        return NextTry(self.spec, 0.0, f"memory ran out; again with {format_memory(more)}")
 
     def after_lost(self, status: JobStatus) -> NextTry | None:
         """The next try after its job or its node vanished."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from quantyard.batch.errors import QueueSilent
 from quantyard.errors import EngineError
+from quantyard.formatting.numbers import format_duration
 
 _TIMEOUT_S: Final = 60.0
 _SILENT: Final = re.compile(
@@ -57,7 +58,7 @@ def run_slurm_command(*argv: str, given: str | None = None, timeout_s: float = _
         hint = "Type the command on a machine from which jobs are submitted, or choose another engine: ENGINE=local"
         raise EngineError(f"Slurm's command {argv[0]} is not installed here.", hint) from error
     except subprocess.TimeoutExpired as error:
-        raise _silent_controller(argv, f"it did not answer within {timeout_s:.0f} s") from error
+        raise _silent_controller(argv, f"it did not answer within {format_duration(timeout_s)}") from error
     if run.returncode == 0:
         return run.stdout
     said = "\n".join(line for line in run.stderr.splitlines() if line.strip())

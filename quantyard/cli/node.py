@@ -9,6 +9,7 @@ import socket
 from quantyard.cli.output import print_line, stderr_console
 from quantyard.cli.request import command_request
 from quantyard.errors import BadRequest
+from quantyard.formatting.numbers import format_elapsed
 
 
 def node_command(args: argparse.Namespace) -> None:
@@ -23,4 +24,4 @@ def node_command(args: argparse.Namespace) -> None:
         print_line(check_node(request, args.name, host).model_dump_json())
         return
     result = run_node(request, args.name, host, job, lambda text: stderr_console().print_lines(text, markup=False))
-    print_line(f"{result.stage}: {len(result.outputs)} files in {result.duration_s:.1f} s on {host}")
+    print_line(f"{result.stage}: {len(result.outputs)} files in {format_elapsed(result.duration_s)} on {host}")

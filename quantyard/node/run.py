@@ -14,6 +14,7 @@ from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.errors import BadRequest, EngineError, QuantyardError, ResultRefused, StageFailed
 from quantyard.files.safe_files import remove_tree
+from quantyard.formatting.numbers import format_exact_bytes
 from quantyard.node.heartbeat import LIVES_S, Heartbeat
 from quantyard.node.input_cache import InputCache
 from quantyard.plan.stages import STAGES
@@ -57,7 +58,7 @@ def read_node_spec(store: ObjectStore, name: str) -> NodeSpec:
         path = Path(name)
         text = path.read_bytes() if path.is_file() else store.read_bytes(name)
         if len(text) > MAX_SPEC_BYTES:
-            raise ValueError(f"it has more than {MAX_SPEC_BYTES:,} bytes")
+            raise ValueError(f"it has more than {format_exact_bytes(MAX_SPEC_BYTES)}")
         return NodeSpec.model_validate_json(text)
     except FileNotFoundError as error:
         message = f"{name} is neither a file nor in {store.url}."

@@ -12,6 +12,7 @@ from typing import Final
 from quantyard.errors import StoreDamaged
 from quantyard.files.atomic import sync_file
 from quantyard.files.unique_names import temporary_beside
+from quantyard.formatting.numbers import format_count, format_exact_bytes
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.runner import file_sha256
 from quantyard.shared_store.objects import ObjectStore
@@ -44,7 +45,7 @@ def put_content(store: ObjectStore, path: Path, sha256: str) -> None:
         return
     found = found or store.status(name)
     if found is not None and found.size_bytes != path.stat().st_size:
-        why = f"it has {found.size_bytes:,} bytes, and {path.stat().st_size:,} belong there"
+        why = f"it has {format_exact_bytes(found.size_bytes)}, and {format_count(path.stat().st_size)} belong there"
         raise _damaged_content(store, sha256, why)
     if found is not None and store.now() - found.modified_at > _RENEWED_AFTER:
         store.put(KEPT + sha256, b"")

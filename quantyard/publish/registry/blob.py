@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import FileTooLarge
-from quantyard.formatting.numbers import format_bytes
+from quantyard.formatting.numbers import format_bytes, format_count, format_exact_bytes
 from quantyard.network.bounded_http import MAX_REDIRECTS
 from quantyard.publish.registry.client import Registry, TransientRegistryAnswer
 from quantyard.publish.registry.errors import RegistryRefused
@@ -60,7 +60,8 @@ def _receive_whole_blob(registry: Registry, digest: str, size_bytes: int, part: 
             registry.backoff(failed, error)
     if start > size_bytes:
         part.unlink()
-        message = f"{registry.name} sends more of {digest[:19]} than the {size_bytes:,} bytes that its manifest states."
+        stated = format_exact_bytes(size_bytes)
+        message = f"{registry.name} sends more of {digest[:19]} than the {stated} that its manifest states."
         raise RegistryRefused(message, "Try again; it was removed.")
 
 
@@ -83,8 +84,9 @@ def _write_blob(registry: Registry, response: httpx2.Response, size_bytes: int, 
         for block in response.iter_bytes():
             at += len(block)
             if at > size_bytes:
-                message = f"{registry.name} sends more than the {size_bytes:,} bytes that the manifest states."
+                stated = format_exact_bytes(size_bytes)
+                message = f"{registry.name} sends more than the {stated} that the manifest states."
                 raise RegistryRefused(message, "Try later, or ask its owner.")
             stream.write(block)
     if at < size_bytes:
-        raise _EndedEarly(f"the body ended at {at:,} of {size_bytes:,} bytes")
+        raise _EndedEarly(f"the body ended at {format_count(at)} of {format_exact_bytes(size_bytes)}")
