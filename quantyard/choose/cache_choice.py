@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.choose.candidates import (
-    CACHE_NOT_MEASURED,
     ChoiceCandidate,
     ChoiceSet,
     candidate_memory_bytes,
     choice_eval_command,
 )
+from quantyard.choose.measured_candidate import CACHE_NOT_MEASURED
 from quantyard.choose.pick import ChoiceBudget
 from quantyard.formatting.numbers import format_kld, format_kld_interval, format_memory
 from quantyard.memory.kv_cache import can_quantize_kv_cache

@@ -13,24 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from quantyard.choose.measured_candidate import (
+    CACHE_NOT_MEASURED,
+    cache_removal,
+    candidate_measurement,
+    measured_caches,
+    measured_worse_behaviours,
+    measured_worst_domain,
+)
 from quantyard.errors import BadRequest
 from quantyard.formats.gguf import GgufError, GgufHeader, read_gguf_model
 from quantyard.memory.kv_cache import ContextUse, context_bytes, context_cache_bytes
 from quantyard.memory.layers import ModelLayers, read_cache_layers
-from quantyard.metrics.choice import worse_behaviours
-from quantyard.metrics.domain_figures import worst_domain
 from quantyard.metrics.pareto import Metric, ParetoEntry, pareto_metric, pareto_quality
 from quantyard.plan.suites import BUILTIN
 from quantyard.protocol.cache_results import CacheTypeResult
-from quantyard.protocol.cache_types import CACHE_REFUSALS, DEFAULT_CACHE
+from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.measurements import EvalReport, Measurement
-from quantyard.protocol.removals import Removal, RemovalName
+from quantyard.protocol.removals import Removal
 from quantyard.protocol.speed_results import Speed
 from quantyard.store.manifest import Manifest, QuantRecord
 
 DEFAULT_CONTEXT: Final = 8192
-CACHE_NOT_MEASURED: Final = "CACHE_NOT_MEASURED"  # for programs: the reason of a file without this type of the cache
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def find_choice_set(
     left_out = {
         quant: removal for quant, path in paths.items()
         if (removal := _why_not_candidate(manifest, report, metric, quant, path)
-            or _why_not_with_this_cache(manifest, quant, cache_type))
+            or cache_removal(manifest, quant, cache_type))
     }  # fmt: skip
     reasons = {quant: left_out[quant].text if quant in left_out else "" for quant in paths}
     headers = {quant: _candidate_header(paths[quant]) for quant, reason in reasons.items() if not reason}
@@ -180,7 +185,7 @@ def _why_not_candidate(
     manifest: Manifest, report: EvalReport, metric: Metric, quant: str, path: Path
 ) -> Removal | None:
     """Why this file cannot be chosen; None if it can."""
-    record, found = manifest.quants[quant], _candidate_measurement(report, quant)
+    record, found = manifest.quants[quant], candidate_measurement(report, quant)
     if not path.is_file():
         return Removal(name="MISSING", text=f"is missing: {path}")
     if not record.parts and path.stat().st_size != record.size_bytes:
@@ -196,64 +201,8 @@ def _why_not_candidate(
     return None
 
 
-def _why_not_with_this_cache(manifest: Manifest, quant: str, cache_type: str) -> Removal | None:
-    text = why_not_with_cache(manifest, quant, cache_type)
-    name: RemovalName = "CACHE_NOT_MEASURED" if CACHE_NOT_MEASURED in text else "CACHE_REFUSED"
-    return Removal(name=name, text=text) if text else None
-
-
-def why_not_with_cache(manifest: Manifest, quant: str, cache_type: str) -> str:
-    """Why this file cannot be served with this type of the KV cache; "" if it can."""
-    if cache_type == DEFAULT_CACHE:
-        return ""
-    results = measured_caches(manifest, quant)
-    if refused := next((one for one in results if one.type == cache_type and one.refusal), None):
-        return f"cannot have a {cache_type} KV cache ({refused.refusal}): {CACHE_REFUSALS[refused.refusal]}"
-    if any(one.type == cache_type for one in results):
-        return ""
-    return f"was not measured with a {cache_type} KV cache ({CACHE_NOT_MEASURED})"
-
-
-def measured_caches(manifest: Manifest, quant: str) -> tuple[CacheTypeResult, ...]:
-    """The types of the KV cache that were measured on the current bytes of this file, by any suite.
-
-    Where several suites measured a type, the one that read most tokens counts.
-    """
-    record, best = manifest.quants[quant], dict[str, tuple[int, CacheTypeResult]]()
-    for report in manifest.evaluations.values():
-        found = _candidate_measurement(report, quant)
-        if found is None or found.cache is None or found.file.sha256 != record.sha256:
-            continue
-        for result in found.cache.results:
-            if result.type not in best or best[result.type][0] < found.cache.n_tokens:
-                best[result.type] = found.cache.n_tokens, result
-    return tuple(result for _, result in best.values())
-
-
 def _whole_kld(found: Measurement) -> float | None:
     return found.divergence.mean_kld.value if found.divergence and found.divergence.mean_kld else None
-
-
-def _measured_worst_domain(manifest: Manifest, quant: str) -> Interval | None:
-    """Of the suite that read most domains with the current bytes of this file."""
-    found = [worst for m in _candidate_measurements(manifest, quant) if (worst := worst_domain(m.domains))]
-    return max(found, key=lambda worst: worst.n_domains).mean_kld if found else None
-
-
-def _measured_worse_behaviours(manifest: Manifest, quant: str) -> int | None:
-    """Of the suite that asked most behaviours."""
-    asked = [m for m in _candidate_measurements(manifest, quant) if m.behaviours]
-    return worse_behaviours(max(asked, key=lambda m: len(m.behaviours))) if asked else None
-
-
-def _candidate_measurements(manifest: Manifest, quant: str) -> list[Measurement]:
-    """What any suite measured of the current bytes of this file."""
-    found = (_candidate_measurement(report, quant) for report in manifest.evaluations.values())
-    return [m for m in found if m and m.file.sha256 == manifest.quants[quant].sha256]
-
-
-def _candidate_measurement(report: EvalReport, quant: str) -> Measurement | None:
-    return next((m for m in report.measurements if m.file.label == quant), None)
 
 
 def _candidate_header(path: Path) -> GgufHeader:
@@ -267,7 +216,7 @@ def _choice_candidate(
     manifest: Manifest, report: EvalReport, metric: Metric, quant: str, header: GgufHeader, use: ContextUse,
     cache_type: str,
 ) -> ChoiceCandidate:
-    found, record = _candidate_measurement(report, quant), manifest.quants[quant]
+    found, record = candidate_measurement(report, quant), manifest.quants[quant]
     assert found is not None, "files without a measurement were left out before"
     quality, layers = pareto_quality(report, found, metric), read_cache_layers(header)
     assert found.speed is not None, "files without this value were left out before"
@@ -286,8 +235,8 @@ def _choice_candidate(
         cache_type=cache_type,
         cache_results=measured_caches(manifest, quant),
         whole_kld=_whole_kld(found) if metric == "KLD of the file" else None,
-        worst_domain=_measured_worst_domain(manifest, quant),
-        worse_behaviours=_measured_worse_behaviours(manifest, quant),
+        worst_domain=measured_worst_domain(manifest, quant),
+        worse_behaviours=measured_worse_behaviours(manifest, quant),
     )
 
 

@@ -157,6 +157,15 @@ class EvaluateRequest(StageRequest):
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 
+class ComparedFileRequest(StageRequest):
+    """Measure `/in/model`, beside `/in/baseline` if there is one."""
+
+    label: str
+    model_file: RelativePath = "model.gguf"
+    baseline_file: RelativePath | None = None
+    runtime: Runtime = Runtime()
+
+
 class SharedMember(Frozen):
     """One more file of a shared run; its input is `model-<label>`."""
 
@@ -164,7 +173,7 @@ class SharedMember(Frozen):
     model_file: RelativePath
 
 
-class SharedBaselineRequest(StageRequest):
+class SharedBaselineRequest(ComparedFileRequest):
     """Compare `/in/model` with `/in/baseline`, if there is one, on the same tokens. Leaves `<stage>.json`.
 
     Several such requests can share one run, which decodes the baseline only once: `others` names the other files, and
@@ -172,10 +181,6 @@ class SharedBaselineRequest(StageRequest):
     store keeps each result under the key of the request for that file alone.
     """
 
-    label: str
-    model_file: RelativePath = "model.gguf"
-    baseline_file: RelativePath | None = None
-    runtime: Runtime = Runtime()
     others: tuple[SharedMember, ...] = ()
     baseline_label: str = ""
     shard: RequestedShard = None
@@ -211,60 +216,45 @@ class DomainsRequest(SharedBaselineRequest):
     settings: DomainSettings = DomainSettings()
 
 
-class SpeedRequest(StageRequest):
+class SpeedRequest(ComparedFileRequest):
     """Time `/in/model` on this machine, by turns with `/in/baseline` if there is one. Leaves `speed.json` (a
     `Speed`).
     """
 
     stage: Literal["speed"] = "speed"
-    label: str
-    model_file: RelativePath = "model.gguf"
     baseline_file: Annotated[RelativePath | None, Field(exclude_if=lambda value: value is None)] = None
     settings: SpeedSettings = SpeedSettings()
-    runtime: Runtime = Runtime()
     machine: str = ""  # CPU and cores of the engine's machine, so that each machine has its own measurement
 
 
-class CacheRequest(StageRequest):
+class CacheRequest(ComparedFileRequest):
     """Measure `/in/model` with each type of the KV cache, beside itself with f16 and beside `/in/baseline` if there is
     one, on the text (`/in/suite` or ours). Leaves `cache.json` (a `CacheMeasurement`).
     """
 
     stage: Literal["cache"] = "cache"
-    label: str
-    model_file: RelativePath = "model.gguf"
-    baseline_file: RelativePath | None = None
     settings: CacheSettings = CacheSettings()
-    runtime: Runtime = Runtime()
     machine: str = ""  # as in `SpeedRequest`
 
 
-class OpenVinoRequest(StageRequest):
+class OpenVinoRequest(ComparedFileRequest):
     """Run `/in/model` in OpenVINO and in llama.cpp, beside `/in/baseline` in llama.cpp if there is one, on the text
     (`/in/suite` or ours). Leaves `openvino.json` (an `OpenVinoMeasurement`). No image holds OpenVINO: the stage runs
     with ENGINE=local alone, in `.venv-local`, and starts a process of `.venv-openvino`.
     """
 
     stage: Literal["openvino"] = "openvino"
-    label: str
-    model_file: RelativePath = "model.gguf"
-    baseline_file: RelativePath | None = None
     settings: OpenVinoSettings = OpenVinoSettings()
-    runtime: Runtime = Runtime()
     machine: str = ""  # as in `SpeedRequest`
 
 
-class SimilarityRequest(StageRequest):
+class SimilarityRequest(ComparedFileRequest):
     """Compare the embeddings, or the scores, of `/in/model` with those of `/in/baseline` if there is one. Leaves
     `similarity.json` (a `Similarity`).
     """
 
     stage: Literal["similarity"] = "similarity"
-    label: str
-    model_file: RelativePath = "model.gguf"
-    baseline_file: RelativePath | None = None
     settings: SimilaritySettings = SimilaritySettings()
-    runtime: Runtime = Runtime()
     not_in_key: ClassVar[frozenset[str]] = frozenset({"runtime.threads"})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantyard.choose.candidates import CACHE_NOT_MEASURED, why_not_with_cache
+from quantyard.choose.measured_candidate import CACHE_NOT_MEASURED, why_not_with_cache
 from quantyard.errors import BadRequest
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.cache_types import DEFAULT_CACHE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantyard.choose.candidates import why_not_with_cache
+from quantyard.choose.measured_candidate import why_not_with_cache
 from tests.caches import add_caches, cache_measurement
 from tests.manifests import manifest_of
 
@@ -21,7 +21,7 @@ def test_f16_needs_no_measurement_and_every_other_type_does(cache_type: str, sai
 
 
 def test_the_suite_that_read_most_text_decides_what_a_type_costs() -> None:
-    from quantyard.choose.candidates import measured_caches
+    from quantyard.choose.measured_candidate import measured_caches
 
     manifest = manifest_of()
     manifest.evaluations["cache"] = manifest.evaluations["standard"]
