@@ -11,7 +11,6 @@ from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.base import NodeFacts
-from quantyard.protocol.facts import TwinFacts
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
 
@@ -39,8 +38,7 @@ class CompletedSteps:
     def _stored(self, spec: StageSpec) -> FinishedStage | None:
         """The stored result of a step, unless another environment may have a better one under the same key."""
         found = self.store.finished(spec.label, spec.key)
-        compares = found is not None and found.result.stage in ("twin", "parity")
-        return None if found and compares and TwinFacts.read(found.result.facts).lacks_package else found
+        return None if found and found.is_provisional else found
 
     def spec(self, step: Step) -> StageSpec | None:
         """The spec of a step; None while its inputs or its image are missing."""

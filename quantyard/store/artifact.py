@@ -10,6 +10,7 @@ from pathlib import Path
 from quantyard.errors import BadSource
 from quantyard.formats.names import shown_name
 from quantyard.protocol.base import FileEntry, StageRequest, StageResult
+from quantyard.protocol.facts import TwinFacts
 
 _MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files
@@ -69,6 +70,12 @@ class FinishedStage:
 
     result: StageResult
     artifact: Artifact
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether another environment may have a better result under the same key, which then replaces this one."""
+        compares = self.result.stage in ("twin", "parity")
+        return compares and TwinFacts.read(self.result.facts).lacks_package
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,9 @@ class ModelStore:
             else:
                 sync_file(final.parent)
                 return None
-            if (first := self._read(final)) is not None:
+            if (first := self._read(final)) is not None and not first.is_provisional:
                 return first
-            with suppress(FileNotFoundError):  # its files were changed; another process may move it first
+            with suppress(FileNotFoundError):  # it does not count; another process may move it first
                 final.rename(kept.with_name(f"replaced-{new_process_mark()}"))
 
     def _keep_differing(self, label: str, space: Workspace) -> None:

@@ -380,10 +380,11 @@ def test_consoles_are_made_and_streams_written_at_the_border_only() -> None:
         makers |= {name} if calls & {"Console", "rich.console.Console", "rich.print", "SafeConsole"} else set()
         writers |= {name} if calls & {"sys.stdout.write", "sys.stderr.write", "os.write", "print"} else set()
         markers |= {name} if "rich.markup" in path.read_text() else set()
-    # A stage and its workers write to who started them, who reads lines.
+    # A stage, its workers and the probe of a store write to who started them, who reads lines.
     assert makers == {"quantyard/cli/output.py"}
     assert writers == {
         "quantyard/cli/output.py", "quantyard/protocol/runner.py", "quantyard/sandbox/template_worker.py",
+        "quantyard/shared_store/store_probe.py",
     }
     assert markers == {"quantyard/cli/render/styled.py"}
 

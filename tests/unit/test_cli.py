@@ -14,6 +14,7 @@ from rich.console import Console
 from quantyard import cli
 from quantyard.cli.commands import MEASURING
 from quantyard.cli.render.evaluation import terminal_measured_tasks
+from quantyard.plan import evaluation
 from quantyard.plan.measuring_steps import MeasureOptions
 from quantyard.protocol.evaluation import Runtime, Suite, TaskEntry
 from quantyard.protocol.exit_codes import Answer
@@ -115,7 +116,7 @@ def command(
 
     monkeypatch.setattr(planning, "_source_of_request", lambda _request: local_source)
     monkeypatch.setattr(planning, "choose_engine", lambda *_: (FakeEngine(), "asked for"))
-    monkeypatch.setattr(planning, "plan_measure_options", options)
+    monkeypatch.setattr(evaluation, "plan_measure_options", options)
 
     def run(*argv: str) -> int:
         capsys.readouterr()

@@ -68,7 +68,7 @@ def test_no_value_is_repeated() -> None:
         ("plan", "TARGET_SIZE=4GiB", "plan does not take TARGET_SIZE; tune does.", "make plan-help"),
         ("build", "QUANTS=Q8_0", "build does not take QUANTS; plan and matrix do.", "Did you mean QUANT=…?"),
         ("matrix", "QUANT=Q8_0", "matrix does not take QUANT; build, eval, serve and others do.", "QUANTS=…?"),
-        ("build", "DRY_RUN=1", "build does not take DRY_RUN; publish and release do.", "make build-help"),
+        ("build", "DRY_RUN=1", "build does not take DRY_RUN; publish, release and gc do.", "make build-help"),
         ("build", "LORA_FILE=a.gguf", "build does not take LORA_FILE; serve does.", "make build-help"),
         ("build", "FOO=1", "an unknown variable: FOO.", "For another program, put it in front: FOO=… make build."),
         ("build", "DOCKER_HOST=x", "an unknown variable: DOCKER_HOST.", "put it in front: DOCKER_HOST=… make build."),
