@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # most commands use none of these models
     from quantyard.protocol.builder import OutType, Parity, Parts
     from quantyard.protocol.openvino import RuntimeName
 
-EngineName = Literal["auto", "docker", "local", "slurm"]
+EngineName = Literal["auto", "docker", "local", "slurm", "kubernetes"]
+ENGINES: Final = ("auto", "docker", "local", "slurm", "kubernetes")
+QUEUES: Final = ("slurm", "kubernetes")  # engines whose stages are jobs of a cluster
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,28 @@ class ImageSettings:
 
 
 @dataclass(frozen=True)
+class KubeRequest:
+    """How stages run as Jobs of Kubernetes (ENGINE=kubernetes). Secrets are named; the user made them."""
+
+    namespace: str = ""  # "": that of the context
+    context: str = ""  # of the kubeconfig; "": the current one
+    image: str = ""  # of nodes: repository@sha256:…
+    queue: str = ""  # of Kueue; "": no queue
+    nodes: Mapping[str, str] = field(default_factory=dict)  # labels of the nodes that may run Jobs
+    claim: str = ""  # the volume claim that STORE is on, and a folder in it: name/folder; "": STORE is s3://…
+    s3_secret: str = ""  # with the key `credentials`, a file of AWS
+    hf_secret: str = ""  # with the key HF_TOKEN
+    pull_secret: str = ""  # of the registry
+    store_cidr: str = ""  # the addresses of a store in S3; "": any
+    cpus: int = 0  # of one stage; 0: most of a node
+    memory_bytes: int = 0  # that one stage may have at most; 0: most of a node
+    time_limit_s: float | None = None
+    user: tuple[int, int] = (65532, 65532)  # uid and gid of pods
+
+
+@dataclass(frozen=True)
 class ClusterRequest:
-    """How stages run as jobs of a cluster (ENGINE=slurm). An empty value leaves the choice to the queue."""
+    """How stages run as jobs of a cluster (ENGINE=slurm, kubernetes). An empty value leaves the choice to the queue."""
 
     store: str = ""  # of what machines share: a folder or s3://bucket/prefix; "": below ARTIFACTS
     scratch: str = "/tmp/quantyard-node"  # noqa: S108  (a folder of each node's own disk)
@@ -70,6 +92,7 @@ class ClusterRequest:
     time_limit_s: float | None = None  # None: as the stage's table says, at most the partition's
     python: Path = Path("python3")  # of the environment with Quantyard, on the nodes
     variables: Mapping[str, str] = field(default_factory=dict)  # of jobs; none is a secret
+    kube: KubeRequest = field(default_factory=KubeRequest, repr=False)
     nodes_lack_token: bool = False  # the Hub token is set for this process, and in no file that nodes read
 
 

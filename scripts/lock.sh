@@ -26,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # To add a lock: name it here, and what it is made of: the groups of pyproject.toml, `project` for its dependencies.
-SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project s3:project,s3 test:project,test lint:lint"
+SHARED="bench:project,bench local:local eval:eval builder:builder client:client quantyard:project s3:project,s3 kubernetes:project,kubernetes test:project,test lint:lint"
 SEPARATE="build:build clients:clients oldclients:oldclients docs:docs openvino:openvino pip:pip lock:lock converter:converter" # never installed beside the others, so not constrained by them
 # To add a package without wheels: name it here; one of pure Python as PURE_SDISTS, since another list SDISTS compiles
 # llama.cpp again everywhere. Set-ups and images install nothing else from source.

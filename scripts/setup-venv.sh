@@ -5,7 +5,7 @@
 # returns at once. It is removed before a change and written last: an environment whose set-up was
 # interrupted does not count, and is made anew. Two calls at a time are safe: one waits.
 #
-# Usage:  scripts/setup-venv.sh quantyard|s3|test|lint|client|clients|oldclients|docs|openvino|lock [VENV]     VENV: .venv by default
+# Usage:  scripts/setup-venv.sh quantyard|s3|kubernetes|test|lint|client|clients|oldclients|docs|openvino|lock [VENV]     VENV: .venv by default
 #         PYTHON=python3.12 scripts/setup-venv.sh test        that interpreter in place of python3
 # Exit codes:  0 ready · 1 a step failed · 2 wrong usage
 # Also sourced by setup-local.sh, for ensure_venv.
@@ -115,7 +115,7 @@ install() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     case ${1-} in
-        quantyard | s3 | test | lint | client | clients | oldclients | docs | openvino | lock) ensure_venv "${2:-.venv}" "$1" ;;
-        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh quantyard|s3|test|lint|client|clients|oldclients|docs|openvino|lock [VENV] (for local and bench: scripts/setup-local.sh)"; exit 2 ;;
+        quantyard | s3 | kubernetes | test | lint | client | clients | oldclients | docs | openvino | lock) ensure_venv "${2:-.venv}" "$1" ;;
+        *) say "Unknown group '${1-}'. Usage: scripts/setup-venv.sh quantyard|s3|kubernetes|test|lint|client|clients|oldclients|docs|openvino|lock [VENV] (for local and bench: scripts/setup-local.sh)"; exit 2 ;;
     esac
 fi

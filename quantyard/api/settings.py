@@ -19,7 +19,7 @@ Size = int | str  # bytes, or text such as "16GiB"
 class MachineSettings(TypedDict, total=False):
     """Settings of the machine, which every function takes."""
 
-    engine: Literal["auto", "docker", "local", "slurm"]
+    engine: Literal["auto", "docker", "local", "slurm", "kubernetes"]
     store: str
     scratch: str
     node_engine: Literal["local", "docker"]
@@ -31,6 +31,19 @@ class MachineSettings(TypedDict, total=False):
     slurm_gres: str
     slurm_cpus_per_stage: int
     slurm_time: str
+    kube_image: str
+    kube_namespace: str
+    kube_context: str
+    kube_queue: str
+    kube_nodes: Names
+    kube_claim: str
+    kube_s3_secret: str
+    kube_store_cidr: str
+    kube_hf_secret: str
+    kube_pull_secret: str
+    kube_cpus_per_stage: int
+    kube_memory_per_stage: Size
+    kube_time: str
     llama_wheel: str
     artifacts: File
     memory: Size

@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 from quantyard.engines.capacity import Capacity
 from quantyard.protocol.node_spec import NodeSpec
 
-# How a job ended that did not end by itself: `node`: it or its processes vanished.
-Fate = Literal["", "node", "time", "memory", "cancelled", "preempted"]
+# How a job ended that did not end by itself: `node`: it or its processes vanished; `refused`: it can never start.
+Fate = Literal["", "node", "time", "memory", "disk", "cancelled", "preempted", "refused"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class JobStatus:
     node: str = ""
     fate: Fate = ""
     exit_code: int | None = None
+    hint: str = ""  # what to do about the reason
 
 
 class BatchQueue(Protocol):
     """A scheduler of a cluster. Called from several threads."""
 
-    name: str  # of the engine: ENGINE=slurm
+    name: str  # of the engine: ENGINE=slurm, ENGINE=kubernetes
 
     def capacity(self) -> Capacity:
         """What one job may use, and how many jobs may run at a time.

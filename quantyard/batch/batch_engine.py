@@ -43,6 +43,11 @@ _PROGRESS_EVERY_S: Final = 1.5
 _SETTLE_S: Final = 5.0  # clients of NFS remember for seconds that a name was absent
 _KILLED_CODE: Final = 128
 _STOPPED: Final = "The stage was stopped."
+_NODES_COMMANDS: Final = {"slurm": "sinfo -R", "kubernetes": "kubectl describe nodes"}
+_TOKEN_HINTS: Final = {
+    "slurm": "Type: hf auth login (nodes read its file in your home), or NETWORK_STAGES=here",
+    "kubernetes": "Make a Secret with the key HF_TOKEN, and name it: KUBE_HF_SECRET=name; or NETWORK_STAGES=here",
+}
 
 
 @dataclass
@@ -104,7 +109,7 @@ class BatchEngine:
             return self._tools.run(spec, space, inputs, on_progress)
         if "HF_TOKEN" in spec.row.secrets and self._cluster.nodes_lack_token:
             message = f"HF_TOKEN is set here, and {spec.label} runs on a node, which does not see it."
-            raise BadRequest(message, "Type: hf auth login (nodes read its file in your home), or NETWORK_STAGES=here")
+            raise BadRequest(message, _TOKEN_HINTS[self.name])
         wait = _Wait(spec, on_progress, threading.Event())
         self._waits.add(wait.stopped)
         try:
@@ -256,12 +261,17 @@ class BatchEngine:
                 return None, EngineError(message, "Type the same command again.", tail)
             case "memory":
                 return tries.after_memory(), _out_of_node_memory(stage, tries.spec, where, tail)
+            case "disk":
+                return None, _out_of_node_disk(stage, end, where)
+            case "refused":
+                self._queue.cancel([job.id] * job.ours)
+                return None, EngineError(f"{stage.label}: job {job.id} cannot start: {end.reason}", end.hint, tail)
         if end.exit_code is not None and 0 < end.exit_code < _KILLED_CODE:
             message = f"{stage.label}: job {job.id}{where} ended with exit code {end.exit_code}, and did not say why."
             hint = f"Its last lines are above. Check the store and that node: make doctor ENGINE={self.name}"
             return None, EngineError(message, hint, tail)
         message = f"{stage.label}: job {job.id} was lost{where}, as {tries.spec.retry.lost_nodes} before it."
-        hint = "See how the nodes are: sinfo -R; then type the same command again."
+        hint = f"See how the nodes are: {_NODES_COMMANDS[self.name]}; then type the same command again."
         return tries.after_lost(end), EngineError(message, hint, tail)
 
     def _take_files(self, found: CommittedResult, space: Workspace) -> StageResult:
@@ -292,6 +302,14 @@ def _out_of_node_memory(stage: StageSpec, spec: NodeSpec, where: str, tail: str)
     error = StageError(
         kind="out-of-memory", message=f"Memory ran out{where}: the job had {given}.",
         hint="Give stages more: MEMORY=32GiB", detail=tail,
+    )  # fmt: skip
+    return StageResult(stage=stage.row.name, exit_code=ExitCode.RESOURCES, error=error)
+
+
+def _out_of_node_disk(stage: StageSpec, end: JobStatus, where: str) -> StageResult:
+    error = StageError(
+        kind="out-of-disk", message=f"The disk ran out{where}: {end.reason}",
+        hint="Choose nodes with more of their own disk; a smaller model needs less.",
     )  # fmt: skip
     return StageResult(stage=stage.row.name, exit_code=ExitCode.RESOURCES, error=error)
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 from quantyard.batch import Fate, JobStatus, SubmittedJob
@@ -26,6 +24,7 @@ from quantyard.batch.slurm_job import (
     slurm_job_script,
     slurm_log_pattern,
 )
+from quantyard.batch.submitters import is_submitter_alive_elsewhere, submitter_name
 from quantyard.engines.capacity import Capacity
 from quantyard.errors import EngineError
 from quantyard.protocol.node_spec import NodeSpec
@@ -67,7 +66,7 @@ class SlurmQueue:
 
     def __init__(self, cluster: ClusterRequest, place: SlurmPlace) -> None:
         self._cluster, self._place = cluster, place
-        self._submitter = _process_name(os.getpid())
+        self._submitter = submitter_name(os.getpid())
 
     def capacity(self) -> Capacity:
         """See BatchQueue. The nodes of a partition count as one kind of machine, that of its smallest node."""
@@ -132,7 +131,7 @@ class SlurmQueue:
         for row in self._rows(f"--name={slurm_job_name(spec)}"):
             told = parse_slurm_comment(row[4])
             if told is not None and told[0] == spec.key and _status_of_row(row).state in ("queued", "running"):
-                return SubmittedJob(row[0], ours=not _is_alive_elsewhere(told[1], self._submitter))
+                return SubmittedJob(row[0], ours=not is_submitter_alive_elsewhere(told[1], self._submitter))
         return None
 
     def _rows(self, *options: str) -> list[list[str]]:
@@ -185,21 +184,3 @@ def _parse_duration(text: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-def _process_name(pid: int) -> str:
-    """Host, number and start of a process of this host, so that another process of that number is not taken for it."""
-    started = ""
-    with suppress(OSError, IndexError):
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{socket.gethostname()}:{pid}:{started}"
-
-
-def _is_alive_elsewhere(submitter: str, me: str) -> bool:
-    """Whether another process that submitted a job still runs. One of another host counts as alive."""
-    if submitter == me:
-        return False
-    host, _, rest = submitter.rpartition(":")[0].rpartition(":")
-    if host != socket.gethostname() or not rest.isdigit():
-        return True
-    return _process_name(int(rest)) == submitter

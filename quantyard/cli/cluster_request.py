@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from quantyard.cli.values import integer_setting, one_of_setting
+from quantyard.cli.values import integer_setting, job_time_setting, one_of_setting
 from quantyard.errors import BadRequest
 from quantyard.formatting.printable import url_has_user_info
-from quantyard.requests import ClusterRequest
+from quantyard.requests import ClusterRequest, KubeRequest
 
 # Variables of this process that jobs get too: they name places, and hold no secret. To add one: add its name.
 _PASSED_ON: Final = (
@@ -19,22 +19,29 @@ _PASSED_ON: Final = (
     "EXTRA_CA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY",
     "https_proxy", "http_proxy", "all_proxy", "no_proxy", "DOCKER_HOST", "AWS_ENDPOINT_URL", "AWS_PROFILE",
 )  # fmt: skip
-_SHORT_TIME: Final = re.compile(r"(\d{1,6})([mhd])")
-_SLURM_TIME: Final = re.compile(r"(?:(\d{1,4})-)?(\d{1,3}):(\d{1,2})(?::(\d{1,2}))?")
-_SECONDS: Final = {"m": 60, "h": 3600, "d": 86400}
+# Those that mean the same in a pod, which has other folders.
+_PASSED_TO_PODS: Final = (
+    "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy",
+    "no_proxy", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
+)  # fmt: skip
 
 
 def typed_cluster_request(
-    values: Mapping[str, str], environment: Mapping[str, str], token_in_file: str | None
+    values: Mapping[str, str], environment: Mapping[str, str], token_in_file: str | None, engine: str = ""
 ) -> ClusterRequest:
     """The settings of a cluster.
 
     Args:
         token_in_file: the Hub token that nodes find in the user's home; None if there is none.
+        engine: that was asked for.
 
     Raises:
         BadRequest: a value is not valid.
     """
+    on_kube = engine == "kubernetes"
+    passed_on = _PASSED_TO_PODS if on_kube else _PASSED_ON
+    kube = _typed_kube(values, used=on_kube)
+    token_there = bool(kube.hf_secret) if on_kube else values["HF_TOKEN"].strip() == token_in_file
     return ClusterRequest(
         store=_typed_store(values["STORE"]), scratch=_typed_scratch(values["SCRATCH"]),
         node_engine=one_of_setting("NODE_ENGINE", values["NODE_ENGINE"].lower(), ("local", "docker")),  # type: ignore[arg-type]
@@ -42,10 +49,18 @@ def typed_cluster_request(
         partition=_slurm_word("SLURM_PARTITION", values), account=_slurm_word("SLURM_ACCOUNT", values),
         qos=_slurm_word("SLURM_QOS", values), constraint=_slurm_word("SLURM_CONSTRAINT", values),
         gres=_slurm_word("SLURM_GRES", values), cpus=integer_setting("SLURM_CPUS_PER_STAGE", values, 0, 100_000),
-        time_limit_s=_typed_slurm_time(values["SLURM_TIME"]), python=Path(sys.executable),
-        variables={name: environment[name] for name in _PASSED_ON if _is_passed_on(environment.get(name, ""))},
-        nodes_lack_token=bool(values["HF_TOKEN"]) and values["HF_TOKEN"].strip() != token_in_file,
+        time_limit_s=job_time_setting("SLURM_TIME", values["SLURM_TIME"]), python=Path(sys.executable),
+        variables={name: environment[name] for name in passed_on if _is_passed_on(environment.get(name, ""))},
+        nodes_lack_token=bool(values["HF_TOKEN"]) and not token_there, kube=kube,
     )  # fmt: skip
+
+
+def _typed_kube(values: Mapping[str, str], *, used: bool) -> KubeRequest:
+    if not used and not any(values[name] not in ("", "0") for name in values if name.startswith("KUBE_")):
+        return KubeRequest()
+    from quantyard.cli.kube_request import typed_kube_request  # imported late: other engines need none of it
+
+    return typed_kube_request(values, used=used)
 
 
 def _is_passed_on(value: str) -> bool:
@@ -69,14 +84,3 @@ def _slurm_word(name: str, values: Mapping[str, str]) -> str:
         message = f"{name}={values[name][:80]} has characters that Slurm does not take."
         raise BadRequest(message, f"Write it like this: {name}=name")
     return values[name]
-
-
-def _typed_slurm_time(text: str) -> float | None:
-    if not text:
-        return None
-    if short := _SHORT_TIME.fullmatch(text.strip()):
-        return float(short[1]) * _SECONDS[short[2]]
-    if found := _SLURM_TIME.fullmatch(text.strip()):
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    raise BadRequest(f"SLURM_TIME={text[:80]} is not a time.", "Write it like this: SLURM_TIME=12h, or 1-12:00:00")

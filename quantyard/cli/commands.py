@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 # Of engines whose stages run on other machines.
 CLUSTER = (
     "STORE", "SCRATCH", "NODE_ENGINE", "NETWORK_STAGES", "SLURM_PARTITION", "SLURM_ACCOUNT", "SLURM_QOS",
-    "SLURM_CONSTRAINT", "SLURM_GRES", "SLURM_CPUS_PER_STAGE", "SLURM_TIME",
+    "SLURM_CONSTRAINT", "SLURM_GRES", "SLURM_CPUS_PER_STAGE", "SLURM_TIME", "KUBE_IMAGE", "KUBE_NAMESPACE",
+    "KUBE_CONTEXT", "KUBE_QUEUE", "KUBE_NODES", "KUBE_CLAIM", "KUBE_S3_SECRET", "KUBE_STORE_CIDR", "KUBE_HF_SECRET",
+    "KUBE_PULL_SECRET", "KUBE_CPUS_PER_STAGE", "KUBE_MEMORY_PER_STAGE", "KUBE_TIME",
 )  # fmt: skip
 MACHINE = (
     *CLUSTER, "ENGINE", "LLAMA_WHEEL", "ARTIFACTS", "MEMORY", "EXTRA_CA", "HF_ENDPOINT", "LLAMA_WHEEL_INDEX",
@@ -198,7 +200,7 @@ COMMANDS: Final = (
     ),
     Command(
         "node", "node.node_command",
-        "On a node of a cluster: run one stage of the shared store; jobs of ENGINE=slurm call it.",
+        "On a node of a cluster: run one stage of the shared store; jobs of ENGINE=slurm and kubernetes call it.",
         MACHINE, ("STORE", "SCRATCH", "ENGINE"), "set up",
     ),
     Command(

@@ -52,9 +52,15 @@ def _quants_to_complete() -> Sequence[str]:
     return [quant.name for quant in QUANTS]
 
 
+def _engines_to_complete() -> Sequence[str]:
+    from quantyard.requests import ENGINES
+
+    return ENGINES
+
+
 _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
     "QUANT": _quants_to_complete, "QUANTS": _quants_to_complete, "BASELINE": _quants_to_complete,
-    "ENGINE": lambda: ("auto", "docker", "local", "slurm"),
+    "ENGINE": _engines_to_complete,
     "NODE_ENGINE": lambda: ("local", "docker"), "NETWORK_STAGES": lambda: ("nodes", "here"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
     "SUITE": lambda: ("smoke", "quick", "standard", "full", "behaviour", "cache"),

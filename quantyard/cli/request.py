@@ -43,6 +43,7 @@ from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_type_name
 from quantyard.quants.catalog import Quant, find_quant, nearest_quant_name
 from quantyard.quants.selection import parse_quants, quant_of_recipe
 from quantyard.requests import (
+    ENGINES,
     BuildRequest,
     CheckRequest,
     ChooseRequest,
@@ -119,7 +120,7 @@ def _typed_build_request(
         find=values["FIND"],
         quants_given=given["QUANT"].origin != "default" or bool(values["RECIPE"]),
         outtype=one_of_setting("OUTTYPE", values["OUTTYPE"].lower(), ("auto", "bf16", "f16", "f32", "q8_0")),  # type: ignore[arg-type]
-        engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ("auto", "docker", "local", "slurm")),  # type: ignore[arg-type]
+        engine=one_of_setting("ENGINE", values["ENGINE"].lower(), ENGINES),  # type: ignore[arg-type]
         artifacts=artifacts, gguf_file=values["GGUF_FILE"] or None,
         allow_pickle=flag_setting("ALLOW_PICKLE", values), allow_requantize=flag_setting("ALLOW_REQUANTIZE", values),
         allow_mismatch=mismatch_setting("ALLOW_MISMATCH", values),
@@ -148,7 +149,7 @@ def _typed_build_request(
         llama_cpp=values["LLAMA_CPP"],
         garbage=GarbageRequest(integer_setting("KEEP_DAYS", values, 0, 36_500), flag_setting("DRY_RUN", values))
         if hasattr(args, "KEEP_DAYS") else None,
-        cluster=typed_cluster_request(values, environment, command_hub_token(environment)),
+        cluster=typed_cluster_request(values, environment, command_hub_token(environment), values["ENGINE"].lower()),
         foreign=_typed_foreign_request(values, environment) if hasattr(args, "REPOS") else None,
         adapter=values["ADAPTER"], base=values["BASE"],
         imatrix=_typed_imatrix(values), chunks=_typed_imatrix_chunks(values, 0),

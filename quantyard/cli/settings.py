@@ -224,8 +224,9 @@ SETTINGS: Final = (
     Setting("FILE", "", "verifying", "a GGUF, or the folder of a release", "path"),
     Setting("REBUILD", "", "verifying", "repeat the recorded steps and compare every byte", "flag"),
     Setting(
-        "ENGINE", "auto", "running", "auto (docker if a daemon answers), docker, local, or slurm (jobs of a cluster)",
-        placeholder="docker|local|slurm|auto",
+        "ENGINE", "auto", "running",
+        "auto (docker if a daemon answers), docker, local; or slurm, kubernetes (jobs of a cluster)",
+        placeholder="docker|local|slurm|kubernetes|auto",
     ),
     Setting(
         "LLAMA_WHEEL", "auto", "running",
@@ -279,6 +280,49 @@ SETTINGS: Final = (
         "SLURM_TIME", "", "cluster",
         "the longest job, such as 12h or 1-12:00:00; default: as the stage and the partition", placeholder="12h",
     ),
+    Setting(
+        "KUBE_IMAGE", "", "cluster", "the image of nodes of ENGINE=kubernetes, by digest: registry/name@sha256:…",
+        trusted=True, placeholder="IMAGE",
+    ),
+    Setting(
+        "KUBE_NAMESPACE", "", "cluster", "the namespace of its Jobs; default: the context's", trusted=True,
+        placeholder="NAME",
+    ),
+    Setting(
+        "KUBE_CONTEXT", "", "cluster", "the context of your kubeconfig; default: the current one", trusted=True,
+        placeholder="NAME",
+    ),
+    Setting("KUBE_QUEUE", "", "cluster", "the LocalQueue of Kueue that its Jobs wait in", placeholder="NAME"),
+    Setting(
+        "KUBE_NODES", "", "cluster", "labels of the nodes that may run them", "list", placeholder="LABEL=VALUE,…",
+    ),
+    Setting(
+        "KUBE_CLAIM", "", "cluster", "the volume claim that STORE is on, and the folder in it", trusted=True,
+        placeholder="NAME/FOLDER",
+    ),
+    Setting(
+        "KUBE_S3_SECRET", "", "cluster", "a Secret whose key `credentials` is a file of AWS, for STORE=s3://…",
+        trusted=True, placeholder="NAME",
+    ),
+    Setting(
+        "KUBE_STORE_CIDR", "", "cluster", "the addresses of that store; default: any, at its port", trusted=True,
+        placeholder="RANGE",
+    ),
+    Setting(
+        "KUBE_HF_SECRET", "", "cluster", "a Secret whose key HF_TOKEN is the Hub's token", trusted=True,
+        placeholder="NAME",
+    ),
+    Setting(
+        "KUBE_PULL_SECRET", "", "cluster", "a Secret for the registry of KUBE_IMAGE", trusted=True, placeholder="NAME",
+    ),
+    Setting(
+        "KUBE_CPUS_PER_STAGE", "0", "cluster", "CPUs of one stage; 0: those of the smallest node but one", "integer",
+    ),
+    Setting(
+        "KUBE_MEMORY_PER_STAGE", "", "cluster",
+        "the most memory of one stage; default: nine tenths of the smallest node's", "size",
+    ),
+    Setting("KUBE_TIME", "", "cluster", "the longest Job, such as 12h; default: as the stage", placeholder="12h"),
     Setting("JSON", "", "running", "print one JSON object on stdout and nothing else there", "flag"),
     Setting("FIND", "", "looking up", "show only the rows that hold this text, with all their notes"),
     Setting(

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from quantyard.errors import BadRequest
@@ -25,6 +26,9 @@ _POWERS = ("", "K", "M", "G", "T")
 _LONGEST = 65_536  # characters of a value: far above any list of files
 _SHOWN = 200
 _EXAMPLE = 8  # of a whole number
+_SHORT_TIME: Final = re.compile(r"(\d{1,6})([mhd])")
+_LONG_TIME: Final = re.compile(r"(?:(\d{1,4})-)?(\d{1,3}):(\d{1,2})(?::(\d{1,2}))?")
+_SECONDS: Final = {"m": 60, "h": 3600, "d": 86400}
 
 
 def plain_setting(name: str, value: str) -> str:
@@ -189,3 +193,15 @@ def size_setting(name: str, text: str, least_bytes: int, least: str, *, of_file:
             f"{name}={_cut_typed(text)} is not a size of at least {least}.", f"Write it like this: {name}=16GiB"
         )
     return size_bytes
+
+
+def job_time_setting(name: str, text: str) -> float | None:
+    """Seconds of a time as people (12h) or as Slurm (1-12:00:00) write it; None if it is empty."""
+    if not text:
+        return None
+    if short := _SHORT_TIME.fullmatch(text.strip()):
+        return float(short[1]) * _SECONDS[short[2]]
+    if found := _LONG_TIME.fullmatch(text.strip()):
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    raise BadRequest(f"{name}={text[:80]} is not a time.", f"Write it like this: {name}=12h, or 1-12:00:00")

@@ -33,5 +33,5 @@ def examine_node(place: NodePlace, engine: Engine, images: Sequence[str]) -> Nod
     return NodeCheck(
         host=place.host, cpus=cpus, memory_bytes=machine_memory_bytes(), scratch_free_bytes=free_bytes,
         engine=engine.name, code={image: engine_code_version(place.repo_dir, image) for image in images},
-        tools={image: engine.identity(image) or "" for image in images},
+        tools={image: place.tools_identity(engine, image) or "" for image in images},
     )

@@ -20,7 +20,7 @@ from quantyard.node.input_cache import InputCache
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import StageSpec
 from quantyard.protocol.base import ExitCode, RanOn, StageError, StageResult
-from quantyard.protocol.node_spec import ENDED, MAX_SPEC_BYTES, NodeEnd, NodeSpec
+from quantyard.protocol.node_spec import ENDED, MAX_SPEC_BYTES, NodeEnd, NodeSpec, image_identity
 from quantyard.protocol.stage_requests import parse_stage_request
 from quantyard.shared_store.attempts import Attempt, begin_attempt
 from quantyard.shared_store.commits import CommittedResult, commit_result, committed_result
@@ -46,6 +46,11 @@ class NodePlace:
     repo_dir: Path
     host: str
     job: str = ""  # as the queue names it
+    image: str = ""  # by digest, of a node that is a pod: its tools
+
+    def tools_identity(self, engine: Engine, image: str) -> str | None:
+        """The identity of the tools that a stage of this image finds here."""
+        return image_identity(self.image) if self.image else engine.identity(image)
 
 
 def read_node_spec(store: ObjectStore, name: str) -> NodeSpec:
@@ -156,7 +161,7 @@ def _check_node_tools(spec: NodeSpec, stage: StageSpec, place: NodePlace, engine
     if (code := engine_code_version(place.repo_dir, stage.row.code)) != spec.code:
         message = f"{place.host} has stages of another version: {code[:12]}, and {spec.code[:12]} was planned with."
         raise EngineError(message, f"Install the same version there ({place.repo_dir}), or share one folder.")
-    if (found := engine.identity(stage.row.image)) != spec.image:
+    if (found := place.tools_identity(engine, stage.row.image)) != spec.image:
         message = f"{place.host} has other tools than were planned with: {found or 'none'}, and not {spec.image}."
         raise EngineError(message, f"Set them up there: make images ENGINE={spec.engine}; or share one folder.")
 

@@ -94,3 +94,8 @@ class NodeCheck(Frozen):
     engine: _Word
     code: dict[_Word, Sha256]  # package → version of its code
     tools: dict[_Word, _Word]  # image → identity; "" where the node lacks them
+
+
+def image_identity(image: str) -> str:
+    """How a key names an image of nodes: by its digest, whatever registry it comes from."""
+    return f"node+{image.rpartition('@')[2]}"

@@ -11,12 +11,16 @@ from quantyard.shared_store.open_store import open_object_store
 
 
 def workflow_cluster_engine(request: BuildRequest) -> BatchEngine:
-    """The engine that runs stages as jobs of Slurm.
+    """The engine that runs stages as jobs of Slurm, or Jobs of Kubernetes.
 
     Raises:
         EngineError: the tools of this machine cannot be used.
         BadRequest: STORE cannot be used.
     """
+    if request.engine == "kubernetes":
+        from quantyard.workflows.kube_cluster import workflow_kube_engine  # imported late: Slurm needs none of it
+
+        return workflow_kube_engine(request)
     tools, _ = choose_engine(request.cluster.node_engine, request.environment, request.images)
     place = workflow_slurm_place(request)
     store = open_object_store(place.store_url)

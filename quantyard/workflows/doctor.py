@@ -14,7 +14,7 @@ from typing import Final, Literal
 from quantyard.errors import EngineError, QuantyardError
 from quantyard.forecast.cost import forecast_disk_folder
 from quantyard.formatting.numbers import format_bytes, format_memory
-from quantyard.requests import BuildRequest
+from quantyard.requests import QUEUES, BuildRequest
 from quantyard.workflows.doctor_finding import DoctorFinding as DoctorFinding  # noqa: PLC0414  (its place for others)
 
 _COMMAND_TIMEOUT_S = 20
@@ -45,13 +45,22 @@ def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
         except Exception as error:  # a broken check is a finding too
             what = check.__name__.strip("_").replace("_", " ")
             findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
-    if request.engine == "slurm":
-        from quantyard.workflows.doctor_cluster import examine_cluster  # imported late: most machines have no cluster
-
-        return [*findings, *examine_cluster(request)]
+    if request.engine in QUEUES:
+        return [*findings, *_examine_queue_of_cluster(request)]
     if request.cluster.store:
         findings.append(_examine_shared_store(request))
     return [*findings, _examine_engines(findings)]
+
+
+def _examine_queue_of_cluster(request: BuildRequest) -> list[DoctorFinding]:
+    """Imported late: most machines have no cluster."""
+    if request.engine == "kubernetes":
+        from quantyard.workflows.kube_cluster import examine_kube_cluster
+
+        return examine_kube_cluster(request)
+    from quantyard.workflows.doctor_cluster import examine_cluster
+
+    return examine_cluster(request)
 
 
 def _examine_shared_store(request: BuildRequest) -> DoctorFinding:

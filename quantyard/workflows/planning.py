@@ -22,7 +22,7 @@ from quantyard.plan.steps import BuildPlan
 from quantyard.quants.catalog import Quant
 from quantyard.quants.recipe import Recipe
 from quantyard.quants.selection import parse_quants
-from quantyard.requests import BuildRequest, MeasureRequest
+from quantyard.requests import QUEUES, BuildRequest, MeasureRequest
 from quantyard.sources.architectures import refuse_unsupported_architecture
 from quantyard.sources.projector import find_projector
 from quantyard.sources.quantized_source import refuse_unreadable_weights
@@ -89,7 +89,7 @@ def workflow_engine(request: BuildRequest) -> tuple[Engine, str]:
     Raises:
         EngineError: the requested engine cannot run.
     """
-    if request.engine == "slurm":
+    if request.engine in QUEUES:
         from quantyard.workflows.cluster import workflow_cluster_engine  # imported late: other engines need none of it
 
         return workflow_cluster_engine(request), "asked for"
