@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from quantyard.batch import JobStatus
 from quantyard.batch.errors import KubeRefused, QueueSilent
@@ -20,6 +22,7 @@ from quantyard.batch.kube_status import kube_job_status
 from quantyard.cli.cluster_request import typed_cluster_request
 from quantyard.cli.settings import SETTINGS
 from quantyard.errors import BadRequest, EngineError
+from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import FileEntry
 from quantyard.protocol.node_spec import NodeInput, NodeResources, NodeSpec
 from quantyard.requests import ClusterRequest, KubeRequest
@@ -547,7 +550,9 @@ def test_a_claim_that_not_all_nodes_can_mount_is_noted(
 
 
 def test_the_page_lists_every_right_that_a_run_needs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "kubernetes.md").read_text()
+    page = (REPO_DIR / "docs" / "how-to" / "kubernetes.md").read_text()
+    for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        valid(yaml.safe_load(block))
     for verb, group, resource in NEEDED_RIGHTS:
         rows = [line for line in page.splitlines() if f"resources: [{resource}]" in line]
         assert any(verb in row and (group or '""') in row for row in rows), f"{verb} {resource}"
