@@ -282,7 +282,7 @@ SETTINGS: Final = (
     ),
     Setting(
         "KUBE_IMAGE", "", "cluster", "the image of nodes of ENGINE=kubernetes, by digest: registry/name@sha256:…",
-        trusted=True, placeholder="IMAGE",
+        trusted=True, placeholder="NAME@DIGEST",
     ),
     Setting(
         "KUBE_NAMESPACE", "", "cluster", "the namespace of its Jobs; default: the context's", trusted=True,
