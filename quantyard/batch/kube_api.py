@@ -88,7 +88,7 @@ class KubeApi:
 
     def _ask(self, group: Any, verb: str, *words: object, as_text: bool = False, **options: Any) -> Any:
         call = getattr(group(self._api), verb)
-        options |= {"_preload_content": False, "_request_timeout": _TIMEOUT_S}  # newer clusters answer with more fields
+        options = {"_request_timeout": _TIMEOUT_S, "_preload_content": False} | options  # newer clusters say more
         answer = self._answered(lambda: call(*words, **options), verb)
         return answer.data.decode(errors="replace") if as_text else json.loads(answer.data or b"{}")
 

@@ -126,12 +126,11 @@ def _hardened_pod(
 ) -> Manifest:
     uid, gid = kube.user
     volumes, mounts = _pod_volumes(kube, with_token=with_token)
-    pod = {
+    pod: Manifest = {
         "restartPolicy": "Never", "automountServiceAccountToken": False, "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
-            "runAsNonRoot": True, "runAsUser": uid, "runAsGroup": gid, "fsGroup": gid,
-            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+            "runAsNonRoot": True, "runAsUser": uid, "runAsGroup": gid, "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
             {
@@ -153,6 +152,8 @@ def _hardened_pod(
         ],
         "volumes": volumes,
     }  # fmt: skip
+    if any("secret" in volume for volume in volumes):  # else their files are root's alone; a claim may change its group
+        pod["securityContext"] |= {"fsGroup": gid, "fsGroupChangePolicy": "OnRootMismatch"}
     if kube.nodes:
         pod["nodeSelector"] = dict(kube.nodes)
     if kube.pull_secret:

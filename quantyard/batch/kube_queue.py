@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from quantyard.batch import JobStatus, SubmittedJob
-from quantyard.batch.errors import KubeRefused
+from quantyard.batch.errors import KubeRefused, QueueSilent
 from quantyard.batch.kube_api import KubeApi, open_kube_api
 from quantyard.batch.kube_job import GRACE_S, KEEP_S, KEY, MANAGED_BY, SUBMITTER, KubePlace, Manifest, kube_stage_job
 from quantyard.batch.kube_network import kube_network_policies
@@ -36,6 +36,8 @@ _TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 16 * 1024
 _GONE_S: Final = 60.0
 _STEP_S: Final = 0.5
+_SUBMIT_S: Final = 30.0  # of an API that does not answer, or has too much to do
+_CANCEL_S: Final = (2.0, 4.0)  # to connect, to answer
 
 
 class KubeQueue:
@@ -77,11 +79,16 @@ class KubeQueue:
             raise
 
     def _submitted(self, job: Manifest) -> SubmittedJob:
-        until = time.monotonic() + _GONE_S
+        until, silent_until = time.monotonic() + _GONE_S, time.monotonic() + _SUBMIT_S
         while True:
             try:
                 made = self.api.batch("create_namespaced_job", self.api.namespace, job)
                 return SubmittedJob(_job_id(made), ours=True)
+            except QueueSilent:  # whether it was submitted or not, it is safe to do it again
+                if time.monotonic() > silent_until:
+                    raise
+                time.sleep(_STEP_S)
+                continue
             except KubeRefused as error:
                 if error.status != HTTPStatus.CONFLICT:
                     raise
@@ -212,7 +219,7 @@ class KubeQueue:
         """Delete a Job and its pods, unless another Job has its name by now."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         with _conflict_ignored(HTTPStatus.NOT_FOUND):
-            self.api.batch("delete_namespaced_job", name, self.api.namespace, body=body)
+            self.api.batch("delete_namespaced_job", name, self.api.namespace, body=body, _request_timeout=_CANCEL_S)
 
 
 @contextmanager

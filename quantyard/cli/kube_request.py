@@ -58,6 +58,9 @@ def _check_needed(values: Mapping[str, str]) -> None:
         message = "A store in a bucket is not on a volume claim." if claim else "Pods cannot reach STORE."
         hint = "Give either STORE=s3://bucket/prefix, or STORE=/mounted/here KUBE_CLAIM=name/folder of the same volume"
         raise BadRequest(message, hint)
+    if claim and os.getuid() == 0:
+        message = "You are root here, and pods never are: they could not write beside what you make in STORE."
+        raise BadRequest(message, "Type the command as another user, or take a bucket: STORE=s3://bucket/prefix")
     if claim and not values["STORE"]:
         hint = "Mount that volume here, and name the folder: STORE=/mounted/here"
         raise BadRequest(f"KUBE_CLAIM={values['KUBE_CLAIM'][:80]} is given, and STORE is not.", hint)

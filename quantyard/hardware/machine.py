@@ -14,18 +14,27 @@ from pydantic import JsonValue
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
 _MEMORY_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _NVIDIA_GPUS: Final = Path("/proc/driver/nvidia/gpus")
 
 
 def physical_cores() -> int:
-    """Physical cores this process may use: one per group of hardware threads.
+    """Physical cores this process may use: one per group of hardware threads, in a container no more than its limit.
 
     Threads that share a core only get in each other's way in matrix products (llama.cpp's
     common_cpu_get_num_physical_cores does the same).
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_cpu_siblings(cpu) for cpu in allowed}
-    return max(1, len(cores))
+    return max(1, min(len(cores), _container_cpu_limit()))
+
+
+def _container_cpu_limit(path: Path = _CPU_LIMIT) -> int:
+    """The CPUs whose time this process's control group (version 2) may use, rounded up; very many without a limit."""
+    with suppress(OSError, ValueError, ZeroDivisionError):  # "max 100000": no limit
+        quota, period = path.read_text().split()
+        return -(-int(quota) // int(period))
+    return sys.maxsize
 
 
 def _cpu_siblings(cpu: int) -> str:

@@ -65,3 +65,21 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path) -> None:
     limit.write_text("max\n")
     assert machine._container_memory_limit(limit) == machine_memory_bytes()
     assert machine._container_memory_limit(tmp_path / "none") == machine_memory_bytes()
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("800000 100000\n", 8), ("150000 100000", 2), ("5000 100000", 1)])
+def test_a_container_has_threads_for_the_cpu_time_that_it_may_use(
+    text: str, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "cpu.max"
+    limit.write_text(text)
+    assert machine._container_cpu_limit(limit) == cpus
+    monkeypatch.setattr(machine, "_container_cpu_limit", lambda: 1)
+    assert machine.physical_cores() == 1
+
+
+@pytest.mark.parametrize("text", ["max 100000\n", "", "0 0"])
+def test_without_a_limit_of_cpu_time_all_cores_count(text: str, tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    limit.write_text(text)
+    assert machine._container_cpu_limit(limit) > 10**6 and machine._container_cpu_limit(tmp_path / "none") > 10**6

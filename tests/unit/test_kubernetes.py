@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def test_a_pod_is_as_closed_as_our_containers() -> None:
     }  # fmt: skip
     own = pod["securityContext"]
     assert own["runAsNonRoot"] and own["runAsUser"] == 1000 and own["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert "fsGroup" in own and "fsGroup" not in pod_of(a_job(PLAIN, ON_CLAIM))["securityContext"]
     assert pod["automountServiceAccountToken"] is False and pod["enableServiceLinks"] is False
     assert container["image"] == IMAGE and pod["restartPolicy"] == "Never"
 
@@ -208,14 +210,18 @@ def test_the_settings_of_kubernetes_are_not_asked_for_by_other_engines() -> None
     assert cluster.kube == ClusterRequest().kube
 
 
-def test_a_claim_or_a_bucket_and_labels_of_nodes_are_read() -> None:
+def test_a_claim_or_a_bucket_and_labels_of_nodes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 1000)
     values = SETTINGS_OF_CLUSTER | {
         "HF_TOKEN": "", "KUBE_IMAGE": IMAGE, "STORE": "/mnt/yard", "KUBE_CLAIM": "yard/me", "KUBE_TIME": "2h",
         "KUBE_NODES": "pool=big, example.com/disk=fast", "KUBE_MEMORY_PER_STAGE": "32GiB",
     }  # fmt: skip
     kube = typed_cluster_request(values, {}, None, "kubernetes").kube
     assert kube.nodes == {"pool": "big", "example.com/disk": "fast"} and kube.time_limit_s == 7200.0
-    assert kube.claim == "yard/me" and kube.memory_bytes == 32 * GIB and 0 not in kube.user
+    assert kube.claim == "yard/me" and kube.memory_bytes == 32 * GIB and kube.user[0] == 1000
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    with pytest.raises(BadRequest, match="root"):
+        typed_cluster_request(values, {}, None, "kubernetes")
 
 
 # ---- states ------------------------------------------------------------------------------------------
@@ -440,12 +446,19 @@ def test_without_the_right_to_make_policies_no_job_is_submitted(server: KubeServ
     ("code", "kind"), [(403, KubeRefused), (422, KubeRefused), (503, QueueSilent), (429, QueueSilent)]
 )
 def test_what_the_api_refuses_is_told_from_its_silence(
-    server: KubeServer, queue: KubeQueue, code: int, kind: type[EngineError]
+    server: KubeServer, queue: KubeQueue, code: int, kind: type[EngineError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("quantyard.batch.kube_queue._SUBMIT_S", 0.0)
     server.refused["POST jobs"] = code
     with pytest.raises(kind) as caught:
         queue.submit(a_spec(), "specs/x.json")
     assert caught.value.hint
+
+
+def test_an_api_that_has_too_much_to_do_is_asked_again(server: KubeServer, queue: KubeQueue) -> None:
+    server.refused["POST jobs"] = 429
+    threading.Timer(0.3, server.refused.clear).start()
+    assert queue.submit(a_spec(), "specs/x.json").ours and len(server.of("jobs")) == 1
 
 
 def test_an_api_that_is_gone_leaves_jobs_running(

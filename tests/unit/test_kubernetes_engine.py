@@ -35,6 +35,7 @@ from tests.unit.kube_api_server import KubeServer, kube_server
 from tests.unit.test_batch_engine import a_spec
 from tests.unit.test_kubernetes import DISRUPTED, DONE, FAILED, IMAGE, a_node, ended, waiting
 
+pytestmark = pytest.mark.commands
 OTHER_IMAGE = IMAGE.replace("d" * 64, "e" * 64)
 
 
@@ -233,6 +234,11 @@ def test_a_token_that_pods_lack_is_said_before_a_job(server: KubeServer, tmp_pat
 
 
 # ---- doctor ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 1000)
 
 
 def a_request(folder: Path, **settings: str) -> BuildRequest:
