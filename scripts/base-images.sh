@@ -12,15 +12,17 @@
 #   proxy    the same STANDIN_SUITE as the server's, nginx and its module njs: about 1 minute, 0.1 GB kept
 #   prometheus  the same: what `docker compose --profile monitoring up` adds; made only where it is named: about 2 minutes,
 #            0.3 GB kept
+#   balancer  the same, HAProxy: what deploy/ puts in front of several servers; made only where it is named: about 1 minute,
+#            0.1 GB kept
 # Debian's packages lack one file of upstream's, convert_lora_to_gguf.py, which `make lora` runs. It comes out of the
 # source of llama-cpp-python that locks/sdists.txt names; a stand-in that it cannot be had for, or does not start in, is
 # made without it.
 #
-# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus …]
+# Usage:  scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus|balancer …]
 #   --if-unreachable  try `docker pull` first; make a stand-in only if the network is the reason it fails
 #   --force           make it again although the tag is there
 #   --rootfs FILE     take this root file system (from `mmdebstrap … FILE`) and download no package; for one image
-#   builder|eval|server|proxy|wheels|prometheus  whose base; without it all but the last. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
+#   builder|eval|server|proxy|wheels|prometheus|balancer  whose base; without it all but the last two. Which one that is (LLAMA_CPP_IMAGE, LLAMA_CPP_TAG,
 #                     EVAL_BASE_IMAGE and so on) says versions.env; the environment wins
 #   LLAMA_CPP_SDIST=FILE  the source of llama-cpp-python, where it cannot be downloaded
 # Exit codes:  0 the images are there · 1 a step failed · 2 wrong usage, or no stand-in for this tag
@@ -30,7 +32,7 @@ cd "$(dirname "$0")/.."
 NETWORK_ERROR='no such host|dial tcp|timeout|timed out|connection re|network is unreachable|no route to host|proxyconnect|TLS handshake|x509|certificate|deadline exceeded|EOF|server misbehaving|403 Forbidden|50[234] '
 
 IMAGES="builder eval server proxy wheels"
-MORE=prometheus
+MORE="prometheus balancer"
 # To add a stand-in: name it above, and add a case here and a function layout_… that prints what its Dockerfile
 # adds to the packages. tags is a pattern; tmp_mib must hold the tree, its downloads and the tar, all at once;
 # the version of the first package recorded is the image's.
@@ -74,12 +76,18 @@ known() {
             packages=prometheus
             recorded="prometheus libc6"
             ;;
+        balancer)
+            base=$(setting BALANCER_IMAGE):$(setting BALANCER_TAG)
+            tags='[23].*' suite=$(setting STANDIN_SUITE) tmp_mib=600 docker_mib=300
+            packages=haproxy
+            recorded="haproxy libc6"
+            ;;
     esac
 }
 
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
-usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus …]"; exit 2; }
+usage() { say "$* Usage: scripts/base-images.sh [--if-unreachable] [--force] [--rootfs FILE] [builder|eval|server|proxy|wheels|prometheus|balancer …]"; exit 2; }
 setting() { local given=${!1-}; echo "${given:-$(sed -n "s/^$1=//p" versions.env)}"; } # setting NAME
 
 main() {
@@ -288,6 +296,16 @@ VOLUME ["/prometheus"]
 WORKDIR /prometheus
 ENTRYPOINT ["/bin/prometheus"]
 CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+DOCKERFILE
+}
+
+# Its user, signal and command are upstream's.
+layout_balancer() {
+    cat <<'DOCKERFILE'
+RUN rm -rf /var/lib/apt/lists/* /var/cache/apt && haproxy -v
+STOPSIGNAL SIGUSR1
+USER haproxy
+CMD ["haproxy", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]
 DOCKERFILE
 }
 

@@ -13,6 +13,7 @@
 #   CACHE_TYPE      the type of the KV cache, such as q8_0, or q8_0/f16 for keys and values; default f16
 #   LLAMA_ARG_MODELS_MAX  of several models, how many stay loaded; see defaults.sh
 #   START_TIMEOUT   seconds until llama-server must be up; default 120, plus one for each 20 MiB of the model
+#   DRAIN_TIMEOUT   seconds that a stop waits for the answers in progress, with one model; default 0: they end within two
 #   MMPROJ          what reads pictures or sound for a model (a projector); default: those in MODEL, for the models whose
 #                   vectors are as wide
 #   LORA            a LoRA adapter as GGUF         any LLAMA_ARG_… of llama-server; of the address (port, host, prefix,
@@ -86,7 +87,7 @@ main() {
 
 check_numbers() {
     value=""
-    for name in PORT CONTEXT_SIZE PARALLEL THREADS CACHE_MIB START_TIMEOUT; do
+    for name in PORT CONTEXT_SIZE PARALLEL THREADS CACHE_MIB START_TIMEOUT DRAIN_TIMEOUT; do
         eval "value=\${$name:-0}"
         case $value in
             *[!0-9]* | ??????????*) die "$name=$value is not a whole number." "Give a number, or leave it out." ;;
@@ -224,7 +225,7 @@ run() {
     export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
     late=/tmp/late-$$ changed=/tmp/changed-$$
     child="" stopping=""
-    trap 'stopping=1; end "$child"' TERM INT
+    trap 'stopping=1; drain; end "$child"' TERM INT
     "$@" &
     child=$!
     [ -z "$stopping" ] || end "$child" # a signal came before there was a child
@@ -239,6 +240,17 @@ run() {
     [ -z "$stopping" ] || exit 0
     explain "$code"
     exit "$code"
+}
+
+# drain: waits until no request is in progress, at most DRAIN_TIMEOUT. New ones are still answered: it takes a balancer a
+# moment to send them elsewhere.
+drain() {
+    until=$(($(date +%s) + ${DRAIN_TIMEOUT:-0}))
+    while [ "$(date +%s)" -lt "$until" ] && is_answering; do sleep 1; done
+}
+
+is_answering() {
+    own_key "$key_file" | ask 5 "$address/metrics" | grep -q '^llamacpp:requests_\(processing\|deferred\) [1-9]'
 }
 
 # end PID: with SIGTERM llama-server waits for the answers in progress, however long they take; this gives them 2 seconds.

@@ -5,6 +5,7 @@ import {checkGrammar} from 'grammar.js';
 import {checkMedia} from 'media.js';
 import {nameFor, served, withModel} from 'models.js';
 import {checkSchemas} from 'schema.js';
+import {session} from 'sessions.js';
 
 const TYPE = /^application\/([a-z0-9.+-]+\+)?json\s*(;|$)/i;
 const FORM = /^application\/x-www-form-urlencoded\s*(;|$)/i; // what curl -d sends
@@ -25,6 +26,7 @@ async function check(r) {
         if (!names) return;
         const name = nameFor(r, names, body);
         named = name && names.length > 1 ? withModel(r.requestText, name, !Object.keys(body).length) : '';
+        r.variables.session = session(r, body);
     } catch (error) {
         if (!(error instanceof Refused)) r.error(`a body could not be checked: ${error.message}\n${error.stack}`);
         return refuse(r, error instanceof Refused ? error : new Refused('The body could not be checked.', 'Send a simpler one.'));
