@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket as sockets
 import tarfile
 import threading
@@ -41,6 +42,7 @@ _PIDS = 2048
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
 _STDOUT = 1
 _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
+_REGISTRY_FAILS = re.compile(r"dial tcp|no such host|timeout|x509|server gave HTTP response")
 _DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
 
 
@@ -56,6 +58,21 @@ def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
     except _DaemonError as error:
         raise no_docker_error(error) from error
     return client
+
+
+def refuse_unreachable_registry(tag: str) -> None:
+    """Ask the daemon for the image's registry before anything is built: a push tries again for more than a minute.
+
+    Raises:
+        EngineError: the registry does not answer, or not in a way that the daemon trusts.
+    """
+    try:
+        connect_docker().images.get_registry_data(tag)
+    except docker.errors.APIError as error:  # most often: there is no such image yet
+        said = str(error.explanation or error)
+        if _REGISTRY_FAILS.search(said):
+            hint = "Start that registry, or name another: TAG=registry.example/team/model:q4"
+            raise EngineError(f"{tag} could not be pushed: its registry does not answer.", hint, said) from error
 
 
 class SdkDaemon:

@@ -34,6 +34,7 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
 
     Raises:
         BadRequest: TAG is not the name of an image, or the engine is not docker.
+        EngineError: the registry of TAG does not answer.
         QuantyardError: see errors.py.
     """
     asked = request.pack
@@ -42,6 +43,10 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
     engine, _reason = workflow_engine(request)
     if engine.name != "docker":
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
+    if asked.push:
+        from quantyard.engines.docker import refuse_unreachable_registry  # the SDK is loaded where it is needed
+
+        refuse_unreachable_registry(asked.tag)
     request, source = workflow_of_built(replace(request, measure=None))
     built = run_build_plan(request, workflow_plan(request, source), reporter)
     manifest, packed = built.manifest, list[PackedImage]()

@@ -81,11 +81,11 @@ def _assert_survives_kills(place: Place, n_kills: int) -> None:
     assert found["damaged"] == [] and found["left"] == []
 
 
-def test_committers_that_are_killed_damage_nothing_and_gc_removes_what_they_left(place: Place) -> None:
-    _assert_survives_kills(place, 8)
+def test_committers_that_are_killed_damage_nothing_and_gc_removes_what_they_left(tmp_path: Path) -> None:
+    _assert_survives_kills(Place([str(tmp_path / "yard")]), 8)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # as above: of eight clients of S3, all may be killed before they have started
 def test_two_hundred_killed_committers_damage_nothing(place: Place) -> None:
     _assert_survives_kills(place, 200)
 
