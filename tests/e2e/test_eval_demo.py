@@ -80,6 +80,7 @@ def test_another_margin_draws_the_report_again_and_nothing_else(measured: Measur
         suite.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_task_it_was_killed_in(measured: Measured) -> None:
     again = measured.asked | {"LIMIT": "9"}  # other questions, so other stages, of files that are built already
     stages = Path(measured.made["manifest"]).parent / "stages"

@@ -124,6 +124,7 @@ def test_killed_many_times_a_matrix_is_never_corrupt_and_a_kill_costs_no_more_th
     _assert_little_was_lost(matrix)
 
 
+@pytest.mark.slow  # of containers, tests/docker/test_faults.py kills one at every change
 def test_killed_in_containers_it_leaves_none_behind_and_goes_on(matrix: Killed, eval_image: str) -> None:
     matrix.asked["ENGINE"] = "docker"
     lend(REPO_DIR / "artifacts", matrix.witness.artifacts, "convert")

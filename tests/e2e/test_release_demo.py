@@ -136,6 +136,7 @@ def test_the_contract_that_was_tested_is_kept_and_is_not_tested_again(released: 
     assert report["schemas"]["rate"] >= report["schemas"]["gate"] and done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_what_was_published_is_verified_down_to_a_second_making(released: Released, tmp_path: Path) -> None:
     network = {name: released.asked[name] for name in ("HF_ENDPOINT", "HF_TOKEN", "NO_PROXY", "no_proxy", "ENGINE")}
     asked = {**network, "ARTIFACTS": str(tmp_path), "REPO": released.asked["REPO"], "MODEL": released.asked["MODEL"]}
