@@ -30,7 +30,7 @@ from quantyard.cli.request import read_command_request
 from quantyard.engines.registry import choose_engine
 from quantyard.errors import EngineError
 from quantyard.execution.progress import LineReporter
-from quantyard.paths import REPO_DIR
+from quantyard.paths import REPO_DIR, read_pins
 from quantyard.workflows.demo import workflow_demo_folder
 from tests.outputs import check_output
 from tests.tiny_model import write_tiny_model
@@ -151,6 +151,18 @@ def eval_image(images: dict[str, str]) -> str:
 def server_image(images: dict[str, str]) -> str:
     """The server image's id."""
     return images["server_image"]
+
+
+@pytest.fixture(scope="session")
+def balancer_image() -> str:
+    """The image that the manifests name, or its stand-in; BALANCER names another."""
+    if given := os.environ.get("BALANCER"):
+        return given
+    argv = [str(REPO_DIR / "scripts" / "base-images.sh"), "--if-unreachable", "balancer"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pins = read_pins(REPO_DIR / "versions.env")
+    return f"{pins['BALANCER_IMAGE']}:{pins['BALANCER_TAG']}"
 
 
 @pytest.fixture(params=["docker", "local"])

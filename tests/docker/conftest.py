@@ -1,8 +1,7 @@
-"""What the docker tests share: a small disk, the balancer's image, and a container of a running build to look at."""
+"""What the docker tests share: a small disk, and a container of a running build to look at."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from quantyard.paths import REPO_DIR, read_pins
 
 WAIT_S = 120.0
 
@@ -51,15 +48,3 @@ def stage_container(docker_client: Any) -> Callable[[str, Path], Any]:
         raise AssertionError(f"no container of {stage} within {WAIT_S} s")
 
     return wait_for
-
-
-@pytest.fixture(scope="session")
-def balancer_image() -> str:
-    """The image that the manifests name, or its stand-in; BALANCER names another."""
-    if given := os.environ.get("BALANCER"):
-        return given
-    argv = [str(REPO_DIR / "scripts" / "base-images.sh"), "--if-unreachable", "balancer"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    pins = read_pins(REPO_DIR / "versions.env")
-    return f"{pins['BALANCER_IMAGE']}:{pins['BALANCER_TAG']}"

@@ -18,9 +18,64 @@ from tests.docker.server import HARDENED, KEY, wait_for
 
 SYSTEM: Final = "You are a librarian who answers in one sentence, and names the shelf where the book stands. " * 12
 _STARTS_WITHIN_S: Final = 120.0
+_NO_PROXY: Final = requests.Session()
+_NO_PROXY.trust_env = False
 
 
-class SeveralServers:
+class ServersTogether:
+    """What clients see of several servers behind one address, whose names are in `servers`."""
+
+    url: str
+    servers: dict[str, Any]
+
+    def post(
+        self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None, *, timeout: float = 120,
+        stream: bool = False,
+    ) -> requests.Response:  # fmt: skip
+        """The proxy's answer to it."""
+        own = {"Authorization": f"Bearer {KEY}"} | (headers or {})
+        return _NO_PROXY.post(self.url + path, json=body, headers=own, timeout=timeout, stream=stream)
+
+    def server_of(self, session: str) -> str:
+        """Who answers the conversation of this name."""
+        return str(self.post("/tokenize", {"content": "1"}, {"X-Session-ID": session}).headers["X-Served-By"])
+
+    def chat(
+        self, texts: Sequence[str], headers: dict[str, str] | None = None, **fields: Any
+    ) -> requests.Response:
+        """The answer to a conversation of these turns: the user's, the model's, the user's …"""
+        roles = ("user", "assistant")
+        messages = [{"role": "system", "content": SYSTEM}]
+        messages += [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+        body = {"messages": messages, "max_tokens": 4, "temperature": 0} | fields
+        return self.post("/v1/chat/completions", body, headers)
+
+    def stream(self, session: str, tokens: int) -> tuple[str, Generator[bytes]]:
+        """An answer of so many tokens that has begun: whose it is, and its lines still to come."""
+        body = {"prompt": "One, two,", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        answer = self.post("/v1/completions", body, {"X-Session-ID": session}, stream=True)
+        assert answer.status_code == 200, answer.text
+        lines = _lines_of(answer)
+        next(lines)
+        return answer.headers["X-Served-By"], lines
+
+    def session_of(self, server: str) -> str:
+        """The name of a conversation that this server gets."""
+        for session in (f"s{number}" for number in range(64)):
+            if self.server_of(session) == server:
+                return session
+        raise AssertionError(f"no conversation is {server}'s")
+
+    def who_answers(self) -> set[str]:
+        """The servers that the balancer has now, asked in turns."""
+        try:
+            answers = [_NO_PROXY.get(f"{self.url}/health", timeout=30) for _ in range(2 * len(self.servers))]
+        except requests.ConnectionError:  # the proxy does not listen yet
+            return set()
+        return {answer.headers["X-Served-By"] for answer in answers if answer.status_code == 200}
+
+
+class SeveralServers(ServersTogether):
     """So many servers of a model behind the balancer and the proxy; removed at the end of the `with`."""
 
     def __init__(self, client: Any, images: dict[str, str], model: Path, folder: Path, count: int = 2) -> None:
@@ -88,52 +143,6 @@ class SeveralServers:
         )
         self._stack.callback(container.remove, force=True, v=True)
         return container
-
-    def post(
-        self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None, *, timeout: float = 120,
-        stream: bool = False,
-    ) -> requests.Response:  # fmt: skip
-        """The proxy's answer to it."""
-        own = {"Authorization": f"Bearer {KEY}"} | (headers or {})
-        return requests.post(self.url + path, json=body, headers=own, timeout=timeout, stream=stream)
-
-    def server_of(self, session: str) -> str:
-        """Who answers the conversation of this name."""
-        return str(self.post("/tokenize", {"content": "1"}, {"X-Session-ID": session}).headers["X-Served-By"])
-
-    def chat(
-        self, texts: Sequence[str], headers: dict[str, str] | None = None, **fields: Any
-    ) -> requests.Response:
-        """The answer to a conversation of these turns: the user's, the model's, the user's …"""
-        roles = ("user", "assistant")
-        messages = [{"role": "system", "content": SYSTEM}]
-        messages += [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
-        body = {"messages": messages, "max_tokens": 4, "temperature": 0} | fields
-        return self.post("/v1/chat/completions", body, headers)
-
-    def stream(self, session: str, tokens: int) -> tuple[str, Generator[bytes]]:
-        """An answer of so many tokens that has begun: whose it is, and its lines still to come."""
-        body = {"prompt": "One, two,", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-        answer = self.post("/v1/completions", body, {"X-Session-ID": session}, stream=True)
-        assert answer.status_code == 200, answer.text
-        lines = _lines_of(answer)
-        next(lines)
-        return answer.headers["X-Served-By"], lines
-
-    def session_of(self, server: str) -> str:
-        """The name of a conversation that this server gets."""
-        for session in (f"s{number}" for number in range(64)):
-            if self.server_of(session) == server:
-                return session
-        raise AssertionError(f"no conversation is {server}'s")
-
-    def who_answers(self) -> set[str]:
-        """The servers that the balancer has now, asked in turns."""
-        try:
-            answers = [requests.get(f"{self.url}/health", timeout=30) for _ in range(2 * self._count)]
-        except requests.ConnectionError:  # the proxy does not listen yet
-            return set()
-        return {answer.headers["X-Served-By"] for answer in answers if answer.status_code == 200}
 
     def is_answering(self, server: str) -> bool:
         """Whether a request is in progress in it."""

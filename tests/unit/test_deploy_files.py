@@ -126,6 +126,11 @@ def test_the_stack_has_every_file_of_the_proxy() -> None:
     }
 
 
+def test_what_a_missing_variable_says_is_read_as_words() -> None:
+    for file in (DEPLOY / "swarm").iterdir():  # docker stack takes a `-` in them for the beginning of a default
+        assert not re.search(r"\$\{\w+:\?[^}]*-", file.read_text()), file.name
+
+
 def test_no_service_of_the_stack_has_more_rights_than_it_needs() -> None:
     for name, service in STACK["services"].items():
         assert service["user"] == "65532:65532" and service["read_only"] and service["cap_drop"] == ["ALL"], name
