@@ -21,7 +21,7 @@ from quantyard.protocol.runner import StageFailure
 LONG: Final = "long"  # the domain that is read by position
 _OURS: Final = Path(__file__).parents[1] / "suites" / "domains"
 LEAST_PIECE: Final = 32  # tokens read of a document, so that a short budget still reads more than its first words
-_HINT: Final = "docs/reference/suites.md describes the texts of domains."
+_HINT: Final = "docs/explanation/divergence-by-domain.md describes the texts of domains."
 _ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
 
 
