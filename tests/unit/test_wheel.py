@@ -20,7 +20,7 @@ from tests.gguf_files import TensorSpec, gguf
 
 pytestmark = pytest.mark.commands
 
-_COME_ALONG = {"certifi", "requests", "httpcore2"}  # with the Docker SDK and httpx2
+_COME_ALONG = {"certifi", "requests", "httpcore2", "urllib3"}  # with the SDKs of Docker and Kubernetes and httpx2
 _PROJECT = "quantyard/_project/"
 
 

@@ -38,7 +38,7 @@ WRONG = [
     ("make eval MODEL=x SUITE=quik", "Unknown suite 'quik'. Did you mean 'quick'?", "smoke, quick, standard, full"),
     ("make build MODEL=x THREADS=many", "THREADS=many is not a whole number", "THREADS=8"),
     ("make choose MODEL=x RAM=lots", "RAM=lots is not a size", "RAM=16GiB"),
-    ("make build MODEL=x ENGINE=podman", "ENGINE=podman is not one of auto, docker, local, slurm.", "ENGINE=auto"),
+    ("make build MODEL=x ENGINE=podman", "ENGINE=podman is not one of auto, docker, local, slurm", "ENGINE=auto"),
     ("make build MODEL=x ENGINE=dcker", "ENGINE=dcker is not one of", "Did you mean ENGINE=docker?"),
     ("make build MODEL=x PARITY=twn", "PARITY=twn is not one of twin, full, off.", "Did you mean PARITY=twin?"),
     ("make build MODEL=x OUTTYPE=Q4_K_M", "OUTTYPE=q4_k_m is not one of auto, bf16", "OUTTYPE=auto"),
