@@ -62,9 +62,12 @@ class ObjectStore(Protocol):
 
     def names(self, prefix: str) -> Iterator[str]:
         """Their names."""
+        return (status.name for status in self.statuses(prefix))
 
     def modified_at(self, name: str) -> datetime | None:
         """When an object was written, by the store's clock; None if there is none."""
+        found = self.status(name)
+        return found.modified_at if found else None
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""

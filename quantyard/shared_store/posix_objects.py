@@ -20,7 +20,7 @@ from quantyard.files.atomic import sync_file
 from quantyard.files.if_absent import ENTRY, WAYS, Way, place_if_absent, placed_file, sync_folder
 from quantyard.files.safe_files import remove_tree
 from quantyard.files.unique_names import new_process_mark
-from quantyard.shared_store.objects import ObjectStatus, checked_object_name
+from quantyard.shared_store.objects import ObjectStatus, ObjectStore, checked_object_name
 
 TEMPORARY: Final = ".tmp"
 _TRIES: Final = 20  # a folder may be removed, as empty, while a file is put into it
@@ -29,7 +29,7 @@ _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 T = TypeVar("T")
 
 
-class PosixObjects:
+class PosixObjects(ObjectStore):
     """The objects below one folder. `ways` are those to place a file, in the order of preference."""
 
     def __init__(self, root: Path, ways: Sequence[Way] = WAYS) -> None:
@@ -76,15 +76,6 @@ class PosixObjects:
             todo = [prefix.rstrip("/")]
             while todo:
                 yield from self._listed(todo.pop(), todo)
-
-    def names(self, prefix: str) -> Iterator[str]:
-        """See ObjectStore."""
-        return (status.name for status in self.statuses(prefix))
-
-    def modified_at(self, name: str) -> datetime | None:
-        """See ObjectStore."""
-        found = self.status(name)
-        return found.modified_at if found else None
 
     def remove(self, name: str) -> None:
         """See ObjectStore."""

@@ -45,7 +45,7 @@ def open_s3_objects(place: str) -> ObjectStore:
     return S3Objects(files, bucket, prefix)
 
 
-class S3Objects:
+class S3Objects(ObjectStore):
     """The objects below one prefix of a bucket. `files` is an s3fs.S3FileSystem."""
 
     def __init__(self, files: Any, bucket: str, prefix: str, part_bytes: int = _PART_BYTES) -> None:
@@ -107,15 +107,6 @@ class S3Objects:
         for key, entry in found.items():
             if entry["type"] == "file":
                 yield ObjectStatus(key[begin:], int(entry["size"]), entry["LastModified"])
-
-    def names(self, prefix: str) -> Iterator[str]:
-        """See ObjectStore."""
-        return (status.name for status in self.statuses(prefix))
-
-    def modified_at(self, name: str) -> datetime | None:
-        """See ObjectStore."""
-        found = self.status(name)
-        return found.modified_at if found else None
 
     def remove(self, name: str) -> None:
         """See ObjectStore."""
