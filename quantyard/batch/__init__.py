@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from quantyard.engines.capacity import Capacity
 from quantyard.protocol.node_spec import NodeSpec
+
+LOG_TAIL_LINES: Final = 15  # of what a job wrote, shown with its error
+LOG_TAIL_BYTES: Final = 16 * 1024
 
 # How a job ended that did not end by itself: `node`: it or its processes vanished; `refused`: it can never start.
 Fate = Literal["", "node", "time", "memory", "disk", "cancelled", "preempted", "refused"]

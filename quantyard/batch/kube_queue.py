@@ -16,7 +16,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
 
-from quantyard.batch import JobStatus, SubmittedJob
+from quantyard.batch import LOG_TAIL_BYTES, LOG_TAIL_LINES, JobStatus, SubmittedJob
 from quantyard.batch.errors import KubeRefused, QueueSilent
 from quantyard.batch.kube_api import KubeApi, open_kube_api
 from quantyard.batch.kube_job import GRACE_S, KEEP_S, KEY, MANAGED_BY, SUBMITTER, KubePlace, Manifest, kube_stage_job
@@ -32,8 +32,6 @@ from quantyard.requests import KubeRequest
 _OURS: Final = f"{MANAGED_BY}=quantyard"
 _CONTROLLER: Final = "batch.kubernetes.io/controller-uid"
 _PATIENCE_S: Final = {"image": 300.0, "node": GRACE_S + 60.0}
-_TAIL_LINES: Final = 15
-_TAIL_BYTES: Final = 16 * 1024
 _GONE_S: Final = 60.0
 _STEP_S: Final = 0.5
 _SUBMIT_S: Final = 30.0  # of an API that does not answer, or has too much to do
@@ -134,7 +132,7 @@ class KubeQueue:
             pods = self.api.core("list_namespaced_pod", self.api.namespace, label_selector=chosen)["items"]
             newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), default=None)
             if newest is not None:
-                return self.api.log(newest["metadata"]["name"], _TAIL_LINES, _TAIL_BYTES).strip()
+                return self.api.log(newest["metadata"]["name"], LOG_TAIL_LINES, LOG_TAIL_BYTES).strip()
         return ""
 
     def close_network(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from quantyard.batch import Fate, JobStatus, SubmittedJob
+from quantyard.batch import LOG_TAIL_BYTES, LOG_TAIL_LINES, Fate, JobStatus, SubmittedJob
 from quantyard.batch.slurm_commands import run_slurm_command
 from quantyard.batch.slurm_job import (
     SlurmPlace,
@@ -34,8 +34,6 @@ _MIB: Final = 2**20
 _CANCEL_S: Final = 4.0
 _POLL_S: Final = 15.0
 _MOST_JOBS: Final = 64  # of one run in the queue at a time
-_TAIL_LINES: Final = 15
-_TAIL_BYTES: Final = 16 * 1024
 _QUEUED: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 _RUNNING: Final = frozenset({"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
 _FATES: Final[Mapping[str, Fate]] = {
@@ -112,8 +110,8 @@ class SlurmQueue:
     def log_tail(self, job_id: str, spec: NodeSpec) -> str:
         """See BatchQueue."""
         with suppress(OSError):
-            text = slurm_log_pattern(self._place.logs, spec, job_id).read_bytes()[-_TAIL_BYTES:]
-            return "\n".join(text.decode(errors="replace").splitlines()[-_TAIL_LINES:])
+            text = slurm_log_pattern(self._place.logs, spec, job_id).read_bytes()[-LOG_TAIL_BYTES:]
+            return "\n".join(text.decode(errors="replace").splitlines()[-LOG_TAIL_LINES:])
         return ""
 
     def _with_exit_code(self, job_id: str, status: JobStatus) -> JobStatus:

@@ -23,7 +23,7 @@ from quantyard.protocol.base import ExitCode, RanOn, StageError, StageResult
 from quantyard.protocol.node_spec import ENDED, MAX_SPEC_BYTES, NodeEnd, NodeSpec, image_identity
 from quantyard.protocol.stage_requests import parse_stage_request
 from quantyard.shared_store.attempts import Attempt, begin_attempt
-from quantyard.shared_store.commits import CommittedResult, commit_result, committed_result
+from quantyard.shared_store.commits import Commit, CommittedResult, commit_result, committed_result, differing_name
 from quantyard.shared_store.contents import put_content
 from quantyard.shared_store.leases import end_lease, new_lease_owner, take_lease
 from quantyard.shared_store.objects import ObjectStore
@@ -94,7 +94,7 @@ def run_node_spec(spec: NodeSpec, place: NodePlace, engine: Engine, on_note: Cal
     ran_on = RanOn(host=place.host, job=place.job)
     try:
         found = committed_result(place.store, spec.key)
-        result = found.result if found else _committed_run(spec, place, engine, attempt, ran_on)
+        result = found.result if found else _committed_run(spec, place, engine, attempt, ran_on, on_note)
     except QuantyardError as error:
         attempt.put(ENDED, _node_end(place.job, spec, ran_on, error).model_dump_json().encode())
         raise
@@ -109,7 +109,7 @@ def run_node_spec(spec: NodeSpec, place: NodePlace, engine: Engine, on_note: Cal
 
 
 def _committed_run(
-    spec: NodeSpec, place: NodePlace, engine: Engine, attempt: Attempt, ran_on: RanOn
+    spec: NodeSpec, place: NodePlace, engine: Engine, attempt: Attempt, ran_on: RanOn, on_note: Callable[[str], None]
 ) -> StageResult:
     stage = _stage_of_node_spec(spec)
     _check_node_tools(spec, stage, place, engine)
@@ -125,7 +125,9 @@ def _committed_run(
             if result.exit_code is not ExitCode.DONE:
                 raise StageFailed(spec.label, result)
             result = work.take(spec.label, space, result, stage.leaves).model_copy(update={"ran_on": ran_on})
-            _commit_outputs(spec, place.store, space, result, attempt)
+            if _commit_outputs(spec, place.store, space, result, attempt) is Commit.DIFFERS:
+                kept = differing_name(spec.key, attempt.name)
+                on_note(f"warning: another node committed {spec.label} with other bytes; this result is kept as {kept}")
         except BaseException as error:
             if stage.row.resumable and not isinstance(error, ResultRefused):
                 work.leave(space)
@@ -168,13 +170,13 @@ def _check_node_tools(spec: NodeSpec, stage: StageSpec, place: NodePlace, engine
 
 def _commit_outputs(
     spec: NodeSpec, store: ObjectStore, space: Workspace, result: StageResult, attempt: Attempt
-) -> None:
+) -> Commit:
     for entry in result.outputs:
         put_content(store, space.kept_dir / FILES / entry.path, entry.sha256 or "")
     record = CommittedResult(
         key=spec.key, label=spec.label, result=result, attempt=attempt.name, ended_at=datetime.now(UTC),
     )
-    commit_result(store, record)
+    return commit_result(store, record)
 
 
 def _node_end(job: str, spec: NodeSpec, ran_on: RanOn, error: QuantyardError) -> NodeEnd:

@@ -74,7 +74,7 @@ def commit_result(store: ObjectStore, record: CommittedResult) -> Commit:
         return Commit.WON
     if files_digest(there.outputs) == files_digest(record.outputs):
         return Commit.SAME
-    store.put_if_absent(f"{DIFFERING}{record.key}/{record.attempt}", text)
+    store.put_if_absent(differing_name(record.key, record.attempt), text)
     return Commit.DIFFERS
 
 
@@ -98,6 +98,11 @@ def committed_result(store: ObjectStore, key: str) -> CommittedResult | None:
         hint = "Look at the store's disk; then remove this object, and the stage runs again."
         raise StoreDamaged(f"{store.url}/{RESULTS}{key} is damaged: {str(error).splitlines()[0]}.", hint) from error
     return record
+
+
+def differing_name(key: str, attempt: str) -> str:
+    """Where the result of an attempt is kept that lost with other bytes."""
+    return f"{DIFFERING}{key}/{attempt}"
 
 
 def differing_results(store: ObjectStore, key: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,18 @@ from quantyard.protocol.node_spec import NodeSpec
 from quantyard.protocol.runner import file_sha256
 from quantyard.requests import ClusterRequest, RunEnvironment
 from quantyard.shared_store.attempts import attempt_prefixes
-from quantyard.shared_store.commits import committed_result
+from quantyard.shared_store.commits import (
+    Commit,
+    CommittedResult,
+    commit_result,
+    committed_result,
+    differing_results,
+)
+from quantyard.shared_store.contents import put_content
 from quantyard.shared_store.posix_objects import PosixObjects
-from quantyard.store.artifact import Artifact, ModelId
+from quantyard.store.artifact import Artifact, ModelId, Workspace
 from quantyard.store.stages import ModelStore
-from tests.unit.fake_engine import FakeEngine, fails
+from tests.unit.fake_engine import FakeEngine, fails, writes
 
 GIB = 2**30
 
@@ -49,6 +57,7 @@ class HereQueue:
     ended: dict[str, JobStatus] = field(default_factory=dict)
     name: str = "slurm"
     ours: bool = True
+    notes: list[str] = field(default_factory=list)  # of the nodes
 
     def capacity(self) -> Capacity:
         return Capacity("slurm main", 4, 64 * GIB, 2, nodes=2)
@@ -66,7 +75,7 @@ class HereQueue:
     def _run(self, spec_name: str, job: str) -> int:
         place = NodePlace(self.place.store, self.place.scratch, self.place.repo_dir, self.place.host, f"slurm {job}")
         try:
-            run_node_spec(read_node_spec(place.store, spec_name), place, self.engine, lambda _text: None)
+            run_node_spec(read_node_spec(place.store, spec_name), place, self.engine, self.notes.append)
         except QuantyardError as error:
             return error.code
         return 0
@@ -150,6 +159,29 @@ def test_a_result_that_is_committed_is_taken_without_a_job(cluster: Cluster, tmp
     other = a_cluster(tmp_path)
     other.models = ModelStore(tmp_path / "elsewhere", ModelId("local", "tiny", "0" * 40))
     assert other.run(a_spec()) == first and not other.queue.submitted
+
+
+def test_a_second_result_with_other_bytes_is_kept_aside_and_said_and_the_first_is_taken(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    given, faster = {"source": an_input(tmp_path / "model")}, an_input(tmp_path / "faster", "bytes of a faster node")
+    spec = a_spec("quantize", given)
+
+    def overtaken(stage: StageSpec, space: Workspace) -> StageResult:
+        put_content(cluster.store, faster.place_of("model.gguf"), faster.files[0].sha256 or "")
+        result = StageResult(stage="quantize", exit_code=ExitCode.DONE, outputs=faster.files)
+        record = CommittedResult(
+            key=stage.key, label=stage.label, result=result, attempt="node9-1-0a1b2c3d4e5f", ended_at=datetime.now(UTC)
+        )
+        assert commit_result(cluster.store, record) is Commit.WON
+        return writes("model.gguf")(stage, space)
+
+    cluster.queue.engine.behaviours["quantize"] = overtaken
+    assert cluster.run(spec, given).outputs == faster.files
+    (kept,) = differing_results(cluster.store, spec.key)
+    assert cluster.queue.notes == [
+        f"warning: another node committed quantize with other bytes; this result is kept as {kept}"
+    ]
 
 
 @pytest.mark.parametrize("code", [ExitCode.BAD_REQUEST, ExitCode.UNSUPPORTED_MODEL, ExitCode.BUG])
