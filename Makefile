@@ -105,7 +105,7 @@ config: .ready ## show each setting's value, and its origin: a variable, quantya
 doctor: .ready ## check this machine, with a remedy for each finding
 	@$(RUN) doctor
 
-gc: .ready ## remove from a shared store what nobody needs: STORE=/shared/yard|s3://bucket/prefix [KEEP_DAYS=7] [DRY_RUN=1]
+gc: .ready ## remove what nobody needs: second results, and from STORE=/shared/yard|s3://… killed attempts [KEEP_DAYS=7] [DRY_RUN=1]
 	@$(RUN) gc
 
 demo: .ready .base-image ## build and measure a real 135M model; needs no account

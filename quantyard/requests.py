@@ -98,7 +98,7 @@ class ClusterRequest:
 
 @dataclass(frozen=True)
 class GarbageRequest:
-    """What `gc` leaves in a shared store: what is younger; and whether it only shows what it would remove."""
+    """What `gc` leaves: what is younger; and whether it only shows what it would remove."""
 
     keep_days: int
     dry_run: bool
@@ -120,7 +120,7 @@ class MeasureRequest:
     max_length: int = 0
     cache_types: tuple[str, ...] = ()  # of the KV cache; (): as the suite says
     runtime: RuntimeName | None = None  # measured beside llama.cpp; None: as the suite says
-    shards: int = 1  # that each measurement is divided into
+    shards: int | None = None  # that each measurement is divided into; None: by the number of nodes and files
     mix_nodes: bool = False  # compare speeds that were measured on machines of several kinds
 
 

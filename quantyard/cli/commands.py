@@ -205,7 +205,7 @@ COMMANDS: Final = (
     ),
     Command(
         "gc", "garbage.garbage_command",
-        "Remove from a shared store what nobody needs: attempts that were killed, contents that no result names.",
+        "Remove what nobody needs from a shared store (killed attempts, unnamed contents) and old second results.",
         ("STORE", "ARTIFACTS", "DRY_RUN", "JSON", *CLEANING),
         ("STORE", "KEEP_DAYS", "DRY_RUN", "ARTIFACTS", "JSON"), "set up",
     ),

@@ -13,15 +13,19 @@ def garbage_command(args: argparse.Namespace) -> None:
     from quantyard.workflows.shared_store import workflow_store_garbage
 
     request = command_request(args)
-    url, found = workflow_store_garbage(request)
+    found = workflow_store_garbage(request)
     assert request.garbage is not None, "the command has these settings"
     if request.json:
         from quantyard.cli.json_outputs.looking import garbage_output
 
-        print_json(garbage_output(url, found, removed=not request.garbage.dry_run))
+        print_json(garbage_output(found, removed=not request.garbage.dry_run))
         return
     verb = "would be removed" if request.garbage.dry_run else "removed"
-    print_line(
-        f"{url}: {len(found.attempts)} attempts, {len(found.contents)} contents ({format_bytes(found.contents_bytes)}) "
-        f"and {found.others} other objects {verb}"
-    )
+    if shared := found.shared:
+        print_line(
+            f"{found.url}: {len(shared.attempts)} attempts, {len(shared.differing)} results with other bytes, "
+            f"{len(shared.contents)} contents ({format_bytes(shared.contents_bytes)}) "
+            f"and {shared.others} other objects {verb}"
+        )
+    size = format_bytes(sum(each.size_bytes for each in found.kept_aside))
+    print_line(f"{request.artifacts}: {len(found.kept_aside)} results with other bytes ({size}) {verb}")

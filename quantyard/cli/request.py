@@ -318,7 +318,8 @@ def _typed_measure_request(values: Mapping[str, str]) -> MeasureRequest:
         allow_unsafe_code=flag_setting("ALLOW_UNSAFE_CODE", values),
         n_gpu_layers=integer_setting("N_GPU_LAYERS", values, -1, 10_000),
         mix_nodes=flag_setting("MIX_NODES", values),
-        max_length=integer_setting("MAX_LENGTH", values, 0, 2**24), shards=integer_setting("SHARDS", values, 1, 1000),
+        max_length=integer_setting("MAX_LENGTH", values, 0, 2**24),
+        shards=optional_integer_setting("SHARDS", values, 1, 1000),
         cache_types=_typed_cache_types(values),
         runtime=_typed_runtime(values["RUNTIME"]),
     )

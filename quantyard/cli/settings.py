@@ -148,8 +148,9 @@ SETTINGS: Final = (
         "longest request in tokens; 0: what the model was trained for, at most 4096", "integer",
     ),
     Setting(
-        "SHARDS", "1", "measuring",
-        "parts that each measurement is divided into, for several machines; its numbers stay the same", "integer",
+        "SHARDS", "", "measuring",
+        "parts that each measurement is divided into, its numbers stay the same; default: nodes / files, at most 8",
+        "integer",
     ),
     Setting(
         "MIX_NODES", "", "measuring", "compare speeds that were measured on machines of several kinds", "flag",
@@ -253,7 +254,8 @@ SETTINGS: Final = (
     ),
     Setting(
         "KEEP_DAYS", "7", "cluster",
-        "what `gc` leaves: attempts and unnamed contents that are younger (contents of a day always stay)", "integer",
+        "what `gc` leaves: what is younger, such as attempts and second results (contents of a day always stay)",
+        "integer",
     ),
     Setting(
         "SCRATCH", "/tmp/quantyard-node", "cluster",  # noqa: S108  (jobs may name another)

@@ -15,7 +15,7 @@ class TerminalReporter:
 
     def __init__(self) -> None:
         self._console = stderr_console()
-        self._expected_s: dict[str, float] = {}  # of the plan that was told last
+        self._expected_s: dict[str, float] = {}  # of the lines of the plan that was told last
 
     def steps(self) -> AbstractContextManager[StepReporter]:
         """Bars, or lines, for as long as the steps run."""
@@ -24,5 +24,5 @@ class TerminalReporter:
     def tell(self, event: Event) -> None:
         """Prints the event."""
         if isinstance(event, PlanMade):
-            self._expected_s = {label: step.seconds for label, step in event.planned.cost.time.steps.items()}
+            self._expected_s = event.planned.expected_s
         self._console.print_lines(terminal_event(event))

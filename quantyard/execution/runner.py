@@ -122,6 +122,7 @@ class PlanRunner:
             for problem in self.store.changed:
                 reporter.note(f"made again: {problem}")
             self._prepare_images(reporter)
+            reporter = self._reporter_of_shards(reporter)
             self._records.finished(self._finished.steps, self._finished.specs)
             on_nodes = self.concurrency.on_nodes
             for steps in batch_concurrent_steps(self.plan.steps, on_nodes=on_nodes):
@@ -224,6 +225,13 @@ class PlanRunner:
             self.engine.prepare(image, reporter.note)
         if todo:
             self.find_finished()  # a key is known only once its image exists
+
+    def _reporter_of_shards(self, reporter: StepReporter) -> StepReporter:
+        if not any(step.whole for step in self.plan.steps):
+            return reporter
+        from quantyard.execution.shard_reporter import ShardReporter  # imported late: most plans are not divided
+
+        return ShardReporter(self.plan.steps, tuple(self._finished.steps), reporter)
 
     def output(self, label: str) -> Path:
         """The folder of a finished step's outputs."""

@@ -1,15 +1,16 @@
-"""Removes from a shared store what nobody needs: attempts that were killed, and contents that no result names.
+"""Removes from a shared store what nobody needs: killed attempts, old second results, contents that no result names.
 
-Safe beside running work, by the store's own clock: an attempt whose lease is alive stays; a content stays if any
-result, differing result or spec holds its digest, if it was put within the limit, or since the oldest live attempt
-began. The limit of contents is above the time after which one that is put again counts as new (contents.py).
+Safe beside running work, by the store's own clock: an attempt whose lease is alive stays; a second result with other
+bytes stays until it is older than the limit; a content stays if any result, differing result or spec holds its digest,
+if it was put within the limit, or since the oldest live attempt began. The limit of contents is above the time after
+which one that is put again counts as new (contents.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -33,6 +34,7 @@ class Garbage:
     """What was removed, or would be: the names of attempts, contents and others, and the contents' size."""
 
     attempts: tuple[str, ...]
+    differing: tuple[str, ...]  # second results with other bytes
     contents: tuple[str, ...]
     contents_bytes: int
     others: int  # expired leases, unfinished uploads and the like
@@ -46,23 +48,25 @@ def collect_store_garbage(
     now = store.now()
     before = now - older_than
     live, abandoned = _attempts_of_store(store, before)
-    contents = _unnamed_contents(store, min([before, now - contents_older_than, *live]))
+    differing = [*_old_objects(store, DIFFERING, before)]
+    contents = _unnamed_contents(store, min([before, now - contents_older_than, *live]), differing)
     others = [*_spent_specs(store, before), *_expired_leases(store, before)]
     others += [name for prefix in (KEPT, PROBES, CHECKS) for name in _old_objects(store, prefix, before)]
     if not dry_run:
         for prefix in abandoned:
             remove_attempt(store, prefix)
-        for name in others:
+        for name in (*differing, *others):
             store.remove(name)
         contents = [each for each in contents if _is_still_old(store, each, before)]
     found = Garbage(
-        tuple(abandoned), tuple(each.name for each in contents), sum(each.size_bytes for each in contents), len(others)
-    )
+        tuple(abandoned), tuple(differing), tuple(each.name for each in contents),
+        sum(each.size_bytes for each in contents), len(others),
+    )  # fmt: skip
     return found if dry_run else _with_temporary_removed(store, found, before)
 
 
 def _with_temporary_removed(store: ObjectStore, found: Garbage, before: datetime) -> Garbage:
-    return Garbage(found.attempts, found.contents, found.contents_bytes, found.others + store.clear_temporary(before))
+    return replace(found, others=found.others + store.clear_temporary(before))
 
 
 def _attempts_of_store(store: ObjectStore, before: datetime) -> tuple[list[datetime], list[str]]:
@@ -76,17 +80,20 @@ def _attempts_of_store(store: ObjectStore, before: datetime) -> tuple[list[datet
     return live, abandoned
 
 
-def _unnamed_contents(store: ObjectStore, before: datetime) -> list[ObjectStatus]:
+def _unnamed_contents(store: ObjectStore, before: datetime, removed: Collection[str]) -> list[ObjectStatus]:
+    """The old contents that no object names, but for the ones that are removed too."""
     old = [status for status in store.statuses(CONTENTS) if status.modified_at < before]
     kept = {status.name.removeprefix(KEPT) for status in store.statuses(KEPT) if status.modified_at >= before}
-    named = _named_digests(store) if old else set[str]()
+    named = _named_digests(store, removed) if old else set[str]()
     return [status for status in old if status.name.removeprefix(CONTENTS) not in named | kept]
 
 
-def _named_digests(store: ObjectStore) -> set[str]:
-    found = set[str]()
+def _named_digests(store: ObjectStore, removed: Collection[str]) -> set[str]:
+    found, left_out = set[str](), set(removed)
     for prefix in _NAMING:
         for name in store.names(prefix):
+            if name in left_out:
+                continue
             try:
                 text = store.read_bytes(name)
             except FileNotFoundError:  # removed meanwhile

@@ -37,6 +37,7 @@ from quantyard.protocol.checked_facts import check_result_facts
 from quantyard.protocol.stage_result import MAX_RESULT_BYTES, RESULT, parse_stage_result
 from quantyard.store.artifact import Artifact, FinishedStage, ModelId, Workspace
 from quantyard.store.attempt_folders import AttemptFolders
+from quantyard.store.differing import DIFFERING_FOLDER
 from quantyard.store.file_stamps import (
     STAMPS,
     file_stamps_text,
@@ -218,7 +219,7 @@ class ModelStore:
                 final.rename(kept.with_name(f"replaced-{new_process_mark()}"))
 
     def _keep_differing(self, label: str, space: Workspace) -> None:
-        aside = self.folder / "differing" / space.folder.name[1:]
+        aside = self.folder / DIFFERING_FOLDER / space.folder.name[1:]
         aside.parent.mkdir(exist_ok=True)
         space.kept_dir.rename(aside)
         self.differing.append(

@@ -45,6 +45,7 @@ def workflow_doctor(request: BuildRequest) -> list[DoctorFinding]:
         except Exception as error:  # a broken check is a finding too
             what = check.__name__.strip("_").replace("_", " ")
             findings.append(DoctorFinding(what, "note", f"could not be checked: {error}"))
+    findings += _examine_differing(request)
     if request.engine in QUEUES:
         return [*findings, *_examine_queue_of_cluster(request)]
     if request.cluster.store:
@@ -70,6 +71,15 @@ def _examine_shared_store(request: BuildRequest) -> DoctorFinding:
         return workflow_store_finding(request.cluster.store)
     except QuantyardError as error:
         return DoctorFinding("shared store", "missing", error.message, error.hint)
+
+
+def _examine_differing(request: BuildRequest) -> list[DoctorFinding]:
+    from quantyard.workflows.shared_store import workflow_differing_findings
+
+    try:
+        return workflow_differing_findings(request)
+    except QuantyardError:  # what examines the store says so
+        return []
 
 
 def _examine_python(_request: BuildRequest) -> DoctorFinding:

@@ -269,11 +269,13 @@ def prepare_workflow(request: BuildRequest, plan: BuildPlan, engine: Engine) -> 
     runner = PlanRunner(plan, engine, store, REPO_DIR)
     finished = set(runner.find_finished())
     is_finished = all(step.label in finished for step in plan.steps)
-    if request.measure and request.measure.shards > 1 and not is_finished:
-        from quantyard.plan.shards import plan_in_shards  # imported late: most plans are not divided
+    if request.measure and not is_finished:
+        from quantyard.plan.shards import default_shards, plan_in_shards  # imported late: a build measures nothing
 
-        plan = runner.plan = plan_in_shards(plan, finished, request.measure.shards)
-        finished = set(runner.find_finished())
+        nodes = engine.capacity().nodes
+        shards = request.measure.shards or (default_shards(plan, nodes) if nodes > 1 else 1)
+        plan = runner.plan = plan_in_shards(plan, finished, shards)
+        finished = set(runner.find_finished()) if shards > 1 else finished
     time = Forecast() if is_finished else _workflow_times(request, runner, finished)
     return runner, finished, forecast_cost(plan, finished, runner.partial_bytes(), request.artifacts, time)
 

@@ -13,6 +13,7 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.facts import TwinFacts
+from quantyard.requests import QUEUES
 from quantyard.store.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:  # a build plans no evaluation
@@ -48,6 +49,22 @@ class Planned:
     def to_run(self) -> tuple[str, ...]:
         """Labels of the steps that are left, in order."""
         return tuple(step.label for step in self.plan.steps if step.label not in self.finished)
+
+    @property
+    def expected_s(self) -> dict[str, float]:
+        """Seconds that each line of the plan is expected to take; a stage in shards is one, by its title."""
+        times = {label: step.seconds for label, step in self.cost.time.steps.items()}
+        if not any(step.whole for step in self.plan.steps):
+            return times
+        from quantyard.plan.sharded_steps import steps_with_shards  # imported late: most plans are not divided
+
+        expected = dict[str, float]()
+        for line in steps_with_shards(self.plan.steps):
+            known = [times[shard.label] for shard in line.shards if shard.label in times]
+            at_once = len(line.shards) if self.engine in QUEUES else 1
+            if known or line.step.label in times:
+                expected[line.title] = sum(known) / max(1, at_once) + times.get(line.step.label, 0.0)
+        return expected
 
     def check_disk(self) -> None:
         """Check that the disk is large enough.

@@ -83,7 +83,7 @@ def test_the_plan_shows_waves_times_and_the_critical_path(plan: BuildPlan, tmp_p
     cost = forecast_cost(plan, (), 0, tmp_path, time)
     planned = Planned(plan, frozenset(), cost, "docker", "", tmp_path, nodes=4)
     shown = summary.terminal_plan(planned)
-    assert "evaluate BF16 shard 1 of 3" in shown
+    assert "evaluate BF16, 3 shards" in shown
     assert "critical path" in shown and "→ report" in shown
     found = json.loads(plan_output(planned).model_dump_json())["nodes"]
     assert found["waves"][0] == ["datasets", "convert"]

@@ -210,8 +210,20 @@ def test_gc_removes_old_contents_that_no_result_names(store: PosixObjects, tmp_p
     for entry in (named, aside, again, unnamed):
         _age(store, content_name(entry.sha256 or ""), 2 * DAY)
     _content(store, tmp_path, "again")
-    assert collect_store_garbage(store, NOW).contents == (content_name(unnamed.sha256 or ""),)
+    assert collect_store_garbage(store, DAY).contents == (content_name(unnamed.sha256 or ""),)
     assert len(list(store.names("cas/"))) == 4
+
+
+def test_gc_removes_old_results_with_other_bytes_and_what_only_they_name(store: PosixObjects, tmp_path: Path) -> None:
+    first, other = (_content(store, tmp_path, text) for text in ("weights", "other weights"))
+    commit_result(store, _record(first, "one"))
+    commit_result(store, _record(other, "two"))
+    assert collect_store_garbage(store, DAY, NOW).differing == ()
+    for dry_run in (True, False):
+        found = collect_store_garbage(store, NOW, NOW, dry_run)
+        assert found.differing == (f"differing/{KEY}/two",)
+        assert found.contents == (content_name(other.sha256 or ""),)
+    assert differing_results(store) == [] and committed_result(store, KEY) is not None
 
 
 def test_gc_keeps_contents_that_a_live_attempt_may_have_put(store: PosixObjects, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quantyard.cli.parser import parse_command_line
+from quantyard.cli.request import read_command_request
 from quantyard.protocol.exit_codes import ExitCode
 from quantyard.shared_store.attempts import begin_attempt
 from quantyard.shared_store.leases import new_lease_owner
@@ -16,7 +18,7 @@ from quantyard.shared_store.mounts import bucket_behind_fuse, mounted_type
 from quantyard.shared_store.posix_objects import PosixObjects
 from quantyard.shared_store.store_probe import StoreProbe
 from quantyard.workflows import shared_store
-from quantyard.workflows.shared_store import workflow_store_finding
+from quantyard.workflows.shared_store import workflow_differing_findings, workflow_store_finding
 from tests.conftest import run_here
 
 MOUNTS = """\
@@ -38,17 +40,45 @@ def _old_attempt(root: Path) -> str:
 
 def test_gc_shows_what_it_would_remove_and_removes_it(tmp_path: Path) -> None:
     prefix = _old_attempt(tmp_path / "yard")
-    shown = run_here("gc", "--store", str(tmp_path / "yard"), "--dry-run")
+    here = str(tmp_path)
+    shown = run_here("gc", "--store", str(tmp_path / "yard"), "--dry-run", ARTIFACTS=here)
     assert shown.returncode == 0 and "1 attempts" in shown.stdout and "would be removed" in shown.stdout
-    done = run_here("gc", STORE=f"file://{tmp_path}/yard", JSON="1")
+    done = run_here("gc", STORE=f"file://{tmp_path}/yard", JSON="1", ARTIFACTS=here)
     found = json.loads(done.stdout)
     assert found["attempts"] == [prefix] and found["removed"] and not list((tmp_path / "yard").glob("attempts/*"))
 
 
 def test_gc_leaves_what_is_younger_than_keep_days(tmp_path: Path) -> None:
     _old_attempt(tmp_path / "yard")
-    done = run_here("gc", "--store", str(tmp_path / "yard"), "--keep-days", "30")
+    done = run_here("gc", "--store", str(tmp_path / "yard"), "--keep-days", "30", ARTIFACTS=str(tmp_path))
     assert "0 attempts" in done.stdout
+
+
+def test_gc_removes_old_results_with_other_bytes_from_artifacts(tmp_path: Path) -> None:
+    old, new = (tmp_path / f"org/name/0123456789ab/differing/evaluate-{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "evaluation.json").write_text("{}")
+    os.utime(old, (time.time() - 8 * 86_400,) * 2)
+    shown = run_here("gc", "--dry-run", ARTIFACTS=str(tmp_path))
+    assert "1 results with other bytes (2 B) would be removed" in shown.stdout and old.exists()
+    found = json.loads(run_here("gc", ARTIFACTS=str(tmp_path), JSON="1").stdout)
+    assert found["kept_aside"] == [str(old)] and found["kept_aside_bytes"] == 2
+    assert [*old.parent.iterdir()] == [new] and not (tmp_path / ".cluster").exists()
+    run_here("gc", "--keep-days", "0", ARTIFACTS=str(tmp_path))
+    assert not old.parent.exists()
+
+
+def test_doctor_says_what_was_kept_aside_and_nothing_where_nothing_was(tmp_path: Path) -> None:
+    request = read_command_request(parse_command_line(["doctor"]), {"ARTIFACTS": str(tmp_path)})
+    assert workflow_differing_findings(request) == []
+    folder = tmp_path / "org/name/0123456789ab/differing/evaluate-one/files"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text("{}")
+    PosixObjects(tmp_path / ".cluster" / "store").put("differing/key/attempt", b"{}")
+    here, there = workflow_differing_findings(request)
+    assert here.state == there.state == "note" and "make gc" in here.remedy
+    assert here.value.startswith(f"1 in {tmp_path} (2 B)") and "differing/key/attempt" in there.value
 
 
 @pytest.mark.parametrize(("store", "words"), [("s3://", "STORE"), ("gs://bucket", "STORE=gs://")])

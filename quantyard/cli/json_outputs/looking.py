@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from pathlib import Path
 
     from quantyard.quants.catalog import Quant
-    from quantyard.shared_store.garbage import Garbage
     from quantyard.workflows.doctor import DoctorFinding
     from quantyard.workflows.init import FoundSetting
+    from quantyard.workflows.shared_store import StoreGarbage
 
 
 class QuantRow(JsonRow):
@@ -94,17 +94,24 @@ class GarbageOutput(JsonOutput):
     store: str
     removed: bool  # false with DRY_RUN=1
     attempts: list[str]  # prefixes in the store
+    differing: list[str]  # names in the store: second results, with other bytes
+    kept_aside: list[str]  # folders below ARTIFACTS, with the outputs of such results
+    kept_aside_bytes: int
     contents: list[str]  # names in the store
     contents_bytes: int
     others: int  # expired leases, spent specs, unfinished uploads
 
 
-def garbage_output(store: str, found: Garbage, *, removed: bool) -> GarbageOutput:
+def garbage_output(found: StoreGarbage, *, removed: bool) -> GarbageOutput:
     """What was removed, or would be."""
+    shared = found.shared
     return GarbageOutput(
-        store=store, removed=removed, attempts=list(found.attempts), contents=list(found.contents),
-        contents_bytes=found.contents_bytes, others=found.others,
-    )
+        store=found.url, removed=removed, attempts=list(shared.attempts if shared else ()),
+        differing=list(shared.differing if shared else ()), kept_aside=[str(each.path) for each in found.kept_aside],
+        kept_aside_bytes=sum(each.size_bytes for each in found.kept_aside),
+        contents=list(shared.contents if shared else ()), contents_bytes=shared.contents_bytes if shared else 0,
+        others=shared.others if shared else 0,
+    )  # fmt: skip
 
 
 class FindingRow(JsonRow):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
     from quantyard.forecast.expected_times import Forecast, StepTime
     from quantyard.forecast.samples import TimingSample
     from quantyard.plan.power import PlannedPower
-    from quantyard.plan.steps import BuildPlan, Measuring, Step
+    from quantyard.plan.sharded_steps import StepWithShards
+    from quantyard.plan.steps import BuildPlan, Measuring
     from quantyard.protocol.api_tests import ContractReport
     from quantyard.quants.catalog import Quant
     from quantyard.sources.presets import Preset
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # to list quants, nothing of a build is imported
 def terminal_plan(planned: Planned) -> str:
     """The plan, one fact a line."""
     from quantyard.plan.notes import plan_notes
+    from quantyard.plan.sharded_steps import steps_with_shards
 
     plan, finished, cost = planned.plan, planned.finished, planned.cost
     license_ = f", licence {plan.source.license}" if plan.source.license else ""
@@ -52,7 +54,7 @@ def terminal_plan(planned: Planned) -> str:
     if plan.measuring is not None:
         facts.append(("Measures", _render_measuring(plan.measuring)))
     facts += _render_powers(planned.powers)
-    facts += [("Stages", _render_step(step, step.label in finished, cost)) for step in plan.steps]
+    facts += [("Stages", _render_step(step, finished, cost)) for step in steps_with_shards(plan.steps)]
     facts += _render_time_facts(cost.time, [step.label for step in plan.steps if step.label not in finished])
     if cost.trial_s >= 1:
         facts.append(
@@ -145,14 +147,20 @@ def _render_download(cost: Cost) -> str:
     return " and ".join(parts) or "nothing"
 
 
-def _render_step(step: Step, done: bool, cost: Cost) -> str:
-    if done:
+def _render_step(whole: StepWithShards, finished: Collection[str], cost: Cost) -> str:
+    """The step, or all its shards in one line, with what the costliest of those needs that are left."""
+    step, shards = whole.step, whole.shards
+    if step.label in finished:
         return f"[green]done[/]    {escape_rich_markup(step.label)}"
-    time, memory_bytes = cost.time.steps.get(step.label), cost.stage_memory_bytes.get(step.label)
+    n_done = sum(shard.label in finished for shard in shards)
+    labels = [shard.label for shard in shards if shard.label not in finished] or [step.label]
+    times = [cost.time.steps[label] for label in labels if label in cost.time.steps]
+    memories = [cost.stage_memory_bytes[label] for label in labels if label in cost.stage_memory_bytes]
+    done, each = f" ({n_done} of them done)" if n_done else "", "each " if shards else ""
     parts = [f"about {format_bytes(step.size_bytes)}"] if step.size_bytes else []
-    parts += [f"{_render_step_time(time)}"] if time else []
-    parts += [f"{format_memory(memory_bytes)} of memory"] if memory_bytes else []
-    return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(step.label)}", *parts])
+    parts += [each + _render_step_time(max(times, key=lambda time: time.seconds))] if times else []
+    parts += [f"{format_memory(max(memories))} of memory"] if memories else []
+    return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(whole.title)}{done}", *parts])
 
 
 def _render_step_time(time: StepTime) -> str:
