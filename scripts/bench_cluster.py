@@ -16,6 +16,9 @@ What is measured, and the limit of each:
     evaluation   the suite smoke on the demo's Q4_K_M in 2 and 4 shards: values and answers that differ: 0. Tokens that
                  all shards decode against those of the whole: at most 1.03 x.
 
+    Both also say, without a limit, how many times as fast two workers are as one, where two cores are idle: each worker
+    is a process with one thread. Start, loading and the self-check are in these times, as they are in those of a job.
+
 Exit codes:  0 every limit holds · 1 one does not (it is named) · 2 it cannot be measured
 """
 
@@ -28,7 +31,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +43,7 @@ sys.path.insert(0, str(REPO_DIR))
 from quantyard.engines import OnProgress  # noqa: E402 (the path above comes first)
 from quantyard.execution.runner import PlanRunner  # noqa: E402
 from quantyard.execution.scheduler import Concurrency  # noqa: E402
+from quantyard.hardware.machine import physical_cores  # noqa: E402
 from quantyard.plan.shards import plan_in_shards  # noqa: E402
 from quantyard.plan.steps import StageSpec  # noqa: E402
 from quantyard.protocol.base import Progress, StageRequest, StageResult  # noqa: E402
@@ -45,6 +51,7 @@ from quantyard.protocol.evaluation import (  # noqa: E402
     DivergenceRequest,
     DivergenceSettings,
     EvaluateRequest,
+    Runtime,
     TaskEntry,
 )
 from quantyard.store.artifact import Artifact, Workspace  # noqa: E402
@@ -58,6 +65,8 @@ from tests.unit.fake_engine import FakeEngine  # noqa: E402
 WAITS_S: Final[Mapping[str, float]] = {"evaluate": 1.0, "divergence": 0.5, "quantize": 0.3, "speed": 0.3}
 WAIT_S: Final = 0.1  # of other stages
 MERGE_S: Final = 0.02
+WORKERS: Final = 2
+ONE_THREAD: Final = Runtime(threads=1)
 DIVERGENCE_SHARDS, EVALUATION_SHARDS = (2, 5), (2, 4)
 LEAST_RATIO, MOST_TOKENS = 1.8, 1.03
 
@@ -151,7 +160,7 @@ def divergence_rows(folder: Path) -> Iterator[ClusterRow]:
 
     request = DivergenceRequest(
         label="Q4_K_M", baseline_file=demo_file("Q8_0").name, model_file=demo_file("Q4_K_M").name,
-        settings=DivergenceSettings(n_chunks=8, n_ctx=256),
+        settings=DivergenceSettings(n_chunks=20, n_ctx=256), runtime=ONE_THREAD,
     )
     files = {"model": demo_file("Q4_K_M"), "baseline": demo_file("Q8_0")}
     yield from compared_rows(folder, divergence, request, files, DIVERGENCE_SHARDS)
@@ -163,7 +172,9 @@ def evaluation_rows(folder: Path) -> Iterator[ClusterRow]:
 
     gguf = demo_file("Q4_K_M")
     tasks = tuple(TaskEntry(task=f"smoke_{name}") for name in ("questions", "generation"))
-    request = EvaluateRequest(label="Q4_K_M", model_file=gguf.name, tasks=tasks, include_path="smoke")
+    request = EvaluateRequest(
+        label="Q4_K_M", model_file=gguf.name, tasks=tasks, include_path="smoke", runtime=ONE_THREAD
+    )
     files = {"model": gguf, "suite": REPO_DIR / "eval" / "suites"}
     yield from compared_rows(folder, evaluate, request, files, EVALUATION_SHARDS)
 
@@ -174,10 +185,17 @@ def compared_rows(
     """The whole, and the same in shards."""
     stage = MeasuringStage(work, request, files)
     say(f"{request.stage}, whole")
-    whole = stage.run(folder / "whole")
+    started = time.monotonic()
+    with fresh_workers() as workers:
+        whole = workers.submit(stage.run, folder / "whole").result()
+    alone_s = time.monotonic() - started
     for count in counts:
         say(f"{request.stage} in {count} shards")
-        merged, shards = stage.run_in_shards(folder / str(count), count)
+        started = time.monotonic()
+        with fresh_workers() as workers:
+            merged, shards = stage.run_in_shards(folder / str(count), count, workers)
+        if count == WORKERS and physical_cores() >= WORKERS:
+            yield faster_row(request.stage, alone_s, time.monotonic() - started)
         differ = [name for name, value in left_by(whole).items() if left_by(merged).get(name) != value]
         yield ClusterRow(
             f"{request.stage} in {count} shards: files that differ", len(differ), "0", not differ, ", ".join(differ)
@@ -187,6 +205,17 @@ def compared_rows(
             yield ClusterRow(
                 "… tokens decoded against the whole", ratio, f"≤ {MOST_TOKENS} x", ratio <= MOST_TOKENS
             )
+
+
+def fresh_workers() -> ProcessPoolExecutor:
+    """Workers that start a process for each run, as a job does."""
+    return ProcessPoolExecutor(WORKERS, get_context("spawn"), max_tasks_per_child=1)
+
+
+def faster_row(stage: str, alone_s: float, together_s: float) -> ClusterRow:
+    """How many times as fast the workers are as one."""
+    detail = f"{alone_s:.0f} s against {together_s:.0f} s"
+    return ClusterRow(f"{stage}, two workers against one", alone_s / together_s, "none", True, detail)
 
 
 def left_by(ran: RanStage) -> dict[str, Any]:

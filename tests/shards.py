@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,9 +57,16 @@ class MeasuringStage:
         request = self.request.model_copy(update={"shard": shard})
         return RanStage(self.work(stage, request), stage.files_dir)
 
-    def run_in_shards(self, folder: Path, count: int) -> tuple[RanStage, list[RanStage]]:
-        """Run every shard, and put them together: the whole, and what each shard left."""
-        numbers = range(1, count + 1)
-        ran = [self.run(folder / str(index), Shard(index=index, count=count)) for index in numbers]
-        made = {shard_input(index): shard.files for index, shard in zip(numbers, ran, strict=True)}
-        return self.run(folder / "whole", shards=made), ran
+    def run_in_shards(
+        self, folder: Path, count: int, workers: Executor | None = None
+    ) -> tuple[RanStage, list[RanStage]]:
+        """Run every shard, by these workers or one after the other, and put them together: the whole, and what each
+        shard left.
+        """
+        folders = [folder / str(index) for index in range(1, count + 1)]
+        shards = [Shard(index=index, count=count) for index in range(1, count + 1)]
+        ran = list((workers.map if workers else map)(self.run, folders, shards))
+        made = {shard_input(index): shard.files for index, shard in enumerate(ran, 1)}
+        if workers is None:
+            return self.run(folder / "whole", shards=made), ran
+        return workers.submit(self.run, folder / "whole", shards=made).result(), ran
