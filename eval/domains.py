@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +27,14 @@ from eval.analysis.domain_divergence import (
     domain_parts,
     position_names,
 )
-from eval.analysis.domain_passages import Passage, passage_batches
+from eval.analysis.domain_passages import Passage
 from eval.analysis.domain_reading import domain_reading
 from eval.analysis.domain_texts import LONG, DomainText
-from eval.analysis.kl_divergence import DivergenceRows
 from eval.analysis.long_documents import read_domains_with_long_documents
+from eval.analysis.passage_readers import PassageReaders
 from eval.llama.cache_context import open_cache_context
 from eval.llama.compared_models import compared_models, labelled_models, refuse_other_vocabulary
-from eval.llama.context import BATCH_TOKENS, PAD, Context, ContextSettings
+from eval.llama.context import PAD, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.hardware.machine import available_memory_bytes
 from quantyard.metrics.domain_figures import worst_domain
@@ -46,7 +45,6 @@ from quantyard.protocol.evaluation import DomainSettings, DomainsRequest
 from quantyard.protocol.runner import Stage, StageOutcome, run_stage
 from quantyard.protocol.shard import shard_folders, shard_members
 
-_MAX_ROWS: Final = 256  # rows of logits per model at a time
 _CACHE_SHARE: Final = 0.5  # of the free memory, for KV caches
 _FINISHED: Final = "finished"  # folder of the domains that are measured
 
@@ -78,7 +76,8 @@ def domains(stage: Stage, request: DomainsRequest) -> StageOutcome:
     with compared_models(stage, request) as models:
         for model in models[1:]:
             refuse_other_vocabulary(models[0], model)
-        records = _measured_domains(stage, request, models, texts)
+        with PassageReaders(models, request.runtime.threads) as readers:
+            records = _measured_domains(stage, request, readers, texts)
     shutil.rmtree(stage.files_dir / _FINISHED)
     labels = request.asked_labels
     took_s = (time.monotonic() - started) / len(labels)
@@ -129,7 +128,7 @@ def domains_of_shards(folders: Sequence[Path], texts: Sequence[DomainText]) -> D
 
 
 def _measured_domains(
-    stage: Stage, request: DomainsRequest, models: Sequence[GgufModel], texts: Sequence[DomainText]
+    stage: Stage, request: DomainsRequest, readers: PassageReaders, texts: Sequence[DomainText]
 ) -> list[DomainRecord]:
     folder, records = stage.files_dir / _FINISHED, []
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +137,7 @@ def _measured_domains(
         path = folder / f"{at}.json"
         record = _finished_domain(path, text.name, request)
         if record is None:
-            record = _measured_domain(request, models, text)
+            record = _measured_domain(request, readers, text)
             path.with_suffix(".part").write_text(record.model_dump_json())
             path.with_suffix(".part").rename(path)
         else:
@@ -158,7 +157,8 @@ def _finished_domain(path: Path, name: str, request: DomainsRequest) -> DomainRe
     return record if same and (not record.files or set(record.files) == set(request.asked_labels)) else None
 
 
-def _measured_domain(request: DomainsRequest, models: Sequence[GgufModel], text: DomainText) -> DomainRecord:
+def _measured_domain(request: DomainsRequest, readers: PassageReaders, text: DomainText) -> DomainRecord:
+    models = readers.models
     fitting = fitting_positions(models, request.runtime.threads) if text.name == LONG else sys.maxsize
     reading = domain_reading(models[0], text, request.settings, fitting)
     passages = [passage for passage in reading.passages if len(passage.targets)]
@@ -167,7 +167,7 @@ def _measured_domain(request: DomainsRequest, models: Sequence[GgufModel], text:
     if n_tokens < LEAST_TOKENS:
         left_out.append(f"not measured: {n_tokens} tokens could be scored, fewer than {LEAST_TOKENS}")
         return DomainRecord(left_out=tuple(DomainLeftOut(domain=text.name, reason=why) for why in left_out))
-    rows = read_passages_side_by_side(models, passages, request.runtime.threads)
+    rows = readers.read(passages)
     tokens, asked = _tokens_of(passages), labelled_models(request, models)
     values = dict(zip(map(id, models[1:]), rows.models(), strict=True))
     files = {}
@@ -203,39 +203,6 @@ def fitting_positions(models: Sequence[GgufModel], threads: int) -> int:
         context.close()
         per_position += allocated.k + allocated.v
     return int(available_memory_bytes() * _CACHE_SHARE / per_position) if per_position else sys.maxsize
-
-
-# ---- decoding ----------------------------------------------------------------------------------------
-
-
-def read_passages_side_by_side(
-    models: Sequence[GgufModel], passages: Sequence[Passage], threads: int
-) -> DivergenceRows:
-    """Let every model read the passages, and compare them with the baseline, `models[0]`."""
-    rows = DivergenceRows(models[0].n_vocab, len(models) - 1)
-    n_ctx = max(len(passage.tokens) for passage in passages)
-    settings = ContextSettings(n_ctx, threads=threads, n_encoded=max(len(p.encoded) for p in passages))
-    with ExitStack() as stack:
-        contexts = [stack.enter_context(Context(model, settings)) for model in models]
-        for passage in passages:
-            _read_passage(contexts, passage, rows)
-    return rows
-
-
-def _read_passage(contexts: Sequence[Context], passage: Passage, rows: DivergenceRows) -> None:
-    for context in contexts:
-        context.clear()
-        if passage.encoded:
-            context.encode(passage.encoded)
-    for batch in passage_batches(passage, BATCH_TOKENS, _MAX_ROWS):
-        positions = np.arange(batch.start, batch.end, dtype=np.int32)
-        sequence, one = np.zeros_like(positions), np.ones_like(positions)
-        baseline, *others = [
-            context.decode(passage.tokens[batch.start : batch.end], positions, batch.wanted, sequence, one)
-            for context in contexts
-        ]
-        if batch.wanted.any():
-            rows.add(baseline, others, passage.tokens[batch.start + 1 : batch.end + 1][batch.wanted])
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import JsonValue
 
+from eval.llama.model import GgufModel
 from eval.tasks import offline
-from quantyard.hardware.machine import hardware_facts
+from quantyard.hardware.machine import hardware_facts, physical_cores
 from quantyard.protocol.base import ExitCode, Frozen
 from quantyard.protocol.evaluation import EvaluateRequest
 from quantyard.protocol.runner import Stage, StageFailure, StageOutcome, run_stage
@@ -74,6 +75,8 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
     Raises:
         StageFailure: the model cannot be measured, the self-check failed, or a task cannot be used.
     """
+    if not request.tasks:
+        return _describe_file(stage, request)
     datasets = stage.in_dir / "datasets"
     offline.take_datasets_offline(datasets if datasets.is_dir() else None, stage.scratch_dir)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -88,9 +91,7 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
         model, runtime.max_length, runtime.threads, runtime.n_gpu_layers, request.seed, request.thought_tokens
     )
     folder = task_include_dir(stage, request.include_path)
-    leaves = load_tasks(
-        request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code
-    ) if request.tasks else ()
+    leaves = load_tasks(request.tasks, folder, seed=request.seed, allow_unsafe_code=request.allow_unsafe_code)
     if request.shard:
         return _evaluate_shard(stage, request, lm, leaves, request.shard)
     before = _checked_before(stage, request, lm)
@@ -112,6 +113,25 @@ def evaluate(stage: Stage, request: EvaluateRequest) -> StageOutcome:
         tools=_evaluation_versions(),
         argv=(("lm_eval", "llama-cpp", str(model)),),
     )
+
+
+def _describe_file(stage: Stage, request: EvaluateRequest) -> StageOutcome:
+    """Of a suite without tasks: what is known of the file, and its predictions; without lm-eval and the self-check of
+    scores that nobody asks for.
+    """
+    from eval.llama.predictions import file_predictions
+
+    started, threads = time.monotonic(), request.runtime.threads
+    tools = {name: version for name, version in _evaluation_versions().items() if name in ("llama-cpp-python", "numpy")}
+    stage.begin("the model is loaded")
+    with GgufModel.load(stage.in_dir / "model" / request.model_file, request.runtime.n_gpu_layers) as model:
+        found = Evaluation(
+            file=model.facts(request.label, _evaluated_sha256(stage, request)), outcomes=(), n_requests=0,
+            n_tokens_decoded=0, n_tokens_requested=0, predictions=file_predictions(model, threads), versions=tools,
+            hardware=hardware_facts(threads or physical_cores()), duration_s=time.monotonic() - started,
+        )
+    (stage.files_dir / "evaluation.json").write_text(found.model_dump_json(indent=1) + "\n")
+    return StageOutcome(facts=_evaluation_facts(found, ()), tools=tools)
 
 
 def _evaluate_shard(

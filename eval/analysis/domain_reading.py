@@ -12,7 +12,7 @@ from eval.analysis.domain_texts import LONG, DomainText, domain_reading_lengths
 from eval.llama.model import GgufModel
 from quantyard.formatting.numbers import format_count, format_percent
 from quantyard.protocol.divergence_results import DomainForm
-from quantyard.protocol.evaluation import DomainSettings
+from quantyard.protocol.evaluation import DomainSettings, last_long_position
 from quantyard.sandbox.chat_template import ChatTemplate
 
 _TEXT: Final = "text"  # the kind of a document's tokens
@@ -60,7 +60,7 @@ def _text_reading(model: GgufModel, text: DomainText, settings: DomainSettings, 
 
 def _long_reading(model: GgufModel, text: DomainText, settings: DomainSettings, fitting: int) -> DomainReading:
     """The first documents, each to the last position."""
-    longest = max(_LEAST_CONTEXT, min(settings.positions[-1], model.n_ctx_train, fitting))
+    longest = max(_LEAST_CONTEXT, min(last_long_position(settings.positions, model.n_ctx_train), fitting))
     chosen = text.documents[: settings.long_documents]
     documents = [model.tokenize(d.text, add_special=False, parse_special=False)[: longest - 1] for d in chosen]
     reached = max(len(tokens) for tokens in documents) + 1

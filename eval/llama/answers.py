@@ -41,7 +41,8 @@ class Answer:
         n_tokens: of the answer.
         n_thought_tokens: before it, marks and headers among them.
         is_finished: whether the model or a stop string ended it; not if it ran into a limit, or ended while thinking.
-        is_looped: it did not finish, and repeats itself at its end.
+        is_looped: it did not finish, and repeats itself at its end. It is ended there and counts as long as it may be,
+            since it would go on.
     """
 
     question: int
@@ -79,9 +80,10 @@ def answer_questions(
         for text in prompts for seed in drawn
     ]
     found = Generator(model, threads).generate(asked, on_progress)
+    places = [min(place, len(drawn) - 1) for place in range(len(seeds))]
     return [
-        _answer_of(model, found[number * len(drawn) + min(place, len(drawn) - 1)], number, seed)
-        for number in range(len(prompts)) for place, seed in enumerate(seeds)
+        _answer_of(model, asked[number * len(drawn) + at], found[number * len(drawn) + at], number, seed)
+        for number in range(len(prompts)) for at, seed in zip(places, seeds, strict=True)
     ]
 
 
@@ -110,14 +112,19 @@ def _question_prompt(
     answer = min(max_tokens, room)
     return Prompt(
         tokens, answer, stop, sampling, marks=marks, is_thinking=marks is not None and opens_thoughts(text, marks),
-        max_thought_tokens=min(max_thought_tokens or max_tokens, room - answer) if marks else 0,
+        max_thought_tokens=min(max_thought_tokens or max_tokens, room - answer) if marks else 0, ends_loops=True,
     )
 
 
-def _answer_of(model: GgufModel, found: Generated, question: int, seed: int) -> Answer:
+def _answer_of(model: GgufModel, asked: Prompt, found: Generated, question: int, seed: int) -> Answer:
     raw = b"".join(model.piece(token, special=True) for token in found.tokens)
+    n_thought, n_answer = found.n_thought_tokens, len(found.tokens) - found.n_thought_tokens
+    if found.is_looped and found.is_answered:
+        n_answer = asked.max_tokens
+    elif found.is_looped:
+        n_thought, n_answer = asked.max_thought_tokens or asked.max_tokens, 0
     return Answer(
-        question, seed, found.text, found.thoughts, raw.decode(errors="replace"),
-        n_tokens=len(found.tokens) - found.n_thought_tokens, n_thought_tokens=found.n_thought_tokens,
-        is_finished=found.is_finished, is_looped=not found.is_finished and ends_in_loop(found.tokens),
+        question, seed, found.text, found.thoughts, raw.decode(errors="replace"), n_tokens=n_answer,
+        n_thought_tokens=n_thought, is_finished=found.is_finished,
+        is_looped=found.is_looped or (not found.is_finished and ends_in_loop(found.tokens)),
     )

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, most_sequences
+from eval.llama.loops import ends_in_loop
 from eval.llama.model import GgufModel
 from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
 from eval.llama.thoughts import ThoughtMarks, Transcript
@@ -35,6 +36,7 @@ __all__ = ["Generated", "Generator", "Prompt", "Sampling"]
 SLOTS: Final = 32  # the demo model on a CPU is as fast with 16
 CELLS: Final = 16_384  # of the KV cache, for all slots; a longer request gets what it needs
 _KEPT: Final = 0  # the sequence that keeps the tokens of the prompt admitted last
+_LOOP_CHECK: Final = 8  # tokens between two looks for a loop
 _WORTH_WAITING: Final = 16  # wait a step if that saves this many tokens; fewer are decoded again
 
 Ints = npt.NDArray[np.int32]
@@ -56,6 +58,7 @@ class Prompt:
     marks: ThoughtMarks | None = None  # of its thoughts; None: it does not think
     is_thinking: bool = False  # the prompt ends within thoughts
     max_thought_tokens: int = 0
+    ends_loops: bool = False  # a text that repeats itself is not continued; see loops.py
 
     @property
     def room(self) -> int:
@@ -74,6 +77,7 @@ class Generated:
         n_thought_tokens: how many of them came before the answer.
         is_finished: whether the model, or a stop string, ended it, and not a limit.
         is_answered: whether it came out of its thoughts.
+        is_looped: whether it was ended because it repeats itself.
     """
 
     text: str
@@ -82,6 +86,7 @@ class Generated:
     n_thought_tokens: int = 0
     is_finished: bool = False
     is_answered: bool = True
+    is_looped: bool = False
 
 
 class Generator:
@@ -311,6 +316,7 @@ class _Slot:
     n_read: int  # tokens decoded or in the batch
     chosen: list[int] = field(default_factory=list)
     is_finished: bool = False
+    is_looped: bool = False
     sampler: Sampler = field(init=False)
     transcript: Transcript = field(init=False)
 
@@ -337,7 +343,12 @@ class _Slot:
             self.is_finished = True
             return False
         self.pending = np.array([token], np.int32)
-        return self._has_room()
+        self.is_looped = self._is_in_loop()
+        return not self.is_looped and self._has_room()
+
+    def _is_in_loop(self) -> bool:
+        is_due = self.job.prompt.ends_loops and not len(self.chosen) % _LOOP_CHECK
+        return is_due and ends_in_loop(self.chosen)
 
     def _has_room(self) -> bool:
         if self.transcript.has_answer:
@@ -349,7 +360,7 @@ class _Slot:
         said = self.transcript
         return Generated(
             said.answer(), said.thoughts(), tuple(self.chosen), said.n_thought_tokens, self.is_finished,
-            said.is_answered,
+            said.is_answered, self.is_looped,
         )
 
 

@@ -110,7 +110,10 @@ def forecast_works(
         alone = all(getattr(one.request, "baseline_file", None) for one in joined)
         request, n = step.request.model_dump(mode="json"), max(1, len(joined))
         n_questions = (asked or {}).get(step.whole or step.label) or _forecast_n_questions(request, book)
-        work = forecast_work(request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions)
+        work = forecast_work(
+            request, plan.source.n_params, n, with_baseline=alone, n_questions=n_questions,
+            n_ctx_train=plan.source.trained_tokens,
+        )
         if work is not None:
             typed = replace(work, dominant_type=_dominant_type_to_forecast(plan, work.family))
             work = work_of_source(typed, plan.source)

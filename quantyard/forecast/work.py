@@ -19,6 +19,7 @@ _OWN_TEXT_TOKENS: Final = 120_000  # of our calibration text; see docs/explanati
 _AGAIN: Final = 2  # chunks that are read again with float32 copies, unless a suite says otherwise
 _OWN_PROSE_CHUNKS: Final = 23  # of 512 tokens, in the prose that divergence reads
 _OWN_DOMAINS: Final = 14  # texts by domain, but for long documents
+_LONG: Final = "long"  # their domain
 # An evaluation begins with a self-check of about 1,350 tokens (self_check.py). A question of `smoke` decodes 14, since
 # common prefixes are decoded once. With longer questions this constant is too large, but then it matters less.
 _SELF_CHECK: Final = 95  # questions
@@ -48,7 +49,8 @@ class StageWork:
 
 
 def forecast_work(
-    request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0
+    request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0,
+    n_ctx_train: int | None = None,
 ) -> StageWork | None:
     """The work of a stage with this request; None where it is not known.
 
@@ -58,8 +60,12 @@ def forecast_work(
         n_together: how many steps are one run, in which the baseline is decoded once for all.
         with_baseline: whether the baseline is decoded in that run and no member itself.
         n_questions: how many an evaluation asks, which its request does not tell; 0: not known.
+        n_ctx_train: tokens of the context that the model was trained for; None: not known.
     """
-    found = _work_of_whole(request, n_params, n_together, with_baseline, n_questions)
+    if request["stage"] == "domains":
+        found: StageWork | None = _domains_work(request, n_params, n_together, with_baseline, n_ctx_train)
+    else:
+        found = _work_of_whole(request, n_params, n_together, with_baseline, n_questions)
     shard = request.get("shard")
     if found is None or not found.amount or not shard:
         return found
@@ -83,8 +89,6 @@ def _work_of_whole(
         return _evaluate_work(request, n_params, n_questions)
     if kind == "divergence":
         return _divergence_work(request, n_params, n_together, with_baseline)
-    if kind == "domains":
-        return _domains_work(request, n_params, n_together, with_baseline)
     rule = _RULES.get(kind)
     return rule(request, n_params) if rule else None
 
@@ -102,19 +106,26 @@ def _divergence_work(request: Request, n_params: int, n_together: int, with_base
     return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 
-def _domains_work(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
+def _domains_work(
+    request: Request, n_params: int, n_together: int, with_baseline: bool, n_ctx_train: int | None
+) -> StageWork:
     """Decoded tokens, as of a divergence; the texts of a user are taken to be as long as the settings ask."""
-    settings = request["settings"]
+    from quantyard.protocol.evaluation import last_long_position  # imported late: a build measures nothing
+
+    settings, names = request["settings"], set(request["settings"]["names"])
     if n_together == 1:
         with_baseline = request["baseline_file"] is not None
-    tokens = settings["tokens"] * (len(settings["names"]) or _OWN_DOMAINS)
-    tokens += settings["long_documents"] * settings["positions"][-1]
+    tokens = settings["tokens"] * (len(names - {_LONG}) if names else _OWN_DOMAINS)
+    if not names or _LONG in names:
+        tokens += settings["long_documents"] * last_long_position(settings["positions"], n_ctx_train)
     amount = n_params * tokens * (1 + with_baseline / n_together)
     return StageWork("domains", amount, settings["texts"] or "", request["label"], n_together=n_together)
 
 
 def _evaluate_work(request: Request, n_params: int, n_questions: int) -> StageWork:
-    """Questions; 0 where their number is not known."""
+    """Questions; 0 where their number is not known. Without tasks the model is only loaded."""
+    if not request["tasks"]:
+        return StageWork("evaluate", n_params, "no tasks", request["label"])
     variant, limits = forecast_questions(request)
     amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
     return StageWork("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from quantyard.gate import findings as words
@@ -27,17 +27,16 @@ _FEWEST_SCENARIOS: Final = 30
 
 def judge_accuracy_loss(file: JudgedFile, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
     """Judges every task that the suite or the budget names; "not measured" if no task could be judged."""
-    judged: set[str] = set()
+    judged, asked = set[str](), set[str]()
     for task, comparison in _tasks_to_judge(file, limits).items():
         pattern = most_specific_gate_budget(task, limits)
         if pattern is None:
             continue
         result = _accuracy_of(file, name, limits[pattern], comparison)
-        judged |= {p for p in limits if result.outcome != "not judged" and most_specific_gate_budget(task, [p])}
+        meant = {p for p in limits if most_specific_gate_budget(task, [p])}
+        asked, judged = asked | meant, judged | (meant if result.outcome != "not judged" else set())
         yield result
-    for pattern in limits:
-        if pattern not in judged:
-            yield judge_unmeasured_loss(file, name, limits[pattern], "" if pattern == "*" else pattern)
+    yield from _without_judged_answers(file, name, limits, judged, asked)
 
 
 def _accuracy_of(file: JudgedFile, name: str, limit: float, found: Comparison) -> BudgetResult:
@@ -75,21 +74,36 @@ def _tasks_to_judge(file: JudgedFile, named: Iterable[str]) -> dict[str, Compari
 
 def judge_behaviour(file: JudgedFile, name: str, limits: Mapping[str, float]) -> Iterator[BudgetResult]:
     """Judges every behaviour that the budget names and the suite asks; "not measured" for what it does not ask."""
-    judged: set[str] = set()
+    judged, asked = set[str](), set[str]()
     for score in file.found.behaviours if file.found else ():
         pattern, found = most_specific_gate_budget(score.suite, limits), GATE_BEHAVIOURS[name](score, file.z)
         if pattern is None or found is None:
             continue
+        meant = {p for p in limits if most_specific_gate_budget(score.suite, [p])}
+        asked |= meant
         if finding := _why_behaviour_decides_nothing(file, name, score):
             yield file.result(name, limits[pattern], "not judged", finding, task=score.suite)
             continue
-        judged |= {p for p in limits if most_specific_gate_budget(score.suite, [p])}
+        judged |= meant
         needed = gate_sample_size(score.n, found.high - found.value, abs(limits[pattern] - found.value))
         needs = words.gate_questions_needed(needed, score.n, file.suite)
         yield judge_gate_interval(file, name, limits[pattern], found, needs, score.suite)
+    yield from _without_judged_answers(file, name, limits, judged, asked)
+
+
+def _without_judged_answers(
+    file: JudgedFile, name: str, limits: Mapping[str, float], judged: Collection[str], asked: Collection[str]
+) -> Iterator[BudgetResult]:
+    """A result for each limit that judged nothing: nothing it means was `asked`, or what was asked decides nothing."""
     for pattern in limits:
-        if pattern not in judged:
-            yield judge_unmeasured_loss(file, name, limits[pattern], "" if pattern == "*" else pattern)
+        if pattern in judged:
+            continue
+        task, others = "" if pattern == "*" else pattern, pattern == "*" and len(limits) > 1
+        if pattern not in asked:
+            yield judge_unmeasured_loss(file, name, limits[pattern], task, others=others)
+        elif name not in file.budget.only_if_measured:  # there each says itself that it does not count
+            finding = words.gate_nothing_decides(name, task)
+            yield file.result(name, limits[pattern], "not measured", finding, task=task)
 
 
 def _why_behaviour_decides_nothing(file: JudgedFile, name: str, score: BehaviourScore) -> str:
@@ -98,7 +112,7 @@ def _why_behaviour_decides_nothing(file: JudgedFile, name: str, score: Behaviour
         assert file.report is not None
         return words.gate_no_signal(score.comparison, file.report.baseline)
     if name in file.budget.only_if_measured and score.n < _FEWEST_SCENARIOS:
-        return words.gate_few_scenarios(score.suite, score.n)
+        return words.gate_few_scenarios(name, score.suite, score.n)
     return ""
 
 

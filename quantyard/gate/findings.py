@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.formatting.numbers import format_count, format_forecast_count, format_percent
+from quantyard.gate.behaviours import GATE_BEHAVIOURS
 from quantyard.metrics.budget_figures import (
     BUDGET_NAMES,
     metric_budget_interval,
@@ -58,9 +59,9 @@ def gate_no_number(budget: str, limit: float, task: str) -> str:
     return f"{_budget_name(budget, task)} is not finite, so it is not within {metric_budget_limit(budget, limit)}"
 
 
-def gate_is_baseline(budget: str) -> str:
+def gate_is_baseline(what: str) -> str:
     """For the unquantized file itself."""
-    return f"{_budget_name(budget, '')} is 0: this file is the baseline"
+    return f"{what} is 0: this file is the baseline"
 
 
 def gate_own_baseline(what: str, manifest: Manifest, quant: str) -> str:
@@ -75,9 +76,22 @@ def gate_no_signal(found: Comparison, baseline: str) -> str:
     return f"on {found.task} the baseline {baseline} is not better than guessing ({score}), so the task decides nothing"
 
 
-def gate_few_scenarios(behaviour: str, n: int) -> str:
+def gate_few_scenarios(budget: str, behaviour: str, n: int) -> str:
     """For a behaviour of which the suite asks so few scenarios that they decide nothing."""
-    return f"{format_count(n)} scenarios of {behaviour} decide nothing. To judge them: SUITE=behaviour"
+    what = _budget_name(budget, behaviour)
+    return f"{what} is not judged: {format_count(n)} scenarios decide nothing. To judge it: SUITE=behaviour"
+
+
+def gate_nothing_decides(budget: str, task: str) -> str:
+    """For a limit of which everything that was asked decides nothing."""
+    return f"{_budget_name(budget, task)} is not known: nothing that was asked decides it"
+
+
+def gate_unmeasured_name(budget: str, task: str, *, others: bool) -> str:
+    """What was not measured: of which task, behaviour or domain, or of the `others` that have no limit of their own."""
+    if others:
+        return f"{NAMES[budget]} on the other {'behaviours' if budget in GATE_BEHAVIOURS else 'tasks'}"
+    return _budget_name(budget, task)
 
 
 def gate_unmeasured(what: str, manifest: Manifest, quant: str, suite: str, *, evaluated: bool, measures: str) -> str:

@@ -94,11 +94,14 @@ def judge_gate_point(file: JudgedFile, name: str, limit: float, value: float) ->
     return file.result(name, limit, outcome, words.gate_judged(name, "", value, limit, outcome), value=value)
 
 
-def judge_unmeasured_loss(file: JudgedFile, name: str, limit: float, task: str = "") -> BudgetResult:
+def judge_unmeasured_loss(
+    file: JudgedFile, name: str, limit: float, task: str = "", *, others: bool = False
+) -> BudgetResult:
     """The result for a file without a measured loss: it is the baseline, or it was not measured.
 
     Only an unquantized baseline has lost nothing; the loss of a quantized baseline is not known.
     """
+    what = words.gate_unmeasured_name(name, task, others=others)
     if file.is_baseline and file.found and is_unquantized_type(file.quant):
-        return file.result(name, limit, "passed", words.gate_is_baseline(name), task=task, value=0.0)
-    return file.unmeasured(name, limit, words.NAMES[name], task)
+        return file.result(name, limit, "passed", words.gate_is_baseline(what), task=task, value=0.0)
+    return file.unmeasured(name, limit, what, task)

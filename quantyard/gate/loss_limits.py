@@ -78,4 +78,6 @@ def judge_cache_kld(file: JudgedFile, name: str, limits: Mapping[str, float]) ->
         yield judge_gate_interval(file, name, limit, interval, needed, found.type)
     for pattern in limits:
         if pattern not in judged:
-            yield file.unmeasured(name, limits[pattern], words.NAMES[name], "" if pattern == "*" else pattern)
+            task = "" if pattern == "*" else pattern
+            what = words.gate_unmeasured_name(name, task, others=False)
+            yield file.unmeasured(name, limits[pattern], what, task)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from quantyard.formatting.numbers import (
     DASH,
@@ -21,7 +21,7 @@ from quantyard.formatting.numbers import (
 )
 from quantyard.metrics.intervals import estimate_interval, mapped_interval
 from quantyard.protocol.divergence_results import Divergence, DivergenceParts
-from quantyard.protocol.estimates import Estimate
+from quantyard.protocol.estimates import Estimate, Interval
 from quantyard.protocol.measurements import Measurement
 
 FILE_PART: Final = "lost by the file"
@@ -47,10 +47,15 @@ def backend_divergence_shown(found: Divergence | None) -> str:
     return str(format_delta_interval(estimate_interval(found.parts.of_backend), "own unit"))
 
 
+def perplexity_part(found: Divergence | None, part: Literal["of_file", "of_backend"]) -> Interval | None:
+    """The change of perplexity by the file's weights alone, or by this backend, with its interval; None: not known."""
+    parts = found.parts.ln_perplexity if found and found.parts else None
+    return mapped_interval(estimate_interval(getattr(parts, part)), math.expm1) if parts else None
+
+
 def file_perplexity_shown(found: Divergence | None) -> str:
     """The change of perplexity by the file's weights alone, with its interval: "+0.45 % (+0.21 to +0.69)"."""
-    parts = found.parts.ln_perplexity if found and found.parts else None
-    change = mapped_interval(estimate_interval(parts.of_file), math.expm1) if parts else None
+    change = perplexity_part(found, "of_file")
     return str(format_change_interval(change)) if change else DASH
 
 

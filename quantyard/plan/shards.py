@@ -18,7 +18,7 @@ from typing import Final
 
 from quantyard.plan.steps import BuildPlan, Origin, Step, StepOutput
 from quantyard.protocol.base import StageRequest
-from quantyard.protocol.evaluation import DivergenceRequest, DomainsRequest
+from quantyard.protocol.evaluation import DivergenceRequest, DomainsRequest, EvaluateRequest
 from quantyard.protocol.shard import Shard, shard_input
 
 # To divide another stage: add it with the inputs that it needs to put its shards together, and a `shard` to its
@@ -71,6 +71,8 @@ def _most_shards(request: StageRequest) -> int:
         return request.settings.n_chunks
     if isinstance(request, DomainsRequest) and request.settings.names:
         return len(request.settings.names)
+    if isinstance(request, EvaluateRequest) and not request.tasks:
+        return 1
     return sys.maxsize
 
 

@@ -33,10 +33,11 @@ class BehaviourAnswer(Frozen):
     """One answer, judged."""
 
     is_right: bool
-    n_tokens: _Count  # of the whole answer, thoughts included
+    n_tokens: _Count  # of the whole answer, thoughts included; of one in a loop, its limit
     n_thought: _Count = 0  # tokens of its thoughts
     is_unfinished: bool = False  # it reached its limit of tokens
-    is_loop: bool = False  # it is unfinished and repeats itself at its end; eval/llama/loops.py defines it
+    # It repeats itself at its end, for which it was ended as unfinished; eval/llama/loops.py defines it.
+    is_loop: bool = False
 
 
 class BehaviourOutcome(Frozen):

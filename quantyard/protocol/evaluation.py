@@ -1,6 +1,7 @@
 """Suites, and the requests of the stages that measure."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator
@@ -62,6 +63,11 @@ class DomainSettings(Frozen):
         if any(a >= b for a, b in itertools.pairwise(value)):
             raise ValueError("each must be larger than the one before")
         return value
+
+
+def last_long_position(positions: Sequence[int], n_ctx_train: int | None) -> int:
+    """The last position that the domain `long` is read to; `n_ctx_train` None: the model's context is not known."""
+    return min(positions[-1], n_ctx_train) if n_ctx_train else positions[-1]
 
 
 class SpeedSettings(Frozen):

@@ -92,7 +92,7 @@ class Evaluation(Frozen):
     """The result of `evaluate` for one file."""
 
     file: FileFacts
-    self_check: SelfCheck
+    self_check: SelfCheck | None = None  # None: no task was asked
     outcomes: tuple[TaskOutcome, ...]
     n_requests: int
     n_tokens_decoded: int  # equals the size of the prefix trees

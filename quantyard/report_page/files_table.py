@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.budget_figures import missed_limit
-from quantyard.metrics.divergence_parts import backend_divergence_shown, file_divergence
+from quantyard.metrics.divergence_parts import backend_divergence_shown, file_divergence, perplexity_part
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF
 from quantyard.metrics.similarity_figures import SIMILARITY_FIGURES, SimilarityFigure
@@ -71,6 +71,18 @@ def _page_backend_part_cell(s: PageFile) -> PageCell:
     if parts is None:
         return _EMPTY
     return PageCell(backend_divergence_shown(s.divergence).partition(" ")[0], sort=parts.of_backend.value)
+
+
+def _page_perplexity_part_cell(part: Literal["of_file", "of_backend"]) -> Callable[[PageFile], PageCell]:
+    """The change of perplexity by the file's weights alone, or by this backend."""
+    def cell(s: PageFile) -> PageCell:
+        change = perplexity_part(s.divergence, part)
+        if change is None:
+            return _EMPTY
+        written = numbers.format_change_interval(change)
+        return PageCell(written.value, written.ends, change.value)
+
+    return cell
 
 
 def _page_p99_kld_cell(s: PageFile) -> PageCell:
@@ -147,6 +159,10 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
         group="Divergence"), _page_file_part_cell),
     (PageColumn("Backend", "added by this backend: the rest of the mean KLD over the same tokens; another build or "
         "backend changes it", group="Divergence"), _page_backend_part_cell),
+    (PageColumn("ΔPPL of the file", "change of perplexity lost by the file, over the same tokens, with its interval",
+        group="Divergence"), _page_perplexity_part_cell("of_file")),
+    (PageColumn("ΔPPL of the backend", "change of perplexity added by this backend, over the same tokens, with its "
+        "interval", group="Divergence"), _page_perplexity_part_cell("of_backend")),
     (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _page_p99_kld_cell),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
         _page_top1_cell),

@@ -55,6 +55,13 @@ def test_an_answer_says_how_it_ended(model: GgufModel) -> None:
     assert not cut.is_finished and cut.n_tokens == 3 and cut.n_thought_tokens == 0
 
 
+def test_an_answer_that_repeats_itself_is_ended_and_counts_as_long_as_it_may_be(model: GgufModel) -> None:
+    prompt = "<|im_start|>assistant\n" + "The sea is blue. " * 12
+    (found,) = answer_questions(model, [prompt], max_tokens=400, threads=1)
+    assert found.is_looped and not found.is_finished
+    assert found.n_tokens == 400 and len(model.tokenize(found.raw, add_special=False)) < 100
+
+
 def test_thoughts_have_a_limit_of_their_own(model: GgufModel) -> None:
     tokens = model.tokenize("Letters: a b c d. Letters: a b c d. Letters: a", add_special=True)
     marks = ThoughtMarks("<", " c")

@@ -20,7 +20,8 @@ pytest.importorskip("llama_cpp")
 from eval.analysis.domain_passages import document_passage
 from eval.analysis.domain_reading import domain_reading
 from eval.analysis.domain_texts import LONG, DomainDocument, DomainText
-from eval.domains import fitting_positions, read_passages_side_by_side
+from eval.analysis.passage_readers import PassageReaders
+from eval.domains import fitting_positions
 from eval.llama.context import Context, ContextSettings
 from eval.llama.model import GgufModel
 from quantyard.paths import REPO_DIR
@@ -151,7 +152,8 @@ def test_the_divergence_is_that_of_plain_decoding(demo_gguf: Demo, tmp_path: Pat
     paths = [write_tiny(demo_gguf("BF16"), tmp_path / f"{n}.gguf", n_layers=n) for n in (2, 3)]
     models = [GgufModel.load(path) for path in paths]
     passage = document_passage(models[0], models[0].tokenize(TEXT, add_special=False), "text")
-    (found,) = read_passages_side_by_side(models, [passage], 1).models()
+    with PassageReaders(models, 1) as readers:
+        (found,) = readers.read([passage]).models()
     rows = []
     for model in models:
         with Context(model, ContextSettings(len(passage.tokens), threads=1)) as context:

@@ -20,9 +20,9 @@ from eval.analysis.chunks import DivergenceText
 from eval.analysis.domain_chats import labelled_chat
 from eval.analysis.domain_passages import chat_passage, document_passage
 from eval.analysis.domain_texts import DomainDocument
+from eval.analysis.passage_readers import PassageReaders
 from eval.analysis.self_check import self_check
 from eval.divergence import divergence_chunks, divergence_rolling_windows, divergence_side_by_side
-from eval.domains import read_passages_side_by_side
 from eval.llama.context import Context, ContextSettings
 from eval.llama.lm import LlamaLM
 from eval.llama.prefix_tree import answer_request
@@ -234,6 +234,7 @@ def test_a_domain_is_scored_in_the_decoder_after_what_the_encoder_reads(ours: Ll
     answer = chat_passage(model, chat, 500, 500, parse_special=False)
     assert len(document.encoded) == 30 + model.adds_eos and len(document.targets) == 30
     assert answer.targets.tolist() == [*range(1, len(answer.tokens))], "the answer, after the start token"
-    rows = read_passages_side_by_side([model, model], [document, answer], 1)
+    with PassageReaders([model, model], 1) as readers:
+        rows = readers.read([document, answer])
     (same,) = rows.models()
     assert len(same.kld) == 30 + len(answer.targets) and same.kld.max() < NOISE

@@ -33,7 +33,14 @@ from quantyard.forecast.work import (
 )
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.builder import ConvertRequest, QuantizeRequest, VerifyRequest
-from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, EvaluateRequest, SpeedRequest
+from quantyard.protocol.evaluation import (
+    DivergenceRequest,
+    DivergenceSettings,
+    DomainSettings,
+    DomainsRequest,
+    EvaluateRequest,
+    SpeedRequest,
+)
 from quantyard.quants.file_size import TensorShape
 from quantyard.sources.resolve import Source
 from quantyard.workflows.results import Planned
@@ -284,6 +291,18 @@ def test_a_divergence_decodes_the_baseline_once_for_all_that_are_read_in_step() 
     assert passes(again, 10) == 2, "lm-eval's windows are read for themselves"
     del baseline["settings"]["rolling"]
     assert passes(baseline, 10) == 2, "a record of the time when they always were"
+
+
+@pytest.mark.parametrize(("names", "trained", "tokens"), [
+    ((), None, 14 * 4000 + 4 * 16_384), ((), 8192, 14 * 4000 + 4 * 8192), ((), 131_072, 14 * 4000 + 4 * 16_384),
+    (("code", "long"), 8192, 4000 + 4 * 8192), (("code", "prose"), 8192, 8000),
+])  # fmt: skip
+def test_long_documents_are_counted_to_the_trained_context(
+    names: tuple[str, ...], trained: int | None, tokens: int
+) -> None:
+    request = DomainsRequest(label="BF16", settings=DomainSettings(names=names)).model_dump(mode="json")
+    work = forecast_work(request, 10, with_baseline=False, n_ctx_train=trained)
+    assert work is not None and work.amount == 10 * tokens
 
 
 def test_the_work_grows_with_the_model_and_the_type_is_its_family() -> None:

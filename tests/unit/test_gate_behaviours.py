@@ -80,6 +80,7 @@ def test_a_behaviour_that_was_not_asked_is_not_measured(tmp_path: Path) -> None:
 def test_a_baseline_that_guesses_decides_nothing(tmp_path: Path) -> None:
     (found, missing) = _held(tmp_path, "defaults: {max_behaviour_loss: 3}", _score(verdict="no signal")).results
     assert (found.outcome, missing.outcome) == ("not judged", "not measured")
+    assert missing.finding == "the loss of right answers is not known: nothing that was asked decides it"
 
 
 def _default(score: BehaviourScore | None, quant: str = QUANT) -> list[BudgetResult]:
@@ -93,6 +94,9 @@ def test_the_default_gate_says_what_was_not_asked_and_does_not_count_it(tmp_path
     assert {one.budget for one in found} == set(GATE_BEHAVIOURS)
     assert {one.outcome for one in found} == {"not judged"}
     assert all("SUITE=behaviour" in one.finding for one in found)
+    assert len({one.finding for one in found}) == len(found), "each says which behaviour it means"
+    assert any(one.finding.startswith("the loss of right answers on tool_calls ") for one in found)
+    assert any(one.finding.startswith("the loss of right answers on the other behaviours ") for one in found)
     (asked,) = _held(tmp_path, "defaults: {max_loops_increase: {reasoning: 3}}", _score()).results
     assert asked.outcome == "not measured"  # a file of budgets that asks for it
 
@@ -107,6 +111,8 @@ def test_the_default_gate_judges_behaviours_that_were_asked() -> None:
 def test_a_taste_of_a_behaviour_decides_nothing_by_default() -> None:
     taste = _default(_score(loss=0.4).model_copy(update={"n": 6}))
     assert {one.outcome for one in taste} == {"not judged"}
+    (loss,) = (one for one in taste if (one.budget, one.task) == ("max_behaviour_loss", "tool_calls"))
+    assert loss.finding.startswith("the loss of right answers on tool_calls is not judged: 6 scenarios")
 
 
 # Family → the share of scenarios that flip by chance in a file that loses nothing: twice the share of tokens of which

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_plan_in_one_shard_is_the_plan(local_source: Source, measured: MakeMea
     assert plan_in_shards(plan, (), 1) is plan
     evaluation = next(step.request for step in plan.steps if step.row.name == "evaluate")
     assert "shard" not in evaluation.model_dump(mode="json")
+
+
+def test_an_evaluation_without_tasks_is_not_divided(local_source: Source, measured: MakeMeasured) -> None:
+    runner = measured(local_source, FakeEngine())
+    steps = tuple(
+        replace(step, request=step.request.model_copy(update={"tasks": ()})) if step.row.name == "evaluate" else step
+        for step in runner.plan.steps
+    )
+    divided = plan_in_shards(replace(runner.plan, steps=steps), (), 2).steps
+    assert not [step for step in divided if step.row.name == "evaluate" and (step.whole or step.keyed_by)]
+    assert [step for step in divided if step.row.name == "divergence" and step.whole]
 
 
 def test_a_plan_in_shards_is_not_divided_again(local_source: Source, measured: MakeMeasured) -> None:
