@@ -19,7 +19,7 @@ from tests.outputs import check_output
 from tests.tiny_gguf import write_tiny
 
 pytestmark = pytest.mark.slow
-SUITE = "divergence: {n_chunks: 1}\nspeed: null\ntasks: []\nneeds_network: false\n"
+SUITE = "divergence: {n_chunks: 1, weights_chunks: 0}\nspeed: null\ntasks: []\nneeds_network: false\n"
 NAME = "SmolLM2-135M-Instruct"
 
 
