@@ -47,9 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tier, phase = config.getoption("--tier"), config.getoption("--phase")
-    wanted = [item for item in items if _is_in(item, tier) and phase in (None, _phase(item))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
-    items[:] = wanted
+    wanted = {item: _is_in(item, tier) and phase in (None, _phase(item)) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not wanted[item]])
+    items[:] = [item for item in items if wanted[item]]
     gc.freeze()  # what was imported and collected stays to the end: no garbage is looked for among it
 
 
