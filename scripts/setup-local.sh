@@ -54,8 +54,8 @@ install_other_wheels() { install --force-reinstall --no-deps --find-links "$whee
 cpu_torch() {
     local found
     [[ $(uname -s) == Linux ]] || return 1
-    found=$("$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: \
-        --no-deps -r locks/torch-cpu.txt 2>&1) && return
+    if [[ -n $uv ]] && install_with_uv --no-deps -r locks/torch-cpu.txt 2>/dev/null; then return; fi
+    found=$(pip_install --no-deps -r locks/torch-cpu.txt 2>&1) && return
     [[ $found != *"DO NOT MATCH"* ]] ||
         say "pip found a CPU build of torch whose hash is not in locks/torch-cpu.txt; it is not installed. To add it: scripts/lock.sh --torch-cpu"
     say "Installing PyPI's torch."
@@ -107,7 +107,7 @@ install_converter() {
 install_its_transformers() {
     local folder=$venv/share/transformers-4.57
     rm -rf "$folder"
-    install --no-deps --no-warn-conflicts --target "$folder" -r locks/converter.txt
+    install --no-deps --target "$folder" -r locks/converter.txt
 }
 
 # unpack_converter VERSION FOLDER

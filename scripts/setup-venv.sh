@@ -7,6 +7,7 @@
 #
 # Usage:  scripts/setup-venv.sh quantyard|s3|kubernetes|test|lint|client|clients|oldclients|docs|openvino|lock [VENV]     VENV: .venv by default
 #         PYTHON=python3.12 scripts/setup-venv.sh test        that interpreter in place of python3
+#         INSTALLER=pip scripts/setup-venv.sh test            never uv (scripts/uv.sh), which keeps unpacked wheels in ~/.cache/uv
 # Exit codes:  0 ready · 1 a step failed · 2 wrong usage
 # Also sourced by setup-local.sh, for ensure_venv.
 set -euo pipefail
@@ -16,6 +17,8 @@ again="then type: $0${*:+ $*}"
 # pip has a name of its own for the CA of a proxy that inspects TLS.
 [[ -z ${EXTRA_CA-} || -n ${PIP_CERT-} ]] || export PIP_CERT=$EXTRA_CA
 
+# shellcheck source=scripts/uv.sh
+source scripts/uv.sh
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
 before_install() { :; } # these are for setup-local.sh to replace; they run under the lock, with $venv set
@@ -37,10 +40,11 @@ ensure_venv() {
     is_ready && return # another process has done it while we waited for the lock
     [[ ! -s $venv/.ready ]] || ready=$(still_ready)
     before_install
+    use_uv || uv=""
     if ! is_usable; then
         say "Making $venv …"
         ready=""
-        "${PYTHON:-python3}" -m venv --clear "$venv" >&2 ||
+        "${PYTHON:-python3}" -m venv ${uv:+--without-pip} --clear "$venv" >&2 ||
             die "$venv could not be made, as said above. On Debian or Ubuntu type: sudo apt-get install python3-venv; $again"
     fi
     rm -f "$venv/.ready"
@@ -66,7 +70,7 @@ is_usable() {
 inputs_hash() { # GROUP
     {
         pwd
-        cat "locks/$1.txt" locks/pip.txt scripts/setup-venv.sh
+        cat "locks/$1.txt" locks/pip.txt scripts/setup-venv.sh scripts/uv.sh
         more_inputs
     } | sha256
 }
@@ -107,10 +111,16 @@ check_python() {
         die "Python 3.11 or newer is needed, and ${PYTHON:-python3} is older or missing. Install it, or name it in front: PYTHON=python3.12; $again"
 }
 
-# install [PIP_OPTION …]: what the locks list, and no source is compiled on the way
+# install [OPTION …]: what the locks list, and no source is compiled on the way; options are those that pip and uv share
 install() {
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: "$@" >&2 ||
+    if [[ -n $uv ]] && install_with_uv "$@" >/dev/null 2>&1; then return; fi # pip says what is wrong
+    pip_install "$@" >&2 ||
         die "pip could not install $*, as said above. Check the network (a proxy's CA: PIP_CERT=file), $again"
+}
+
+pip_install() {
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null || return
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-warn-conflicts --require-hashes --only-binary :all: "$@"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

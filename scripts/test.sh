@@ -30,21 +30,21 @@ phase() {
 }
 
 # set_up [docker|local|bench …]
-# What the tests would make when they first need it, so that their times are their own.
+# What the tests would make when they first need it, so that their times are their own; side by side, for each waits much.
 set_up() {
+    local part makers=() maker
     scripts/setup-venv.sh test
+    [[ " $* " != *" docker "* ]] || ! docker version >/dev/null 2>&1 || scripts/base-images.sh --if-unreachable
     for part; do
-        case $part in
-            docker)
-                docker version >/dev/null 2>&1 || continue
-                scripts/base-images.sh --if-unreachable
-                ENGINE=docker .venv/bin/python -m quantyard images >&2
-                ;;
-            local) ENGINE=local .venv/bin/python -m quantyard images >&2 ;;
-            bench) scripts/setup-local.sh bench ;;
-        esac
+        "set_up_$part" &
+        makers+=($!)
     done
+    for maker in "${makers[@]+"${makers[@]}"}"; do wait "$maker"; done
 }
+
+set_up_docker() { ! docker version >/dev/null 2>&1 || ENGINE=docker .venv/bin/python -m quantyard images >&2; }
+set_up_local() { ENGINE=local .venv/bin/python -m quantyard images >&2; }
+set_up_bench() { scripts/setup-local.sh bench; }
 
 run() { .venv/bin/python -m pytest "${options[@]}" "$@"; }
 units() { phase units run --phase=units -n auto tests/unit tests/hostile; }

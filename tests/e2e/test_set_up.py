@@ -60,13 +60,16 @@ def checkout(tmp_path: Path) -> Checkout:
     folder = tmp_path / "checkout"
     for name in ("scripts", "locks", "wheels"):
         (folder / name).mkdir(parents=True)
-    shutil.copy(REPO_DIR / "scripts/setup-venv.sh", folder / "scripts")
+    for name in ("setup-venv.sh", "uv.sh", "uv_options.py"):
+        shutil.copy(REPO_DIR / "scripts" / name, folder / "scripts")
     (folder / "locks/pip.txt").write_text("")  # the interpreter's own pip does
     return Checkout(folder, _wheel(folder / "wheels"))
 
 
-@pytest.mark.quick
-def test_a_set_up_refuses_a_package_whose_hash_is_altered(checkout: Checkout) -> None:
+@pytest.mark.parametrize("installer", ["pip", pytest.param("uv", marks=pytest.mark.quick)])
+def test_a_set_up_refuses_a_package_whose_hash_is_altered(installer: str, checkout: Checkout) -> None:
+    if installer == "uv":
+        _have_uv(checkout.folder)
     digest = checkout.digest
     refused = checkout.set_up(sha256=("0" if digest[0] != "0" else "1") + digest[1:])
     assert refused.returncode == 1
@@ -74,6 +77,16 @@ def test_a_set_up_refuses_a_package_whose_hash_is_altered(checkout: Checkout) ->
     assert not checkout.ready.exists()
     made = checkout.set_up()
     assert (made.returncode, made.stderr.splitlines()[-1]) == (0, ".venv is ready (test).")
+    (installed,) = checkout.folder.glob(".venv/lib/python*/site-packages/tiny-1.0.dist-info/INSTALLER")
+    assert installed.read_text().strip() == installer
+
+
+def _have_uv(folder: Path) -> None:
+    """The lock of uv, which is in the cache where an environment of the project was set up."""
+    shutil.copy(REPO_DIR / "locks/lock.txt", folder / "locks")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not any(cache.glob("quantyard/uv-*/bin/uv")):
+        pytest.skip("uv was never installed here: pip installed the tests' environment")
 
 
 def _move(checkout: Checkout) -> None:
