@@ -35,6 +35,7 @@ set_up() {
     local part makers=() maker
     scripts/setup-venv.sh test
     [[ " $* " != *" docker "* ]] || ! docker version >/dev/null 2>&1 || scripts/base-images.sh --if-unreachable
+    trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # a shell's children in the background do not hear Ctrl-C
     for part; do
         "set_up_$part" &
         makers+=($!)
