@@ -35,11 +35,12 @@ kept_uv() {
     echo "$folder/bin/uv"
 }
 
-# install_with_uv [OPTION …]
+# install_with_uv [OPTION …]: what is named and nothing else, since a lock names every dependency
 # Python's compiled files are made now where they will not be written later: stages do not, and some machines forbid it.
 install_with_uv() {
-    local compile=()
-    [[ $group != local && -z ${PYTHONDONTWRITEBYTECODE-} ]] || compile=(--compile-bytecode)
+    local more=()
+    [[ " $* " == *" --no-deps "* ]] || more+=(--no-deps)
+    [[ $group != local && -z ${PYTHONDONTWRITEBYTECODE-} ]] || more+=(--compile-bytecode)
     "$uv" pip install -qq --python "$venv/bin/python" --require-hashes --only-binary :all: \
-        --index-strategy unsafe-best-match "${compile[@]+"${compile[@]}"}" "${uv_options[@]+"${uv_options[@]}"}" "$@"
+        --index-strategy unsafe-best-match "${more[@]+"${more[@]}"}" "${uv_options[@]+"${uv_options[@]}"}" "$@"
 }
