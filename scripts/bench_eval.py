@@ -7,23 +7,24 @@ How to run:
     scripts/setup-local.sh bench                   # once: the competitors, in .venv-bench
     .venv-bench/bin/python scripts/bench_eval.py   # about 15 minutes
 
-    --questions FILE  real questions, a JSON list of {"q", "choices", "gold"}; default: those of
-                      the smoke suite
+    --questions FILE  questions, a JSON list of {"q", "choices", "gold"}; default: sentences of our prose as long as
+                      the questions and choices of ARC-Challenge are on average, 22 and 5 words
     --only NAME,…     some of: server, hf, plain, tree, blocks, states, memory     --json   one object on stdout
 
 Run it on a quiet machine: llama.cpp's threads spin while they wait, and beside another busy process every figure
-falls by 5 x or more. Sides of a ratio take turns, and the median of their turns counts.
+falls by 5 x or more. Sides of a ratio take turns, and the fastest turn of each counts: what else runs only adds time.
 
 What is measured, and the limit of each:
 
-    server    requests/s against lm-eval's `gguf` model on `llama_cpp.server --logits_all`: at least 60 x.
-    hf        requests/s against lm-eval's `hf` model, torch float32, batch 16: at least 2.3 x without examples,
-              5 x with five (the cloze format of ARC in both).
+    server    requests/s against lm-eval's `gguf` model on `llama_cpp.server --logits_all`: at least 75 x.
+    hf        requests/s against lm-eval's `hf` model, torch float32, batch 16 (the cloze format of ARC in both). Ours
+              with the same weights as float32: at least 2.5 x without examples, 5 x with five; with the 16-bit file,
+              which depends on what the CPU does in BF16: 2 and 4 x.
     plain     requests/s against the same library decoding one request at a time, wanted rows only: at least 3 x
               without examples, 15 x on a five-example task whose choices are letters (MMLU's format).
     tree      tokens decoded against the nodes of the prefix tree, counted apart: at most 1.02 x. Tokens/s of the whole
-              call against a bare decode of 512 tokens of the same file: at least 0.95 x. (That one wants the logits of
-              one row, and scoring wants more than one in three here: so also against one that wants as many.)
+              call against a bare decode of 512 tokens of the same file that wants as many rows of logits: at least 1 x.
+              Against one that wants a single row: at least 0.85 x.
     blocks    the same questions in the fixed blocks of a draw against all at once: requests/s at least 0.95 x, tokens
               decoded at most 1.02 x.
     states    tokens decoded against the prefix tree by a recurrent, a hybrid and a sliding-window model (tiny ones,
@@ -41,7 +42,6 @@ import argparse
 import gc
 import json
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,6 +49,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,19 +61,22 @@ try:
     from lm_eval.api.instance import Instance
 
     from eval.llama.context import Context, ContextSettings
+    from eval.llama.float_copy import float32_copy
     from eval.llama.lm import LlamaLM
     from eval.llama.logprobs import LogSoftmax
     from eval.llama.prefix_tree import Request
     from eval.tasks.drawn_questions import QuestionDraw
+    from quantyard.formats.gguf import read_gguf_header
     from quantyard.hardware.machine import hardware_facts
     from scripts.bench_table import Row
 except ImportError as error:
     print(f"{error}. Type: scripts/setup-local.sh bench; then run this with .venv-bench/bin/python", file=sys.stderr)
     sys.exit(2)
 
-SMOKE_QUESTIONS = REPO_DIR / "eval" / "suites" / "smoke" / "questions.jsonl"
+PROSE = REPO_DIR / "eval" / "suites" / "smoke" / "prose.jsonl"
 MODEL_NAME = "SmolLM2-135M-Instruct"
-TURNS = 3
+TURNS = 5
+QUESTION_WORDS, CHOICE_WORDS, CHOICES = 22, 5, 4  # about the means of ARC-Challenge (arXiv 1803.05457)
 N_SERVER, N_HF, N_HF_SHOTS, N_PLAIN, N_SHOTS, N_TREE = 3, 40, 12, 40, 24, 100
 N_MANY = 100_000
 LETTERS = "ABCDEFGH"
@@ -130,21 +134,14 @@ def instances(pairs: Sequence[Pair]) -> list[Instance]:
 
 
 def take_turns(*sides: Callable[[], Any]) -> list[float]:
-    """Median seconds of each side, one after the other, `TURNS` times."""
+    """Seconds of the fastest turn of each side; they run one after the other, `TURNS` times."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(TURNS):
         for side, spent in zip(sides, seconds, strict=True):
             started = time.perf_counter()
             side()
             spent.append(time.perf_counter() - started)
-    return [statistics.median(spent) for spent in seconds]
-
-
-def accuracy(questions: Sequence[Question], scores: Sequence[tuple[float, bool]]) -> float:
-    """Share of questions whose likeliest choice is the right one."""
-    values = iter(scores)
-    right = sum(int(np.argmax([next(values)[0] for _ in question.choices])) == question.gold for question in questions)
-    return right / len(questions)
+    return [min(spent) for spent in seconds]
 
 
 # ---- the measurements --------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ def against_server(bench: Bench) -> list[Row]:
     ours.loglikelihood(instances(many[:8]))
     our_s = take_turns(lambda: ours.loglikelihood(instances(many)))[0]
     theirs_rate, our_rate = len(pairs) / their_s, len(many) / our_s
-    return [Row("requests/s against lm-eval gguf on llama_cpp.server", our_rate / theirs_rate, 60,
+    return [Row("requests/s against lm-eval gguf on llama_cpp.server", our_rate / theirs_rate, 75,
                 f"{our_rate:.1f} against {theirs_rate:.2f}")]
 
 
@@ -200,21 +197,32 @@ def against_hf(bench: Bench) -> list[Row]:
     from lm_eval.models.huggingface import HFLM
 
     torch.set_num_threads(bench.threads)
-    ours = LlamaLM(bench.gguf, threads=bench.threads)
     theirs = HFLM(pretrained=str(bench.folder), dtype="float32", batch_size=16, device="cpu")
-    rows = []
-    for name, limit, n, shots in (("0-shot", 2.3, N_HF, 0), ("5-shot", 5.0, N_HF_SHOTS, 5)):
-        questions = bench.questions[5 : 5 + n]
-        pairs = cloze_pairs(questions, bench.questions[:shots])
-        found: dict[str, Any] = {}
-        our_s, their_s = take_turns(
-            lambda pairs=pairs, found=found: found.update(ours=ours.loglikelihood(instances(pairs))),
-            lambda pairs=pairs, found=found: found.update(hf=theirs.loglikelihood(instances(pairs), disable_tqdm=True)),
-        )
-        scores = f"acc {accuracy(questions, found['ours']):.3f} and {accuracy(questions, found['hf']):.3f}"
-        detail = f"{len(pairs) / our_s:.1f} against {len(pairs) / their_s:.1f}; {scores}"
-        rows.append(Row(f"requests/s against lm-eval hf float32, {name}", their_s / our_s, limit, detail))
+    header, rows = read_gguf_header(bench.gguf), list[Row]()
+    with tempfile.TemporaryDirectory() as scratch, float32_copy(header, Path(scratch), bench.threads) as copy:
+        sides = [LlamaLM(copy, threads=bench.threads), LlamaLM(bench.gguf, threads=bench.threads), theirs]
+        for shots, n, limits in ((0, N_HF, (2.5, 2.0)), (5, N_HF_SHOTS, (5.0, 4.0))):
+            questions = bench.questions[5 : 5 + n]
+            pairs = cloze_pairs(questions, bench.questions[:shots])
+            found: list[Any] = [[] for _ in sides]
+            asks = [partial(_ask, side, pairs, kept) for side, kept in zip(sides, found, strict=True)]
+            *ours_s, their_s = take_turns(*asks)
+            for name, our_s, kept, limit in zip(("float32", "16-bit"), ours_s, found, limits, strict=False):
+                same = np.count_nonzero(np.equal(picks(questions, kept), picks(questions, found[-1])))
+                detail = f"{len(pairs) / our_s:.1f} against {len(pairs) / their_s:.1f}; {same} of {n} picks are equal"
+                what = f"requests/s against lm-eval hf float32, ours {name}, {shots}-shot"
+                rows.append(Row(what, their_s / our_s, limit, detail))
     return rows
+
+
+def _ask(lm: Any, pairs: Sequence[Pair], kept: list[Any]) -> None:
+    kept[:] = lm.loglikelihood(instances(pairs), disable_tqdm=True)
+
+
+def picks(questions: Sequence[Question], scores: Sequence[tuple[float, bool]]) -> list[int]:
+    """The likeliest choice of each question."""
+    values = iter(scores)
+    return [int(np.argmax([next(values)[0] for _ in question.choices])) for question in questions]
 
 
 def against_plain(bench: Bench) -> list[Row]:
@@ -225,7 +233,7 @@ def against_plain(bench: Bench) -> list[Row]:
         ("ARC, 0-shot", 3.0, cloze_pairs(bench.questions[5 : 5 + N_PLAIN])),
         ("letters, 5-shot", 15.0, letter_pairs(bench.questions[5 : 5 + N_SHOTS], bench.questions[:5])),
     ):
-        requests = [ours._request(*ours._encode_pair(*pair), pair) for pair in pairs]  # noqa: SLF001
+        requests = [ours.request(*pair) for pair in pairs]
         before = ours.tokens()
         few = requests if "0-shot" in name else requests[:16]  # one by one, five examples take minutes
         our_s, their_s = take_turns(
@@ -256,7 +264,7 @@ def against_tree(bench: Bench) -> list[Row]:
     """Nothing decoded twice, and nothing lost outside `llama_decode`."""
     lm = LlamaLM(bench.gguf, threads=bench.threads)
     pairs = cloze_pairs(bench.questions[:N_TREE])
-    requests = [lm._request(*lm._encode_pair(*pair), pair) for pair in pairs]  # noqa: SLF001
+    requests = [lm.request(*pair) for pair in pairs]
     nodes = len({tuple(request.tokens[: n + 1]) for request in requests for n in range(len(request.tokens))})
     ends = ((r.tokens, len(r.tokens) - n) for r in requests for n in range(len(r.targets)))
     scored = len({tuple(tokens[:end]) for tokens, end in ends})
@@ -275,8 +283,8 @@ def against_tree(bench: Bench) -> list[Row]:
     rate, one_row, same_rows = decoded / our_s, *(8 * 512 / seconds for seconds in bare_s)
     return [
         Row("tokens decoded against the prefix tree", decoded / nodes, 1.02, f"{decoded:.0f} of {nodes}", at_most=True),
-        Row("tokens/s against a bare decode of 512", rate / one_row, 0.95, f"{rate:.0f} against {one_row:.0f}"),
-        Row("the same, the bare one wanting as many rows", rate / same_rows, 0.95,
+        Row("tokens/s against a bare decode of 512", rate / one_row, 0.85, f"{rate:.0f} against {one_row:.0f}"),
+        Row("the same, the bare one wanting as many rows", rate / same_rows, 1.0,
             f"{rate:.0f} against {same_rows:.0f}; {as_many} of 512 rows"),
     ]
 
@@ -402,9 +410,21 @@ def _bench(args: argparse.Namespace) -> Bench:
     if not files or not folder.exists():
         print("The demo's model is not here. Type: make demo", file=sys.stderr)
         sys.exit(2)
-    path = args.questions or SMOKE_QUESTIONS
     threads = args.threads or int(str(hardware_facts(0)["physical_cores"]))
-    return Bench(args.gguf or files[-1], folder, _questions(path), threads)
+    questions = _questions(args.questions) if args.questions else _from_prose()
+    return Bench(args.gguf or files[-1], folder, questions, threads)
+
+
+def _from_prose() -> list[Question]:
+    """Questions of ARC's lengths, cut out of one text after the other; none has a right answer."""
+    words = " ".join(json.loads(line)["text"] for line in PROSE.read_text().splitlines()).split()
+    size = QUESTION_WORDS + CHOICES * CHOICE_WORDS
+    rows = (words[at : at + size] for at in range(0, len(words) - size, size))
+    cuts = range(QUESTION_WORDS, size, CHOICE_WORDS)
+    return [
+        Question(" ".join(row[:QUESTION_WORDS]), [" ".join(row[cut : cut + CHOICE_WORDS]) for cut in cuts], 0)
+        for row in rows
+    ]
 
 
 def _questions(path: Path) -> list[Question]:

@@ -37,6 +37,7 @@ SLOTS: Final = 32  # the demo model on a CPU is as fast with 16
 CELLS: Final = 16_384  # of the KV cache, for all slots; a longer request gets what it needs
 _KEPT: Final = 0  # the sequence that keeps the tokens of the prompt admitted last
 _LOOP_CHECK: Final = 8  # tokens between two looks for a loop
+_ATTENTION_TILE: Final = 64  # GGML_FA_TILE_Q, ggml/src/ggml-cpu/common.h
 _WORTH_WAITING: Final = 16  # wait a step if that saves this many tokens; fewer are decoded again
 
 Ints = npt.NDArray[np.int32]
@@ -375,11 +376,15 @@ class _Part:
 
 
 def _decoded_together(parts: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
-    """First the single tokens of the running answers, then the prompts.
+    """All at once if they are few; else first the single tokens of the running answers, then the prompts.
 
-    On a CPU, llama.cpp's attention skips the cells that no token of a tile of 64 sees, if there is a whole tile. Tokens
-    of many sequences see cells everywhere, so a tile that mixes them with a prompt computes nearly all.
+    On a CPU, llama.cpp's attention skips the cells that no token of a tile sees, if there is a whole tile. Tokens of
+    many sequences see cells everywhere, so a tile that mixes them with a prompt computes nearly all. Fewer tokens than
+    a tile are computed one by one, and a batch more would read the weights once more.
     """
+    if sum(len(part.tokens) for part in parts) < _ATTENTION_TILE:
+        yield parts
+        return
     for is_single in (True, False):
         if found := [part for part in parts if (len(part.tokens) == 1) == is_single]:
             yield found

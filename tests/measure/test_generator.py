@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import llama_cpp
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 
 from eval.llama import generator as generator_module
 from eval.llama.context import Context, ContextSettings
-from eval.llama.generator import Generator, Prompt, Sampling, _Pieces
+from eval.llama.generator import Generator, Prompt, Sampling, _decoded_together, _Part, _Pieces
 from eval.llama.model import GgufModel
 from eval.llama.sampling import Sampler
 
@@ -133,6 +134,17 @@ def test_equal_prompts_decode_one_token_each(model: GgufModel) -> None:
     generator = Generator(model, ONE_THREAD)
     assert len(set(generator.generate(prompts))) == 1
     assert generator.n_tokens_decoded == len(prompts[0].tokens) + 5
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches"),
+    [([1, 1, 1], [[1, 1, 1]]), ([1, 1, 61], [[1, 1, 61]]), ([1, 1, 62], [[1, 1], [62]]), ([300, 200], [[300, 200]])],
+)
+def test_running_answers_leave_new_prompts_alone_from_a_tile_of_attention_on(
+    lengths: list[int], batches: list[list[int]]
+) -> None:
+    parts = [_Part(Mock(), np.zeros(n, np.int32), 0, complete=True) for n in lengths]
+    assert [[len(part.tokens) for part in together] for together in _decoded_together(parts)] == batches
 
 
 def test_text_ends_before_a_stop_string_that_spans_tokens(model: GgufModel) -> None:
