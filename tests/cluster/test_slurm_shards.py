@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from quantyard.files.safe_files import remove_tree
 from quantyard.paths import REPO_DIR
 from tests.cluster.slurm_nodes import SlurmNodes
 from tests.cluster.test_slurm_demo import measured
-from tests.conftest import run_json
+from tests.conftest import lend, run_json
 
 pytestmark = [pytest.mark.usefixtures("local_tools"), pytest.mark.slow, pytest.mark.alone]
 TASKS: Final = """
@@ -52,23 +50,15 @@ def _asked(model: Path, suites: Path, suite: str) -> dict[str, str]:
     return {"MODEL": str(model), "QUANT": "Q8_0", "SUITE": str(suites / f"{suite}.yaml"), "THREADS": "1"}
 
 
-def _built_files_of(artifacts: Path, copy: Path) -> Path:
-    """The same artifacts without what was measured, so that only this runs again."""
-    shutil.copytree(artifacts, copy, copy_function=os.link, symlinks=True)
-    for stage in copy.glob("local/*/*/stages/*"):
-        if stage.name.startswith(("evaluate", "divergence", "report")):
-            remove_tree(stage)
-    return copy
-
-
 @pytest.mark.parametrize(("suite", "count"), [("tasks", 1), ("tasks", 2), ("tasks", 4), ("chunks", 5)])
 def test_measurements_in_shards_on_slurm_are_those_of_one_run_here(
     slurm: SlurmNodes, demo_source: Path, suites: Path, here: tuple[Path, dict[str, Any]], tmp_path: Path, suite: str,
     count: int,
 ) -> None:  # fmt: skip
+    lend(here[0], tmp_path / "there", "convert", "quantize", "verify")
     asked = _asked(demo_source, suites, suite) | {
         "ENGINE": "slurm", "SHARDS": str(count), "SCRATCH": str(tmp_path / "scratch"), "SLURM_CONF": slurm.conf,
-        "ARTIFACTS": str(_built_files_of(here[0], tmp_path / "there")),
+        "ARTIFACTS": str(tmp_path / "there"),
     }  # fmt: skip
     there = run_json("eval", **asked)
     for stage in STAGES[suite]:

@@ -136,12 +136,21 @@ def test_an_evaluation_in_shards_is_the_same_bits_with_the_same_examples(
     assert all(list((shard.files / "units").iterdir()) for shard in shards)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_suite_in_shards_is_the_same_bits_and_decodes_no_more(demo_gguf: Demo, tmp_path: Path, count: int) -> None:
+@pytest.fixture(scope="module")
+def suite_and_whole(demo_gguf: Demo, tmp_path_factory: pytest.TempPathFactory) -> tuple[MeasuringStage, RanStage]:
+    """The tasks of the suite smoke and its prose on the demo model, and what one run of them left."""
     tasks = (TaskEntry(task=f"smoke_{name}") for name in ("questions", "generation", "prose"))
     stage = _evaluation(demo_gguf("Q4_K_M"), *tasks)
-    whole, (merged, shards) = stage.run(tmp_path / "one"), stage.run_in_shards(tmp_path / "many", count)
+    return stage, stage.run(tmp_path_factory.mktemp("whole") / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_suite_in_shards_is_the_same_bits_and_decodes_no_more(
+    suite_and_whole: tuple[MeasuringStage, RanStage], tmp_path: Path, count: int
+) -> None:
+    stage, whole = suite_and_whole
+    merged, shards = stage.run_in_shards(tmp_path, count)
     _assert_same_evaluation(merged, whole)
     spent = [json.loads(path.read_bytes())["counts"] for shard in shards for path in (shard.files / "units").iterdir()]
     assert sum(counts[1] for counts in spent) <= 1.03 * whole.left("evaluation.json")["n_tokens_decoded"]

@@ -13,11 +13,13 @@ from quantyard.execution.scheduler import Concurrency
 from quantyard.execution.shard_reporter import ShardReporter
 from quantyard.forecast.cost import forecast_cost
 from quantyard.forecast.expected_times import Forecast, StepTime
-from quantyard.plan.shards import default_shards, plan_in_shards, plan_steps_in_shards
+from quantyard.plan.shards import SHARDED_STAGES, default_shards, plan_in_shards, plan_steps_in_shards
 from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import BuildPlan, Step
 from quantyard.protocol.base import ExitCode, Progress, StageResult
+from quantyard.protocol.builder import CalibrateRequest
 from quantyard.protocol.evaluation import DivergenceRequest, DivergenceSettings, DomainSettings, DomainsRequest
+from quantyard.protocol.stage_requests import stage_request_types
 from quantyard.sources.resolve import Source
 from quantyard.workflows.results import Planned
 from tests.unit.conftest import MakeMeasured
@@ -148,3 +150,12 @@ def test_no_shard_is_without_a_chunk_or_a_named_domain() -> None:
         step = Step("measured", STAGES[request.stage], request, {}, 0)
         divided = plan_steps_in_shards([step], (), 50)
         assert len([each for each in divided if each.whole]) == shards
+
+
+def test_what_is_summed_in_order_or_timed_is_never_divided() -> None:
+    """Sums of an importance matrix depend on their order; what is timed has its node to itself."""
+    takes_shards = {name for name, request in stage_request_types().items() if "shard" in request.model_fields}
+    assert takes_shards == set(SHARDED_STAGES)
+    assert not takes_shards & {"calibrate", "speed", "cache", "openvino"}
+    matrix = Step("calibrate", STAGES["calibrate"], CalibrateRequest(n_chunks=8), {}, 0)
+    assert [*plan_steps_in_shards([matrix], (), 4)] == [matrix]

@@ -156,11 +156,13 @@ def _render_step(whole: StepWithShards, finished: Collection[str], cost: Cost) -
     labels = [shard.label for shard in shards if shard.label not in finished] or [step.label]
     times = [cost.time.steps[label] for label in labels if label in cost.time.steps]
     memories = [cost.stage_memory_bytes[label] for label in labels if label in cost.stage_memory_bytes]
-    done, each = f" ({n_done} of them done)" if n_done else "", "each " if shards else ""
+    done = f" ({n_done} of them done)" if n_done else ""
     parts = [f"about {format_bytes(step.size_bytes)}"] if step.size_bytes else []
-    parts += [each + _render_step_time(max(times, key=lambda time: time.seconds))] if times else []
-    parts += [f"{format_memory(max(memories))} of memory"] if memories else []
-    return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(whole.title)}{done}", *parts])
+    needs = [_render_step_time(max(times, key=lambda time: time.seconds))] if times else []
+    needs += [f"{format_memory(max(memories))} of memory"] if memories else []
+    if shards and needs:
+        needs[0] = f"each {needs[0]}"
+    return ", ".join([f"[yellow]to run[/]  {escape_rich_markup(whole.title)}{done}", *parts, *needs])
 
 
 def _render_step_time(time: StepTime) -> str:
