@@ -88,6 +88,7 @@ class ClusterRequest:
     qos: str = ""
     constraint: str = ""
     gres: str = "gpu:1"  # for stages that use a GPU
+    options: tuple[str, ...] = ()  # of sbatch, for every job
     cpus: int = 0  # of one stage; 0: all of a node
     time_limit_s: float | None = None  # None: as the stage's table says, at most the partition's
     python: Path = Path("python3")  # of the environment with Quantyard, on the nodes

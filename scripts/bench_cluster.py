@@ -6,13 +6,15 @@ How to run:
     make demo                                           # once: the file that is measured
     .venv-bench/bin/python scripts/bench_cluster.py     # about 5 minutes on 2 cores
 
-    --only NAME,…   some rows: waits, divergence, evaluation          --json   one object on stdout
+    --only NAME,…   some rows: waits, slurm, divergence, evaluation          --json   one object on stdout
 
 What is measured, and the limit of each:
 
     waits        a matrix of three quants in two shards whose stages only wait, on two nodes against one: at least
                  1.8 x. No process runs, so this is the order in which the runner starts steps, and nothing else.
     divergence   a divergence of the demo's Q4_K_M in 2 and 5 shards: values that differ from those of the whole: 0.
+    slurm        every stage of a tiny model as a job of an idle Slurm of one node, against the same stage as a process:
+                 at most 3 s more. A run there with nothing to do: at most 2 s. Needs root, or SLURM_CONF.
     evaluation   the suite smoke on the demo's Q4_K_M in 2 and 4 shards: values and answers that differ: 0. Tokens that
                  all shards decode against those of the whole: at most 1.03 x.
 
@@ -143,6 +145,18 @@ def waits_rows(folder: Path) -> Iterator[ClusterRow]:
     )
 
 
+def job_rows(folder: Path) -> Iterator[ClusterRow]:
+    """What a job adds to each stage, and a run with nothing to do."""
+    from scripts.slurm_rows import MOST_ADDED_S, MOST_IDLE_S, added_seconds
+
+    added = added_seconds(folder)
+    idle = added.pop("nothing to do")
+    worst = max(added.values())
+    detail = ", ".join(f"{label} {seconds:.1f}" for label, seconds in added.items())
+    yield ClusterRow("seconds added by a job of Slurm, most", worst, f"≤ {MOST_ADDED_S}", worst <= MOST_ADDED_S, detail)
+    yield ClusterRow("a run on Slurm with nothing to do, seconds", idle, f"< {MOST_IDLE_S}", idle < MOST_IDLE_S)
+
+
 # ---- the same bits -----------------------------------------------------------------------------------
 
 
@@ -231,7 +245,7 @@ def decoded_tokens(shard: RanStage) -> int:
 
 # To add a row: add a function that yields it.
 ROWS: Final[Mapping[str, Callable[[Path], Iterator[ClusterRow]]]] = {
-    "waits": waits_rows, "divergence": divergence_rows, "evaluation": evaluation_rows,
+    "waits": waits_rows, "slurm": job_rows, "divergence": divergence_rows, "evaluation": evaluation_rows,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class MachineSettings(TypedDict, total=False):
     slurm_gres: str
     slurm_cpus_per_stage: int
     slurm_time: str
+    slurm_options: str
     kube_image: str
     kube_namespace: str
     kube_context: str

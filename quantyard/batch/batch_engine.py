@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
 from quantyard.batch import BatchQueue, JobStatus, SubmittedJob
+from quantyard.batch.asking_pace import AskingPace
 from quantyard.batch.job_watch import JobWatch
 from quantyard.batch.retries import NextTry, StageTries
 from quantyard.batch.stage_resources import stage_node_resources
@@ -31,7 +32,7 @@ from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult,
 from quantyard.protocol.node_spec import ENDED, NodeEnd, NodeInput, NodeSpec
 from quantyard.protocol.runner import file_sha256
 from quantyard.requests import ClusterRequest, RunEnvironment
-from quantyard.shared_store.attempts import attempt_prefixes, remove_attempt
+from quantyard.shared_store.attempts import PROGRESS, attempt_prefixes, remove_attempt
 from quantyard.shared_store.commits import CommittedResult, committed_result
 from quantyard.shared_store.contents import get_content, put_content
 from quantyard.shared_store.objects import ObjectStore
@@ -39,7 +40,8 @@ from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.take_outputs import FILES
 
 _STEP_S: Final = 0.2
-_PROGRESS_EVERY_S: Final = 1.5
+_RESULT_S, _PROGRESS_S = (0.2, 10.0), (1.5, 10.0)  # least and most between two questions to the store; when a job ends,
+# it is asked at once, and the queue says so for all jobs together
 _SETTLE_S: Final = 5.0  # clients of NFS remember for seconds that a name was absent
 _KILLED_CODE: Final = 128
 _STOPPED: Final = "The stage was stopped."
@@ -57,8 +59,16 @@ class _Wait:
     spec: StageSpec
     on_progress: OnProgress
     stopped: threading.Event
-    told_at: float = 0.0
+    result_pace: AskingPace = field(default_factory=lambda: AskingPace(*_RESULT_S))
+    progress_pace: AskingPace = field(default_factory=lambda: AskingPace(*_PROGRESS_S))
+    state: str = ""  # of its job
     told: str = ""
+
+    def take_state(self, state: str) -> None:
+        """Ask often again, for the job has just been submitted or started."""
+        if state != self.state:
+            self.state = state
+            self.result_pace, self.progress_pace = AskingPace(*_RESULT_S), AskingPace(*_PROGRESS_S)
 
 
 class BatchEngine:
@@ -181,11 +191,12 @@ class BatchEngine:
         self._watch.add_job(job.id)
         try:
             while True:
-                if found := committed_result(self._store, spec.key):
+                if wait.result_pace.is_due() and (found := committed_result(self._store, spec.key)):
                     return found
                 status = self._watch.job_status(job.id)
                 if status.state in ("ended", "lost"):
                     return self._end_of_job(spec, job.id, status) or status
+                wait.take_state(status.state)
                 self._tell_progress(wait, spec, status)
                 if wait.stopped.wait(_STEP_S):
                     raise EngineError(_STOPPED)
@@ -216,9 +227,8 @@ class BatchEngine:
         return None
 
     def _tell_progress(self, wait: _Wait, spec: NodeSpec, status: JobStatus) -> None:
-        if time.monotonic() - wait.told_at < _PROGRESS_EVERY_S:
+        if not wait.progress_pace.is_due():
             return
-        wait.told_at = time.monotonic()
         if self._watch.is_silent:
             self._say(wait, "the queue does not answer")
         elif status.state == "queued":
@@ -236,7 +246,7 @@ class BatchEngine:
     def _read_progress(self, spec: NodeSpec) -> Progress | None:
         for prefix in attempt_prefixes(self._store, spec.key):
             with suppress(FileNotFoundError, ValidationError, StoreUnreachable):
-                progress = Progress.model_validate_json(self._store.read_bytes(f"{prefix}progress"), strict=True)
+                progress = Progress.model_validate_json(self._store.read_bytes(prefix + PROGRESS), strict=True)
                 return progress if progress.stage == spec.stage else None
         return None
 

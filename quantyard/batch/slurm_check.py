@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from quantyard.batch.slurm_commands import run_slurm_command
-from quantyard.batch.slurm_job import SlurmPlace, slurm_node_script
+from quantyard.batch.slurm_job import SlurmPlace, chosen_sbatch_options, slurm_node_script
 from quantyard.errors import EngineError
 from quantyard.protocol.node_spec import NodeCheck
 from quantyard.requests import ClusterRequest
@@ -27,13 +27,10 @@ def examine_slurm_node(cluster: ClusterRequest, place: SlurmPlace, store: Object
     """
     place.logs.mkdir(parents=True, exist_ok=True)
     log = place.logs / f"check-{name.rpartition('/')[2]}.log"
-    options = [f"--partition={cluster.partition}"] * bool(cluster.partition)
-    options += [f"--account={cluster.account}"] * bool(cluster.account) + [f"--qos={cluster.qos}"] * bool(cluster.qos)
-    options += [f"--constraint={cluster.constraint}"] * bool(cluster.constraint)
     try:
         run_slurm_command(
             "sbatch", "--wait", f"--job-name={_NAME}", f"--output={log}", f"--chdir={place.repo_dir}", "--export=HOME",
-            f"--time={_MINUTES}", *options, timeout_s=_TIMEOUT_S,
+            f"--time={_MINUTES}", *chosen_sbatch_options(cluster), timeout_s=_TIMEOUT_S,
             given=slurm_node_script("Quantyard: doctor", ["check", name], cluster.node_engine, cluster, place),
         )  # fmt: skip
     except EngineError as error:

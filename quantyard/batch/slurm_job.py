@@ -81,11 +81,15 @@ def sbatch_options(
         options.append(f"--mem={-(-needs.memory_bytes // _MIB)}M")
     if needs.gpus:
         options.append(f"--gres={cluster.gres}")
-    chosen = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
-    options += [f"--{name}={value}" for name, value in chosen.items() if value]
     if avoid:
         options.append(f"--exclude={','.join(sorted(avoid))}")
-    return options
+    return options + chosen_sbatch_options(cluster)
+
+
+def chosen_sbatch_options(cluster: ClusterRequest) -> list[str]:
+    """The options that the user chose for every job."""
+    chosen = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
+    return [f"--{name}={value}" for name, value in chosen.items() if value] + list(cluster.options)
 
 
 def slurm_job_script(spec: NodeSpec, spec_name: str, cluster: ClusterRequest, place: SlurmPlace) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,18 @@ _PASSED_TO_PODS: Final = (
     "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy",
     "no_proxy", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
 )  # fmt: skip
+
+
+# Options of sbatch that jobs have from Quantyard; those that a setting gives name it.
+RESERVED_SBATCH_OPTIONS: Final[Mapping[str, str]] = {
+    "partition": "SLURM_PARTITION", "account": "SLURM_ACCOUNT", "qos": "SLURM_QOS", "constraint": "SLURM_CONSTRAINT",
+    "gres": "SLURM_GRES", "cpus-per-task": "SLURM_CPUS_PER_STAGE", "time": "SLURM_TIME", "mem": "MEMORY",
+    "mem-per-cpu": "MEMORY", "mem-per-gpu": "MEMORY",
+} | dict.fromkeys((
+    "array", "chdir", "comment", "dependency", "error", "exclude", "exclusive", "export", "export-file", "help", "hold",
+    "input", "job-name", "no-requeue", "nodes", "ntasks", "open-mode", "output", "parsable", "quiet", "requeue",
+    "test-only", "usage", "version", "wait", "wrap",
+), "")  # fmt: skip
 
 
 def typed_cluster_request(
@@ -49,6 +62,7 @@ def typed_cluster_request(
         partition=_slurm_word("SLURM_PARTITION", values), account=_slurm_word("SLURM_ACCOUNT", values),
         qos=_slurm_word("SLURM_QOS", values), constraint=_slurm_word("SLURM_CONSTRAINT", values),
         gres=_slurm_word("SLURM_GRES", values), cpus=integer_setting("SLURM_CPUS_PER_STAGE", values, 0, 100_000),
+        options=_typed_sbatch_options(values["SLURM_OPTIONS"]),
         time_limit_s=job_time_setting("SLURM_TIME", values["SLURM_TIME"]), python=Path(sys.executable),
         variables={name: environment[name] for name in passed_on if _is_passed_on(environment.get(name, ""))},
         nodes_lack_token=bool(values["HF_TOKEN"]) and not token_there, kube=kube,
@@ -84,3 +98,22 @@ def _slurm_word(name: str, values: Mapping[str, str]) -> str:
         message = f"{name}={values[name][:80]} has characters that Slurm does not take."
         raise BadRequest(message, f"Write it like this: {name}=name")
     return values[name]
+
+
+def _typed_sbatch_options(text: str) -> tuple[str, ...]:
+    """More options of sbatch. Their names may be cut short, as sbatch takes them, so a short one may mean ours."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        message = f"SLURM_OPTIONS={text[:80]} has a quote that is not closed."
+        raise BadRequest(message, 'Write it like this: SLURM_OPTIONS="--reservation=name --nice=100"') from error
+    for word in words:
+        name = word.partition("=")[0]
+        if not re.fullmatch(r"--[a-z][a-z0-9-]+", name) or not word.isprintable():
+            message = f"SLURM_OPTIONS: {word[:80]} is not a long option of sbatch."
+            raise BadRequest(message, 'Write each as one word: SLURM_OPTIONS="--reservation=name --nice=100"')
+        if ours := next((option for option in RESERVED_SBATCH_OPTIONS if option.startswith(name[2:])), ""):
+            setting = RESERVED_SBATCH_OPTIONS[ours]
+            hint = f"Set {setting} instead." if setting else f"Leave {name} out."
+            raise BadRequest(f"SLURM_OPTIONS: Quantyard sets --{ours} for each job itself.", hint)
+    return tuple(words)

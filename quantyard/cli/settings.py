@@ -283,6 +283,10 @@ SETTINGS: Final = (
         "the longest job, such as 12h or 1-12:00:00; default: as the stage and the partition", placeholder="12h",
     ),
     Setting(
+        "SLURM_OPTIONS", "", "cluster", "more options of sbatch for every job, such as --reservation=NAME --nice=100",
+        placeholder="OPTIONS",
+    ),
+    Setting(
         "KUBE_IMAGE", "", "cluster", "the image of nodes of ENGINE=kubernetes, by digest: registry/name@sha256:…",
         trusted=True, placeholder="NAME@DIGEST",
     ),

@@ -10,16 +10,17 @@ from typing import Final, Self
 
 from quantyard.errors import QuantyardError
 from quantyard.protocol.base import Progress
-from quantyard.shared_store.attempts import Attempt
+from quantyard.shared_store.attempts import PROGRESS, Attempt
 from quantyard.shared_store.leases import renew_lease
 
 LIVES_S: Final = 45.0  # after its last heartbeat, an attempt counts as dead
-_PROGRESS_S: Final = 1.0
-_SILENT_S: Final = 15.0
+_PROGRESS_S: Final = 2.0
+_RENEWED_S: Final = 15.0
+_SILENT_S: Final = 15.0  # at the end, for what is being written
 
 
 class Heartbeat:
-    """A thread that renews the lease of an attempt, and passes progress on at most once a second."""
+    """A thread that renews the lease of an attempt, and passes new progress on every two seconds at most."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -41,12 +42,14 @@ class Heartbeat:
 
     def _beat(self) -> None:
         told: Progress | None = None
-        last = time.monotonic()
+        renewed_at = time.monotonic()
         while not self._ended.wait(_PROGRESS_S):
             now, progress = time.monotonic(), self._progress
-            if progress == told and now - last < _SILENT_S:
-                continue
             with suppress(QuantyardError):  # the store may be away for a while; the stage goes on
-                self._attempt.heartbeat(progress.model_dump_json().encode() if progress else b"")
-                renew_lease(self._attempt.store, self._attempt.key, self._attempt.lease)
-                told, last = progress, now
+                if progress is not None and progress != told:
+                    self._attempt.put(PROGRESS, progress.model_dump_json().encode())
+                    told = progress
+                if now - renewed_at >= _RENEWED_S:
+                    self._attempt.heartbeat()
+                    renew_lease(self._attempt.store, self._attempt.key, self._attempt.lease)
+                    renewed_at = now

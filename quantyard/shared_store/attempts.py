@@ -16,6 +16,7 @@ from quantyard.shared_store.objects import ObjectStore
 ATTEMPTS: Final = "attempts/"
 BEGUN: Final = "begun"  # written once: its time is when the attempt began
 LEASE: Final = "lease"
+PROGRESS: Final = "progress"  # how far it is
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,9 @@ class Attempt:
         """Where its objects are; ends with "/"."""
         return f"{ATTEMPTS}{self.key}/{self.name}/"
 
-    def heartbeat(self, progress: bytes = b"") -> None:
-        """Say that it is alive, and how far it is; several times within the lease's time to live."""
+    def heartbeat(self) -> None:
+        """Say that it is alive; several times within the lease's time to live."""
         self.store.put(self.prefix + LEASE, self.lease.model_dump_json().encode())
-        if progress:
-            self.store.put(self.prefix + "progress", progress)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Keep a file of the attempt, such as its log, for those who watch it."""

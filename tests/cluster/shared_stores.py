@@ -27,7 +27,7 @@ from typing import Any
 
 from quantyard.paths import REPO_DIR
 from quantyard.protocol.base import FileEntry, StageResult
-from quantyard.shared_store.attempts import attempt_prefixes, begin_attempt
+from quantyard.shared_store.attempts import PROGRESS, attempt_prefixes, begin_attempt
 from quantyard.shared_store.commits import CommittedResult, commit_result, committed_result
 from quantyard.shared_store.contents import get_content, put_content
 from quantyard.shared_store.garbage import collect_store_garbage
@@ -182,7 +182,8 @@ def commit_once(store: ObjectStore, key: str, text: str, pause_s: float = 0.0) -
         file.flush()
         sha256 = hashlib.sha256(content).hexdigest()
         put_content(store, Path(file.name), sha256)
-    attempt.heartbeat(b"{}")
+    attempt.heartbeat()
+    attempt.put(PROGRESS, b"{}")
     time.sleep(pause_s)
     entry = FileEntry(path="model.gguf", size_bytes=len(content), sha256=sha256)
     result = StageResult(stage="convert", exit_code=0, outputs=(entry,))

@@ -18,7 +18,7 @@ from quantyard.batch.slurm_job import (
     slurm_job_name,
     slurm_job_script,
 )
-from quantyard.cli.cluster_request import typed_cluster_request
+from quantyard.cli.cluster_request import RESERVED_SBATCH_OPTIONS, typed_cluster_request
 from quantyard.cli.settings import SETTINGS
 from quantyard.errors import BadRequest, EngineError
 from quantyard.plan.stages import STAGES
@@ -80,6 +80,15 @@ def test_the_resources_of_a_spec_are_options_of_sbatch() -> None:
     } <= set(options)  # fmt: skip
 
 
+def test_more_options_of_sbatch_are_passed_on_and_those_of_quantyard_are_not_among_them() -> None:
+    values = SETTINGS_OF_CLUSTER | {"HF_TOKEN": "", "SLURM_OPTIONS": "--reservation=maint --nice=1 --mail-type='A,B'"}
+    cluster = typed_cluster_request(values, {}, None)
+    needs = NodeResources(memory_bytes=GIB, gpus=1, exclusive=True)
+    options = sbatch_options(a_spec(resources=needs), cluster, PLACE, "host:1:2", avoid={"n1"})
+    assert options[-3:] == ["--reservation=maint", "--nice=1", "--mail-type=A,B"]
+    assert {option.partition("=")[0][2:] for option in options[:-3]} <= set(RESERVED_SBATCH_OPTIONS)
+
+
 def test_what_a_spec_does_not_need_is_left_to_slurm() -> None:
     options = sbatch_options(a_spec(resources=NodeResources()), ClusterRequest(), PLACE, "host:1:2")
     left = ("--mem", "--gres", "--exclusive", "--partition", "--account", "--qos", "--constraint", "--exclude")
@@ -128,6 +137,8 @@ def test_a_time_is_written_as_people_or_as_slurm_write_it(text: str, seconds: fl
     ("name", "text"),
     [
         ("SLURM_TIME", "soon"), ("SLURM_ACCOUNT", "lab; rm"), ("NODE_ENGINE", "vm"), ("SCRATCH", "local"),
+        ("SLURM_OPTIONS", "-p main"), ("SLURM_OPTIONS", "--partition=gpu"), ("SLURM_OPTIONS", "--job=x"),
+        ("SLURM_OPTIONS", "--nice '1"), ("SLURM_OPTIONS", "name"),
         ("SCRATCH", '/a"; rm'), ("SCRATCH", "/a`id`"), ("SCRATCH", "/$(id)"),
     ],
 )
