@@ -116,9 +116,12 @@ MinJobAge=300
 KillWait=5
 ReturnToService=2
 SlurmdParameters=config_overrides
-$(for n in $(seq "$N"); do echo "NodeName=node$n NodeAddr=$NET.$((n + 10)) CPUs=$CPUS RealMemory=$MEMORY_MB State=UNKNOWN"; done)
+GresTypes=gpu
+$(for n in $(seq "$N"); do echo "NodeName=node$n NodeAddr=$NET.$((n + 10)) CPUs=$CPUS RealMemory=$MEMORY_MB Gres=gpu:1 Features=rack$n State=UNKNOWN"; done)
+PartitionName=short Nodes=node[1-$N] MaxTime=60 State=UP
 PartitionName=main Nodes=node[1-$N] Default=YES MaxTime=INFINITE State=UP
 CONF
+    echo "NodeName=node[1-$N] Name=gpu File=/dev/null" >"$DIR/gres.conf" # counted; no program uses it
 }
 
 start_munge() {
@@ -197,7 +200,7 @@ stop_jobs() {
 
 wait_until_idle() {
     local end=$((SECONDS + WAIT_S))
-    until (($(timeout 5 sinfo -h -N -t idle -o %N 2>/dev/null | wc -l) == N)); do
+    until (($(timeout 5 sinfo -h -N -t idle -o %N 2>/dev/null | sort -u | wc -l) == N)); do
         ((SECONDS < end)) || { sinfo >&2 || true; die "The nodes are not idle after $WAIT_S s. Look: $DIR/log"; }
         sleep 0.1
     done
@@ -206,7 +209,7 @@ wait_until_idle() {
 status() {
     [[ -f $SLURM_CONF ]] || die "No cluster is up in $DIR. Type: sudo scripts/cluster-debian.sh up"
     local nodes
-    nodes=$(timeout 5 sinfo -h -N -o '%N %t' 2>/dev/null) || die "slurmctld does not answer. Type: sudo scripts/cluster-debian.sh up"
+    nodes=$(timeout 5 sinfo -h -N -o "%N %t" 2>/dev/null | sort -u) || die "slurmctld does not answer. Type: sudo scripts/cluster-debian.sh up"
     say "$(tr '\n' ',' <<<"$nodes" | sed 's/,$//; s/,/, /g')"
     echo "export SLURM_CONF=$SLURM_CONF"
 }

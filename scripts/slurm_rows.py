@@ -70,7 +70,7 @@ def stage_seconds(engine: type, asked: Mapping[str, str]) -> dict[str, float]:
         return result
 
     engine.run, os.environ["JSON"] = timed, "1"
-    SlurmQueue.capacity = lambda self: replace(capacity(self), jobs=1, nodes=1)  # type: ignore[method-assign]
+    SlurmQueue.capacity = lambda self: replace(capacity(self), concurrent_stages=1, nodes=1)  # type: ignore[method-assign]
     os.environ.update(asked)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
@@ -113,6 +113,7 @@ def slurm_up() -> Iterator[str]:
     )
     up = run("up")
     if up.returncode != 0:
+        run("down")
         cannot(f"no Slurm: {up.stderr[-500:]}")
     try:
         yield up.stdout.strip().rpartition("=")[2]

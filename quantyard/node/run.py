@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,9 +114,9 @@ def _committed_run(
 ) -> StageResult:
     stage = _stage_of_node_spec(spec)
     _check_node_tools(spec, stage, place, engine)
-    ran_on = ran_on.model_copy(update={"tools": engine.describe(stage.row.image)})
     work = ModelStore(place.scratch / _WORK, ModelId("quantyard", stage.row.name, spec.key))
-    with Heartbeat(attempt) as heartbeat, ExitStack() as held:
+    with Heartbeat(attempt) as heartbeat, ExitStack() as held, ThreadPoolExecutor(1) as beside:
+        tools = beside.submit(engine.describe, stage.row.image)  # it asks other processes
         cache = InputCache(place.store, place.scratch / "cas")
         cache.make_room(cache.missing_bytes(list(spec.inputs.values())) + spec.resources.scratch_bytes)
         inputs = {name: cache.fetch_input(given, held) for name, given in spec.inputs.items()}
@@ -124,6 +125,7 @@ def _committed_run(
             result = engine.run(stage, space, inputs, heartbeat.take_progress)
             if result.exit_code is not ExitCode.DONE:
                 raise StageFailed(spec.label, result)
+            ran_on = ran_on.model_copy(update={"tools": tools.result()})
             result = work.take(spec.label, space, result, stage.leaves).model_copy(update={"ran_on": ran_on})
             if _commit_outputs(spec, place.store, space, result, attempt) is Commit.DIFFERS:
                 kept = differing_name(spec.key, attempt.name)

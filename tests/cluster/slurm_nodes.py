@@ -56,7 +56,7 @@ class SlurmNodes:
             if "down" in self.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
                 with contextlib.suppress(subprocess.CalledProcessError):  # it has come back by itself
                     self.call("scontrol", "update", f"nodename={node}", "state=resume")
-        wait_until(lambda: len(self.call(*idle).split()) == 2, 60)
+        wait_until(lambda: len(set(self.call(*idle).split())) == 2, 60)
 
     def pid(self, daemon: str) -> int:
         """The process of ctld, node1 or node2."""

@@ -18,6 +18,10 @@ SUITE = """
 include_path: smoke
 tasks: [{task: smoke_questions, limit: 6}]
 divergence: {n_chunks: 1}
+domains: {tokens: 64, long_documents: 0}
+behaviour: {suites: [{suite: tool_calls, limit: 1}]}
+speed: {prompt_tokens: 32, generated_tokens: 8, repeats: 1}
+cache: {types: [q8_0], n_ctx: 256, n_chunks: 1, repeats: 0}
 """
 # What differs from run to run, or names the machine.
 _ASIDE = ("seconds", "duration", "speed", "hardware", "node", "cpu", "time", "memory", "machine", "energy", "date")
