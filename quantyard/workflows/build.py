@@ -36,10 +36,13 @@ def workflow_check_api(request: BuildRequest, reporter: WorkflowReporter) -> Bui
     Raises:
         QuantyardError: see errors.py. A check that fails is a finding, not an error.
     """
-    from quantyard.plan.api_tests import add_contract_steps, measured_predictions  # imported late: a build tests none
+    # Imported late: a build tests none.
+    from quantyard.plan.api_tests import add_contract_steps, kept_evaluations, measured_predictions
 
     request, source = workflow_of_built(request)
-    manifest = read_manifest(ModelStore(request.artifacts, source.model).folder / "manifest.json")
+    store = ModelStore(request.artifacts, source.model)
+    manifest = read_manifest(store.folder / "manifest.json")
     measured = measured_predictions(manifest) if manifest else {}
-    plan = add_contract_steps(workflow_plan(request, source), request.threads, measured)
+    kept = kept_evaluations(manifest, store, measured) if manifest else {}
+    plan = add_contract_steps(workflow_plan(request, source), request.threads, {**measured, **kept})
     return run_build_plan(request, plan, reporter)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from quantyard.paths import REPO_DIR
 from quantyard.store.manifest import read_manifest
-from tests.conftest import run, run_here, run_json, start
+from tests.conftest import lend, run, run_here, run_json, start
 from tests.e2e.conftest import Measured, write_example
 
 STAGES = [  # the conversion was there
@@ -127,8 +128,10 @@ def test_a_suite_that_is_none_of_ours_names_the_nearest(demo_model: Path) -> Non
 
 @pytest.mark.usefixtures("demo_model")
 def test_the_demo_ends_with_an_evaluation_of_its_files(
-    some_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    some_engine: str, measured_demo: Callable[[str], Measured], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = Path(measured_demo(some_engine).asked["ARTIFACTS"])
+    lend(before, REPO_DIR / "artifacts", "evaluate", "divergence", "speed")  # of the same suite; Q8_0 is left
     monkeypatch.setattr("quantyard.workflows.demo._SUITE", str(write_example(tmp_path / "suite")))
     done = run_here("demo", ENGINE=some_engine, JSON="1")
     assert done.returncode == 0, done.stderr

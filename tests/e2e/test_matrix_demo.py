@@ -5,7 +5,6 @@ says, worked out again by hand from its report.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +14,14 @@ import pytest
 
 from quantyard.formatting.numbers import format_digits
 from quantyard.protocol.measurements import EvalReport
-from tests.conftest import REPO_DIR, Demo, run, run_json
+from tests.conftest import Demo, lend, run, run_json
+from tests.e2e.conftest import Measured, write_example
 from tests.hostile.sampling import WHOLE
 
 SIX = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 QUANTS = SIX if WHOLE else ("Q4_K_M", "Q8_0")
 BEST = "Q8_0"  # nothing else comes near sixteen bits
 CONTEXT, PARALLEL = 2048, 2
-
-# Enough of everything to see that it is right.
-SUITE = """
-include_path: smoke
-tasks: [{task: smoke_questions, limit: 6}]
-divergence: {n_chunks: 1}
-speed: {prompt_tokens: 64, generated_tokens: 8, repeats: 2}
-"""
 
 
 @dataclass(frozen=True)
@@ -58,18 +50,20 @@ def made_before() -> dict[str, Made | None]:
 
 @pytest.fixture
 def made(
-    engine: str, built_demo: Callable[[str], Demo], made_before: dict[str, Made | None],
-    tmp_path_factory: pytest.TempPathFactory,
+    engine: str, built_demo: Callable[[str], Demo], measured_demo: Callable[[str], Measured],
+    made_before: dict[str, Made | None], tmp_path_factory: pytest.TempPathFactory,
 ) -> Made:  # fmt: skip
-    """In a store of its own, to which the conversion and the file that needs no matrix are lent."""
+    """In a store of its own, to which the conversion, the file that needs no matrix and what was measured of the
+    unquantized one are lent.
+    """
     if engine not in made_before:
         made_before[engine] = None
         demo, folder = built_demo(engine), tmp_path_factory.mktemp(f"matrix-{engine}")
         demo.lend(folder / "artifacts", "convert", "quantize-Q8_0", "verify-Q8_0")
-        shutil.copytree(REPO_DIR / "eval" / "suites" / "smoke", folder / "smoke")
-        (folder / "trial.yaml").write_text(SUITE)
+        measured = Path(measured_demo(engine).asked["ARTIFACTS"])
+        lend(measured, folder / "artifacts", "evaluate-BF16", "divergence-BF16", "speed-BF16")
         asked = {
-            "MODEL": str(demo.model), "QUANTS": ",".join(QUANTS), "SUITE": str(folder / "trial.yaml"),
+            "MODEL": str(demo.model), "QUANTS": ",".join(QUANTS), "SUITE": str(write_example(folder / "suite")),
             "CHUNKS": "4", "ENGINE": engine, "ARTIFACTS": str(folder / "artifacts"),
         }
         planned = run_json("plan", IMATRIX="auto", **asked)

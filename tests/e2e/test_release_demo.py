@@ -126,10 +126,12 @@ def test_the_same_command_again_measures_nothing_and_sends_nothing(released: Rel
 
 def test_the_contract_that_was_tested_is_kept_and_is_not_tested_again(released: Released) -> None:
     asked = {name: released.asked[name] for name in ("MODEL", "QUANT", "ENGINE", "ARTIFACTS")}
+    before = json.loads((_model_folder(released) / "manifest.json").read_text())
     done = run("contract", JSON="1", **asked)
     (report,) = json.loads(done.stdout)["contracts"]
-    manifest = json.loads((_model_folder(released) / "manifest.json").read_text())
-    assert manifest["contracts"]["Q4_K_M"] == report, "it ran again"
+    after = json.loads((_model_folder(released) / "manifest.json").read_text())
+    key, again = (manifest["stages"]["contract Q4_K_M"]["key"] for manifest in (before, after))
+    assert (again, before["contracts"]["Q4_K_M"]) == (key, report), "it ran again"
     assert report["schemas"]["n"] >= 50
     server = {"docker": "llama-server", "local": "xllamacpp"}[asked["ENGINE"]]
     assert report["server"].startswith(server)

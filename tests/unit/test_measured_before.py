@@ -10,14 +10,19 @@ import pytest
 
 import quantyard
 from quantyard.api.call import api_request
-from quantyard.plan.api_tests import add_contract_steps, measured_predictions
-from quantyard.plan.steps import StepOutput
+from quantyard.plan.api_tests import add_contract_steps, kept_evaluations, measured_predictions
+from quantyard.plan.steps import StageSpec, StepOutput
 from quantyard.protocol.api_tests import ContractRequest
+from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.predictions import FilePredictions, PredictedToken, PromptPredictions
+from quantyard.protocol.runner import file_sha256
 from quantyard.sources.resolve import Source
+from quantyard.store.artifact import Workspace
+from quantyard.store.stages import ModelStore
 from quantyard.workflows import planning
 from quantyard.workflows.reporter import SilentReporter
 from quantyard.workflows.run import run_build_plan
+from tests.evaluations import evaluation
 from tests.unit.fake_engine import FakeEngine, writes
 
 pytestmark = pytest.mark.commands
@@ -138,6 +143,31 @@ def test_the_api_test_is_told_what_was_measured_by_this_run_or_an_earlier_one(en
     step = add_contract_steps(alone, 1, {"Q4_K_M": PREDICTIONS}).steps[-1]
     assert isinstance(step.request, ContractRequest)
     assert step.request.measured == PREDICTIONS and "measured" not in step.inputs
+
+
+def test_the_api_test_of_a_release_is_not_made_again_while_its_evaluation_is_there(engine: FakeEngine) -> None:
+    measured = evaluation("Q4_K_M").model_copy(update={"predictions": PREDICTIONS})
+    engine.behaviours["evaluate Q4_K_M"] = lambda spec, space: _leaves(spec, space, measured.model_dump_json())
+    request = api_request("eval", {"quant": "Q4_K_M", "suite": "smoke", "limit": 3}, MODEL="x")
+    source = planning.workflow_source(request)
+    plan = add_contract_steps(planning.workflow_plan(request, source), 1)
+    manifest = run_build_plan(request, plan, SilentReporter()).manifest
+    store = ModelStore(request.artifacts, source.model)
+    kept = kept_evaluations(manifest, store, {"Q4_K_M": PREDICTIONS, "Q8_0": PREDICTIONS})
+    assert kept.keys() == {"Q4_K_M"}
+    alone = add_contract_steps(planning.workflow_plan(replace(request, measure=None), source), 1, kept)
+    engine.ran.clear()
+    assert run_build_plan(replace(request, measure=None), alone, SilentReporter()).contracts and engine.ran == []
+    other = PREDICTIONS.model_copy(update={"prompts": ()})
+    assert kept_evaluations(manifest, store, {"Q4_K_M": other}) == {}, "of another measurement"
+
+
+def _leaves(spec: StageSpec, space: Workspace, text: str) -> StageResult:
+    path = space.out_dir / "files" / "evaluation.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    entry = FileEntry(path=path.name, size_bytes=path.stat().st_size, sha256=file_sha256(path))
+    return StageResult(stage=spec.row.name, exit_code=ExitCode.DONE, outputs=(entry,), facts={})
 
 
 @pytest.mark.parametrize("changed", [False, True])
