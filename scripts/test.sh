@@ -54,12 +54,12 @@ units() { phase units run --phase=units -n auto tests/unit tests/hostile; }
 # One thread for each stage: two of llama.cpp with a thread for every core wait for each other.
 parts() {
     local not=(--ignore=tests/measure --ignore=tests/unit)
-    THREADS=${THREADS-1} phase parts run --phase=parts -n "${JOBS:-2}" --dist loadfile "${not[@]}" "$@"
+    THREADS=${THREADS-1} phase parts run --phase=parts -n "${JOBS:-2}" "${files[@]}" "${not[@]}" "$@"
     [[ $tier == quick ]] || phase alone run --phase=alone "${not[@]}" "$@"
 }
 
 # After the others, which leave the demo model that these need. They use one thread each.
-measure() { phase measure .venv-bench/bin/python -m pytest "${options[@]}" -n "${JOBS:-2}" --dist loadfile tests/measure; }
+measure() { phase measure .venv-bench/bin/python -m pytest "${options[@]}" -n "${JOBS:-2}" "${files[@]}" tests/measure; }
 
 case ${1-} in
     fast | quick | docker | e2e | change | all) tier=$1 && shift ;;
@@ -67,6 +67,7 @@ case ${1-} in
     *) echo "$1 is not a tier: fast, quick, docker, e2e, change or all" >&2 && exit 2 ;;
 esac
 n_options=$# began=$SECONDS
+files=(--dist loadfile --no-loadscope-reorder) # a file at a time, in the order of tests/phases.py
 options=(--max-worker-restart=0 --durations=40 --durations-min=5 "$@") # durations: where the time goes
 containers=(tests/clients tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
 # set_up is not a phase: `set -e` must end it.

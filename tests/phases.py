@@ -30,6 +30,15 @@ from hypothesis import settings
 TESTS = Path(__file__).parent
 PARTS = frozenset({"docker_client", "images", "local_tools", "engine", "some_engine"})  # and what builds on these
 TIERS = ("fast", "quick", "change", "all")
+# The longest files with real parts, which are begun first: what comes last is short, so no worker ends long after the
+# other. Who starts beside the first does not need the model that the first one builds.
+BEGUN_FIRST = (
+    "e2e/test_eval_demo.py", "e2e/test_architectures.py", "e2e/test_matrix_demo.py", "docker/test_faults.py",
+    "e2e/test_release_demo.py", "e2e/test_matrix_faults.py", "e2e/test_twin.py", "docker/test_containers.py",
+    "docker/test_hub_build.py", "e2e/test_python_api.py", "cluster/test_slurm_build.py",
+    "measure/test_against_hf.py", "measure/test_datasets.py", "measure/test_domains.py", "measure/test_llama_lm.py",
+    "measure/test_divergence.py", "measure/test_real_tokenizers.py",
+)  # fmt: skip
 
 # The examples of every property; a test names a number of its own only where one example is slow.
 # No deadline: a loaded machine is slow, not wrong. In CI every change meets the same examples.
@@ -49,8 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tier, phase = config.getoption("--tier"), config.getoption("--phase")
     wanted = {item: _is_in(item, tier) and phase in (None, _phase(item)) for item in items}
     config.hook.pytest_deselected(items=[item for item in items if not wanted[item]])
-    items[:] = [item for item in items if wanted[item]]
+    items[:] = sorted((item for item in items if wanted[item]), key=_turn)
     gc.freeze()  # what was imported and collected stays to the end: no garbage is looked for among it
+
+
+def _turn(item: pytest.Item) -> int:
+    name = item.path.relative_to(TESTS).as_posix()
+    return BEGUN_FIRST.index(name) if name in BEGUN_FIRST else len(BEGUN_FIRST)
 
 
 def _is_in(item: pytest.Item, tier: str) -> bool:

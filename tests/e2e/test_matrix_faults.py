@@ -33,7 +33,6 @@ LITTLE = "divergence: {n_chunks: 1, n_ctx: 128}\nspeed: {repeats: 1, prompt_toke
 LONGEST_PAUSE_S = 3.0
 KILLS = rounds(sample=4, whole=20)  # scripts/bench_kills.py has a hundred, spread over the stages
 RUN_TIMEOUT_S = 300.0
-pytestmark = pytest.mark.alone
 
 
 @dataclass

@@ -15,9 +15,10 @@ from lm_eval.api.instance import Instance
 from eval.llama.lm import LlamaLM
 from quantyard.paths import REPO_DIR
 from quantyard.workflows.demo import DEMO_NAME
+from tests.hostile.sampling import rounds
 
 SMOKE = REPO_DIR / "eval" / "suites" / "smoke"
-N_QUESTIONS, N_TEXTS, MAX_LENGTH = 100, 4, 512
+N_QUESTIONS, N_TEXTS, MAX_LENGTH = rounds(sample=50, whole=100), rounds(sample=2, whole=4), 512
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_multiple_choice_answers_are_those_of_hf(ours: LlamaLM, hf: Any) -> None
     differences = [abs(a - b) / n for (a, _), (b, _), n in zip(mine, theirs, n_tokens, strict=True)]
     assert np.mean(differences) <= 0.005
     chosen = [np.array([score for score, _ in side]).reshape(-1, 4).argmax(axis=1) for side in (mine, theirs)]
-    assert (chosen[0] == chosen[1]).mean() >= 0.99
+    assert (chosen[0] != chosen[1]).sum() <= 1
     assert np.mean([a == b for (_, a), (_, b) in zip(mine, theirs, strict=True)]) >= 0.99  # is_greedy
 
 
