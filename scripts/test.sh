@@ -48,7 +48,8 @@ set_up_local() { ENGINE=local .venv/bin/python -m quantyard images >&2; }
 set_up_bench() { scripts/setup-local.sh bench; }
 
 run() { .venv/bin/python -m pytest "${options[@]}" "$@"; }
-units() { phase units run --phase=units -n auto tests/unit tests/hostile; }
+# One worker more than there are cores, since some tests wait.
+units() { PYTEST_XDIST_AUTO_NUM_WORKERS=$(($(getconf _NPROCESSORS_ONLN) + 1)) phase units run -n auto "$@"; }
 
 # parts FOLDER …
 # One thread for each stage: two of llama.cpp with a thread for every core wait for each other.
@@ -69,6 +70,7 @@ esac
 n_options=$# began=$SECONDS
 files=(--dist loadfile --no-loadscope-reorder) # a file at a time, in the order of tests/phases.py
 options=(--max-worker-restart=0 --durations=40 --durations-min=5 "$@") # durations: where the time goes
+pure=(--phase=units tests/unit tests/hostile)
 containers=(tests/clients tests/docker tests/hostile tests/page tests/serve tests/serve_contract)
 # set_up is not a phase: `set -e` must end it.
 case $tier in
@@ -79,15 +81,15 @@ case $tier in
 esac
 took+=("$(printf '%6d s  set-up' $((SECONDS - began)))")
 case $tier in
-    fast) phase units run --tier=fast -n auto tests/unit ;;
-    quick) units && options+=(--tier=quick) && parts tests ;;
+    fast) units --tier=fast tests/unit ;;
+    quick) units "${pure[@]}" && options+=(--tier=quick) && parts tests ;;
     docker) parts "${containers[@]}" ;;
     e2e) parts tests/e2e ;;
     all)
         export HOSTILE=all HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE-all}
         options+=(--tier=all)
         ;;&
-    change | all) units && parts tests && measure ;;
+    change | all) units "${pure[@]}" && parts tests && measure ;;
 esac
 printf '%s\n' "What each phase took:" "${took[@]}" >&2
 exit "$code"

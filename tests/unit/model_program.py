@@ -76,7 +76,7 @@ def main() -> None:
     if "broken" in Handler.settings["path"]:
         sys.exit("error loading model: no GGUF")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     sys.stdin.read()
     os._exit(0)

@@ -56,6 +56,7 @@ def test_a_server_that_says_nothing_of_itself_is_taken_at_its_word() -> None:
         assert not client(url).is_base_model
 
 
+@pytest.mark.commands
 def test_the_made_up_template_is_that_of_the_llama_cpp_we_compile() -> None:
     sources = [*Path.home().glob(".cache/quantyard/wheels/*/llama_cpp_python-*.tar.gz")]
     if not sources:

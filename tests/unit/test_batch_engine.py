@@ -231,7 +231,10 @@ def test_a_job_that_is_lost_is_submitted_three_times_more_and_then_given_up(clus
         (JobStatus("ended", exit_code=2, node="node1"), "ended with exit code 2"),
     ],
 )
-def test_what_the_queue_ends_is_said_and_not_tried_again(cluster: Cluster, status: JobStatus, words: str) -> None:
+def test_what_the_queue_ends_is_said_and_not_tried_again(
+    cluster: Cluster, status: JobStatus, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantyard.batch.batch_engine._SETTLE_S", 0.1)
     cluster.queue.fates = [status]
     with pytest.raises(EngineError, match=words) as caught:
         cluster.run(a_spec())

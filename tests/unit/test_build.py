@@ -90,6 +90,7 @@ def test_an_image_that_is_not_built_yet_is_built_before_the_first_stage(
     assert engine.prepared == ["builder"]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("stage", ["convert", "quantize Q4_K_M", "verify Q4_K_M"])
 @pytest.mark.parametrize("code", [ExitCode.UNSUPPORTED_MODEL, ExitCode.RESOURCES, ExitCode.BUG])
 def test_a_failed_stage_leaves_nothing_under_a_final_name_and_the_next_run_finishes(

@@ -169,6 +169,7 @@ def _check_metadata(card: str, manifest: Manifest, context: CardContext) -> None
     }  # fmt: skip
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("words", sampled(HOSTILE, 15), ids=ascii)
 def test_hostile_words_make_no_element_no_link_and_no_metadata(words: str) -> None:
     if "\ud800" in words:  # JSON cannot carry it into a manifest, so it can only come from a context
@@ -180,6 +181,7 @@ def test_hostile_words_make_no_element_no_link_and_no_metadata(words: str) -> No
 MARKUP = st.text(st.sampled_from(list("ab1 \n\t|`*_[]()<>!#&;:/\\{}%$~^=+-.\"'@\u202e\u2028")), max_size=60)
 
 
+@pytest.mark.commands
 @settings(max_examples=30)
 @given(st.one_of(MARKUP, st.text(st.characters(exclude_categories=("Cs",)), max_size=60)))
 def test_no_text_at_all_makes_an_element_a_link_or_metadata(words: str) -> None:

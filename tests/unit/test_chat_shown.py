@@ -53,6 +53,7 @@ def test_a_conversation_that_is_refused_both_ways_is_refused(opened: Opened) -> 
             chat_with_system_shown(template, messages)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("text", "are_shown"),
     [(WITH_TOOLS, True), (MAPS_TOOLS, True), (ONLY_TOOLS, True), (NEEDS_TOOLS, True), (CHATML, False)],

@@ -178,6 +178,7 @@ def test_a_build_serves_its_files_only_where_nothing_is_served_yet(
     assert served() == first and "make serve" not in capsys.readouterr().err
 
 
+@pytest.mark.commands
 def test_without_quant_what_was_built_is_measured_and_tested(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def test_definitions_get_names_that_cannot_be_confused() -> None:
     assert sorted(client_wire_schema(Same.model_json_schema(), "llama-server")["$defs"]) == ["d0", "d1"]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", FORMATS)
 def test_whatever_a_formats_pattern_matches_has_the_format(name: str) -> None:
     class Holder(BaseModel):

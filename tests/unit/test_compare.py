@@ -84,6 +84,7 @@ def test_flips_are_counted_each_way() -> None:
     assert c.mcnemar_p == pytest.approx(0.2668, abs=1e-4)
 
 
+@pytest.mark.commands
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=80))
 def test_the_other_way_round_every_sign_turns(answers: list[tuple[int, int]]) -> None:
     one, two = (outcome("arc", right_or_wrong(bits)) for bits in zip(*answers, strict=True))
@@ -94,6 +95,7 @@ def test_the_other_way_round_every_sign_turns(answers: list[tuple[int, int]]) ->
     assert there.verdict == opposite.get(back.verdict, back.verdict)
 
 
+@pytest.mark.commands
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60), st.randoms())
 def test_the_order_of_questions_changes_nothing(answers: list[tuple[int, int]], random) -> None:
     shuffled = random.sample(answers, len(answers))

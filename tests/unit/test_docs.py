@@ -53,6 +53,7 @@ def _names(path: Path) -> Iterator[str]:
     yield from (token.content for token in _tokens(path) if token.type in ("code_inline", "fence", "code_block"))
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
     for link in _links(page):
@@ -68,6 +69,7 @@ def test_every_file_of_ours_that_a_page_names_is_there(page: Path) -> None:
     assert [name for name in sorted(named) if not (REPO_DIR / name).exists()] == []
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_test_that_a_page_names_is_there(page: Path) -> None:
     known = "\n".join(path.read_text() for path in (REPO_DIR / "tests").rglob("*.py"))

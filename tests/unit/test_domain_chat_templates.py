@@ -38,6 +38,7 @@ def shown_domain(template: str, domain: str, n_documents: int | None = None) -> 
         opened.close()
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", SOME)
 def test_real_templates_show_all_that_the_assistant_writes(name: str) -> None:
     _check_template(name, n_documents=4)

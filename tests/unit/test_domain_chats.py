@@ -131,6 +131,7 @@ def test_what_follows_the_last_answer_alone_is_not_scored(show: Show) -> None:
     assert [text for _, text in written(found.chats[0])] == ["Blue.<|end|>", "Green, then.<|end|>"]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("answer", ["if a <b", "[1, 2", "x < y and [", "see <this>", "- [ ] a\n- [x]"])
 @pytest.mark.parametrize("template", [CHATML, EOS_AT_THE_END, CONTENT_AFTER_A_SPACE, NO_MARKS])
 def test_an_answer_with_brackets_is_whole(show: Show, template: str, answer: str) -> None:
@@ -173,6 +174,7 @@ def with_text_arguments(document: DomainDocument) -> DomainDocument:
     return replace(document, messages=(asked, {**called, "tool_calls": [{"id": "1", "function": function}]}, *rest))
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("document", [TOOLS, with_text_arguments(TOOLS)], ids=["object", "text"])
 @pytest.mark.parametrize(
     "template", [WITH_TOOLS, ARGUMENTS_AS_TEXT, NULL_CONTENT, NEEDS_TOOLS, COLLECTS_CALLS, MAPS_TOOLS]

@@ -102,6 +102,7 @@ def test_the_reference_lists_every_kind() -> None:
     assert kinds == set(re.findall(r"^\| `([a-z0-9-]+)` \|", REFERENCE, re.MULTILINE))
 
 
+@pytest.mark.commands
 def test_a_stage_gives_its_failures_kinds_that_mean_nothing_else() -> None:
     classes = {error.kind: ExitCode(error.exit_code).name for error in _errors() if error.exit_code in list(ExitCode)}
     found = set(_stage_kinds())

@@ -121,6 +121,7 @@ def _needed(run: Run, quants: str, **more: str) -> int:
     return int(json.loads(out)["disk_needed_bytes"])
 
 
+@pytest.mark.commands
 def test_a_matrix_too_large_for_the_disk_runs_nothing_and_names_the_files_that_fit(run: Run) -> None:
     engine, free = FakeEngine(), _needed(run, "Q4_K_M,Q8_0")
     code, _out, err = run("matrix", free, engine, f"--quants={ALL}", "--suite=smoke")
@@ -133,6 +134,7 @@ def test_a_matrix_too_large_for_the_disk_runs_nothing_and_names_the_files_that_f
     assert code == 0 and "Q4_K_M" in fits, err
 
 
+@pytest.mark.commands
 def test_one_byte_less_than_a_matrix_needs_is_too_little_and_as_much_is_enough(run: Run) -> None:
     free = _needed(run, "Q4_K_M,Q8_0")
     asked = ("--quants=Q4_K_M,Q8_0", "--suite=smoke")
@@ -171,6 +173,7 @@ def test_where_no_setting_names_the_files_none_is_offered(run: Run, tmp_path: Pa
     assert "type the same command with:  QUANTS=Q4_K_M" in error.value.hint
 
 
+@pytest.mark.commands
 def test_with_both_versions_of_each_file_a_matrix_takes_more_and_says_so_before_the_trial(run: Run) -> None:
     plain, both = _needed(run, ALL), _needed(run, ALL, imatrix="auto")
     engine = FakeEngine()

@@ -361,6 +361,7 @@ def test_a_book_that_cannot_be_read_or_written_stops_nothing(plan: BuildPlan, tm
     record_forecast_times(tmp_path / "file", plan, Forecast(), [Taken("convert", "k", 3.0)], ALONE)
 
 
+@pytest.mark.commands
 def test_a_builder_tells_how_long_each_step_took_but_not_of_what_it_resumed(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:

@@ -121,6 +121,7 @@ FLIPS = {"unquantized": 0.05, "8-bit": 0.05, "6-bit": 0.08, "5-bit": 0.12, "4-bi
 SIZES = {"tool_calls": 77, "structured_output": 33}  # the largest and the smallest of ours
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("family", "behaviour"), list(itertools.product(FLIPS, SIZES)))
 def test_a_file_that_loses_nothing_passes_the_default_limits(family: str, behaviour: str) -> None:
     limits = load_gate_budgets(None).quants[family].max_behaviour_loss

@@ -152,6 +152,7 @@ def test_a_hostile_header_is_refused_with_its_reason_in_no_time(write: Write, na
     assert peak_bytes < 8_000_000
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("length", range(0, len(SMALL) - 40, 7))
 def test_a_file_cut_anywhere_is_refused(write: Write, length: int) -> None:
     with pytest.raises(GgufError):

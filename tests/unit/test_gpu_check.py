@@ -51,6 +51,7 @@ def test_two_right_builds_differ_within_the_bounds_and_the_speed_is_a_ratio(tmp_
     assert "F16: prompt                        25.0 × (10 → 250 tokens/s)" in table
 
 
+@pytest.mark.commands
 def test_the_most_likely_faults_of_a_gpu_build_are_found(tmp_path: Path) -> None:
     shuffled = _measured()
     shuffled["logits"] = shuffled["logits"][:, ::-1].copy()
@@ -63,6 +64,7 @@ def test_the_most_likely_faults_of_a_gpu_build_are_found(tmp_path: Path) -> None
         assert code == 1 and "WRONG" in table, number
 
 
+@pytest.mark.commands
 def test_a_promise_that_only_the_gpu_breaks_is_named(tmp_path: Path) -> None:
     broken = {"checks": [_REPORT["checks"][0], {"name": "stream", "status": "failed", "finding": "no end of stream"}]}
     code, table = _table(tmp_path, _measured(), broken)

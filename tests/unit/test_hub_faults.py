@@ -127,6 +127,7 @@ def test_a_sentencepiece_tokenizer_without_its_own_file_is_told_from_the_beginni
     find(hub_server, tmp_path, repo(tokenizer__json=text, tokenizer__model=b"\n\x0e"))
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("proxy", ["socks4a://me:pa55@127.0.0.1:9", "socks4://me:pa55@127.0.0.1:9"])
 def test_a_proxy_that_no_client_can_be_made_for_is_said_without_its_password(proxy: str, tmp_path: Path) -> None:
     run = _plan_through(proxy, "https://hub.example", tmp_path)
@@ -134,6 +135,7 @@ def test_a_proxy_that_no_client_can_be_made_for_is_said_without_its_password(pro
     assert "HTTPS_PROXY=http://" in run.stderr and "socks5h://" in run.stderr and "pa55" not in run.stderr
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
 def test_the_hub_is_asked_through_a_socks_proxy_with_its_password(
     scheme: str, hub_server: HubServer, tmp_path: Path

@@ -74,6 +74,7 @@ def test_every_value_is_that_of_its_definition() -> None:
     assert 0 < values.same_top.mean() < 1
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3])
 def test_the_divergence_of_a_very_good_quant_is_not_lost_in_rounding(noise: float) -> None:
     x = logits(3, n_rows=20, n_vocab=50_000) + np.float32(15)

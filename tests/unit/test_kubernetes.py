@@ -62,6 +62,7 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 # ---- manifests ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("kube", [FULL, PLAIN, KubeRequest(image=IMAGE)], ids=["full", "claim", "least"])
 @pytest.mark.parametrize(
     "changes",
@@ -328,6 +329,7 @@ def a_queue(server: KubeServer, folder: Path, monkeypatch: pytest.MonkeyPatch, k
     return KubeQueue(kube, ON_CLAIM if kube.claim else IN_BUCKET)
 
 
+@pytest.mark.commands
 def test_a_stage_is_submitted_once_and_a_second_run_attaches(
     server: KubeServer, queue: KubeQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +444,7 @@ def test_without_the_right_to_make_policies_no_job_is_submitted(server: KubeServ
     assert not server.of("jobs")
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("code", "kind"), [(403, KubeRefused), (422, KubeRefused), (503, QueueSilent), (429, QueueSilent)]
 )
@@ -531,6 +534,7 @@ def test_without_a_kubeconfig_the_hint_says_how_to_name_it(tmp_path: Path, monke
     assert "KUBECONFIG" in caught.value.hint
 
 
+@pytest.mark.commands
 def test_the_rights_that_are_missing_are_named(server: KubeServer, queue: KubeQueue) -> None:
     assert not missing_kube_rights(queue.api)
     server.denied = {("create", "jobs"), ("update", "networkpolicies"), ("get", "pods")}

@@ -59,6 +59,7 @@ def run(hub: HubServer, engine: FakeEngine, tmp_path: Path, capsys: pytest.Captu
 # ---- models that cannot be measured ------------------------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("option", "is_calibrated"),
     [("--quant=Q8_0", False), ("--quants=Q4_K_M", True), ("--suite=smoke", False), ("--imatrix=auto", True)],
@@ -128,6 +129,7 @@ def test_a_quant_that_is_named_twice_in_whatever_spelling_is_made_once(run: Run)
     assert _planned(run, "--quants=Q4_K_M,q4_k_m, Q4_K,Q8_0,Q4_K_M") == ["quantize Q4_K_M", "quantize Q8_0"]
 
 
+@pytest.mark.commands
 def test_a_recipe_of_ones_own_stands_in_a_matrix_whether_quants_names_it_or_not(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(RECIPE.format("ffn_down"))
     recipe = f"--recipe={tmp_path / 'mine.yaml'}"

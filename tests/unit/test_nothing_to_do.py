@@ -75,6 +75,7 @@ def _build(asked: Mapping[str, str], daemon: FakeDaemon, notes: Notes) -> None:
     PlanRunner(plan, _Engine(real), ModelStore(request.artifacts, plan.source.model), REPO_DIR).run(notes)
 
 
+@pytest.mark.commands
 def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
     tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

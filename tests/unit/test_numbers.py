@@ -333,6 +333,7 @@ def _words(path: str) -> Iterator[str]:
             yield node.value
 
 
+@pytest.mark.commands
 def test_a_unit_has_one_name() -> None:
     """tokens/s, same top token, memory in MiB and GiB, a per cent sign after a space."""
     found = {
@@ -343,6 +344,7 @@ def test_a_unit_has_one_name() -> None:
     assert found == set() and not _UNITS_OF_OTHERS.search(presets)
 
 
+@pytest.mark.commands
 def test_every_exception_is_still_needed() -> None:
     texts = {path: list(_forms(_tree(path))) for path in _files()}
     assert {place for place in _REFUSALS if not any(
@@ -355,12 +357,14 @@ def test_every_exception_is_still_needed() -> None:
 # ---- one name, one thing -----------------------------------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", ["Subject", "Recipe", "Measured", "Table", "Check"])
 def test_a_class_of_this_name_is_defined_once(name: str) -> None:
     defined = [path for each, path in _classes() if each == name]
     assert len(defined) <= 1, defined
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("words", "home"),
     [("NormalDist", "quantyard/metrics/intervals.py"), ("def wilson_interval", "quantyard/metrics/intervals.py"),

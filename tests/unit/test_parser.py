@@ -156,6 +156,7 @@ def _completed(line: str, folder: Path) -> set[str]:
     return set((folder / "out").read_text().split("\n"))
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("line", "some", "none"),
     [
@@ -193,6 +194,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     assert (_loaded(f"from quantyard.cli import main; main({argv})") - before) & HEAVY == set()
 
 
+@pytest.mark.commands
 def test_a_build_loads_neither_the_hub_nor_what_publishes() -> None:
     loaded = _loaded("import quantyard.cli.build, quantyard.workflows.build")
     assert loaded & {"huggingface_hub", "jinja2", "yaml", "httpx2", "numpy", "argcomplete"} == set()

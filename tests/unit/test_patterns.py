@@ -48,6 +48,7 @@ def _matches_in_pydantic(pattern: str, value: str) -> bool:
     return True
 
 
+@pytest.mark.commands
 @USUAL
 @given(PATTERNS, st.data())
 def test_whatever_the_normal_form_matches_is_json_and_the_original_matches_it_in_two_dialects(pattern, data):
@@ -59,6 +60,7 @@ def test_whatever_the_normal_form_matches_is_json_and_the_original_matches_it_in
     assert _matches_in_pydantic(pattern, value)
 
 
+@pytest.mark.commands
 @USUAL
 @given(PATTERNS, st.data())
 def test_text_that_needs_no_escape_is_not_lost(pattern, data):

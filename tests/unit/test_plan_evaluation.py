@@ -63,6 +63,7 @@ def test_another_baseline_is_built_and_verified_like_any_quant(
     assert "evaluate BF16" not in engine.ran and [file.quant for file in built] == ["Q8_0", "Q4_K_M"]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "changes", [{"quants": "BF16,Q4_K_M"}, {"baseline": find_quant("Q4_K_M"), "quants": "Q4_K_M,Q8_0"}]
 )

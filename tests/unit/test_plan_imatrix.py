@@ -499,6 +499,7 @@ def test_the_file_that_lost_is_recorded_beside_the_one_that_won(
 # ---- without IMATRIX ---------------------------------------------------------------------------------
 
 
+@pytest.mark.commands
 def test_a_build_without_imatrix_keeps_the_files_that_were_made_with_a_matrix(
     local_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_every_node_of_the_tree_is_decoded_once(asked: list[Request], allowed: L
     assert len(set(nodes)) == len(nodes) == tree_size(asked)
 
 
+@pytest.mark.commands
 @given(requests(), limits)
 def test_every_target_finds_the_row_that_follows_its_own_prefix(asked: list[Request], allowed: Limits) -> None:
     plan = plan_prefix_tree(asked, allowed)
@@ -78,6 +79,7 @@ def test_a_group_breaks_no_limit_and_only_a_long_sequence_is_alone(asked: list[R
             assert len(members) <= allowed.sequences
 
 
+@pytest.mark.commands
 @given(requests(), limits)
 def test_what_a_group_keeps_lies_on_the_last_path_of_the_group_before(asked: list[Request], allowed: Limits) -> None:
     plan = plan_prefix_tree(asked, allowed)
@@ -88,6 +90,7 @@ def test_what_a_group_keeps_lies_on_the_last_path_of_the_group_before(asked: lis
             assert np.array_equal(path[:shared], plan.sequences[number][:shared])
 
 
+@pytest.mark.commands
 @given(requests(), st.randoms(use_true_random=False))
 def test_the_order_of_the_requests_changes_nothing_that_is_decoded(asked: list[Request], shuffler: object) -> None:
     shuffled = list(asked)

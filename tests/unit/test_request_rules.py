@@ -47,6 +47,7 @@ def _refusal(case: Case) -> str:
     return ""
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("case", OF_THE_BODY, ids=str)
 def test_every_request_of_the_table_passes_or_is_refused_as_it_says(case: Case) -> None:
     refusal = _refusal(case)
@@ -153,6 +154,7 @@ def test_a_limit_of_the_body_takes_its_most_and_nothing_more(name: str) -> None:
         check_text_limit(parse_request_body(_OF_BODIES[name](most + 1)).get("content"))
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", _ASKS)
 def test_a_limit_takes_its_most_and_nothing_more(name: str) -> None:
     most = LIMITS[name].most

@@ -38,6 +38,7 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("package", ["builder", "eval", "server"])
 def test_what_runs_in_an_image_imports_nothing_of_ours_but_what_is_shared(package: str) -> None:
     shared = set(SHARED[package])
@@ -56,6 +57,7 @@ def test_an_image_holds_exactly_what_is_shared_with_it(path: Path) -> None:
     assert copied == (list(SHARED[own[0]]) if own else [])
 
 
+@pytest.mark.commands
 def test_only_the_docker_engine_imports_docker() -> None:
     guilty = [p.name for p in _modules(*OURS) if any(name.split(".")[0] == "docker" for name in _imports(p))]
     assert guilty == ["docker.py"]
@@ -125,6 +127,7 @@ def _names_facts(node: ast.AST) -> bool:
     return isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "'facts'"
 
 
+@pytest.mark.commands
 def test_only_the_typed_models_read_the_facts_of_a_stage() -> None:
     of_stages = {REPO_DIR / "quantyard" / "protocol", REPO_DIR / "quantyard" / "store"}
     for path in (path for path in _modules("quantyard") if path.parent not in of_stages):
@@ -134,6 +137,7 @@ def test_only_the_typed_models_read_the_facts_of_a_stage() -> None:
         assert not guilty, f"{path.relative_to(REPO_DIR)}: {[ast.unparse(node) for node in guilty]}"
 
 
+@pytest.mark.commands
 def test_no_file_that_we_write_as_json_can_hold_a_number_that_is_not_finite() -> None:
     careless = set()
     for path in _modules(*OURS):

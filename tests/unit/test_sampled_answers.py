@@ -79,6 +79,7 @@ _EACH = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.commands
 @_EACH
 def test_the_interval_of_an_accuracy_over_seeds_covers_the_truth_95_times_in_100(
     n: int, seeds: int, spread: float
@@ -91,6 +92,7 @@ def test_the_interval_of_an_accuracy_over_seeds_covers_the_truth_95_times_in_100
     assert covered / tries >= 0.93
 
 
+@pytest.mark.commands
 @_EACH
 def test_a_difference_between_files_of_equal_skill_is_found_5_times_in_100(n: int, seeds: int, spread: float) -> None:
     """The files share their questions; each answers better on some and worse on others, equally well in all."""

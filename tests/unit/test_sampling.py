@@ -35,6 +35,7 @@ def test_greedy_takes_the_first_of_the_largest(row: Row, number: int) -> None:
     assert Sampler(Sampling(), number).choose(row) == row.tolist().index(row.max())
 
 
+@pytest.mark.commands
 @given(logits, st.floats(0.05, 5), st.integers(0, 99))
 def test_top_k_of_one_is_greedy(row: Row, temperature: float, seed: int) -> None:
     sampler = Sampler(Sampling(temperature=temperature, top_k=1, seed=seed), 0)
@@ -94,6 +95,7 @@ def test_top_p_looks_as_far_into_a_large_vocabulary_as_it_must(sigma: float, p: 
     assert set(ids.tolist()) == set(order[: len(ids)].tolist())
 
 
+@pytest.mark.commands
 def test_draws_follow_the_distribution() -> None:
     row = np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32))
     sampler, n = Sampler(Sampling(temperature=1.0, seed=5), 0), 20_000

@@ -303,7 +303,9 @@ def _press_when(ready: Callable[[], bool]) -> Callable[[], None]:
             time.sleep(0.01)
         while ready():
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            until = time.monotonic() + 5
+            while ready() and time.monotonic() < until:
+                time.sleep(0.01)
 
     return press
 

@@ -45,6 +45,7 @@ LLAMA: Mapping[str, Value] = {
 }
 
 
+@pytest.mark.commands
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 @settings(max_examples=20)
 def test_numbers_are_read_from_the_metadata_whatever_they_are(
@@ -111,6 +112,7 @@ def decided(memory_bytes: int, *models: str, **variables: str) -> tuple[int, int
     return int(kept), int(parallel), int(tokens)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("memory", "slots", "tokens"), [
     (64 * 2**30, 4, 32_768), (400 * 2**20, 4, 9102), (200 * 2**20, 2, 4550), (100 * 2**20, 1, 2275), (2**20, 1, 512),
 ])  # fmt: skip
@@ -121,6 +123,7 @@ def test_the_context_fits_training_and_memory_and_each_request_has_a_part_of_use
     assert (kept, parallel) == (1, slots) and found == pytest.approx(tokens, abs=2)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("memory", "kept", "slots"), [
     (64 * 2**30, 3, 4), (1200 * 2**20, 3, 4), (800 * 2**20, 2, 4), (400 * 2**20, 1, 4), (200 * 2**20, 1, 2),
 ])  # fmt: skip
@@ -136,6 +139,7 @@ def test_several_models_share_the_memory_or_fewer_stay_loaded(
     assert tokens >= 2048 * slots and tokens * kept * 23_040 <= memory // 2
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("memory", "count", "says", "says_not"), [
     (64 * 2**30, 2, ["loaded at once: 2 of 2"], ["too little", "waits until"]),
     (64 * 2**30, 6, ["loaded at once: 4 of 6", "waits until"], ["too little"]),
@@ -159,6 +163,7 @@ def test_the_weights_of_the_models_that_stay_loaded_count_too_with_every_part(tm
     assert decided(1000 * 2**20, split, gguf(tmp_path, LLAMA))[0] == 1
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("variables", "wanted"), [
     ({"PARALLEL": "7", "CONTEXT_SIZE": "999"}, (2, 7, 999)),
     ({"CONTEXT_SIZE": "4096"}, (2, 2, 4096)),
@@ -183,6 +188,7 @@ def test_an_embedding_model_beside_a_generating_one_does_not_shorten_its_context
     assert decided(64 * 2**30, gguf(tmp_path / "b", _NOT_CAUSAL)) == (1, 4, 2048)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("server", [
     "trap '' TERM; sleep 30 & wait; wait", "sleep 30", "trap 'exit 143' TERM; sleep 30 & wait",
 ], ids=["waits for its answers", "ends at once", "says so"])
@@ -253,6 +259,7 @@ _EMBEDDERS: Mapping[str, tuple[Mapping[str, Value], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("kind", _EMBEDDERS)
 def test_the_purpose_of_a_model_is_told_as_python_tells_it(tmp_path: Path, kind: str) -> None:
     keys, head, wanted = _EMBEDDERS[kind]
@@ -391,6 +398,7 @@ def _started_with(folder: Path, **variables: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("typed", "k", "v"), [("q8_0", "q8_0", "q8_0"), ("q8_0/f16", "q8_0", "f16")])
 def test_the_type_of_the_cache_reaches_llama_server(tmp_path: Path, typed: str, k: str, v: str) -> None:
     done = _started_with(tmp_path, CACHE_TYPE=typed)

@@ -105,6 +105,7 @@ def test_until_all_shards_have_told_their_total_the_others_count_as_much(plan: B
     assert (told.last.done, told.last.total) == (30, 40)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("on_nodes", [True, False])
 def test_a_run_tells_each_stage_once_and_what_ran_has_each_shard(
     local_source: Source, measured: MakeMeasured, on_nodes: bool

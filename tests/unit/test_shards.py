@@ -159,6 +159,7 @@ def test_on_several_machines_measurements_run_at_the_same_time(
     assert {taken.label for taken in runner.taken if taken.concurrent} == set()
 
 
+@pytest.mark.commands
 def test_on_several_machines_a_failed_quant_does_not_stop_the_others(
     local_source: Source, measured: MakeMeasured, notes: Notes
 ) -> None:

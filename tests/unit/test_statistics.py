@@ -91,6 +91,7 @@ def test_mcnemars_test_stays_exact_for_many_flips() -> None:
     assert mcnemar_p(1580, 1420) == pytest.approx(float(2 * tail), rel=1e-9)
 
 
+@pytest.mark.commands
 @settings(max_examples=40)
 @given(flips)
 def test_tangos_interval_holds_the_hypotheses_its_statistic_does_not_reject(counts: tuple[int, int, int]) -> None:
@@ -208,6 +209,7 @@ def test_wildly_different_documents_still_give_finite_numbers() -> None:
 # ---- coverage ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("lose", "gain", "n"), [(0.02, 0.02, 100), (0.05, 0.02, 100), (0.12, 0.06, 400), (0.2, 0.2, 40)]
 )
@@ -221,6 +223,7 @@ def test_tangos_interval_covers_the_true_difference_95_times_in_100(lose: float,
     assert 0.925 <= np.mean(hits) <= 0.99
 
 
+@pytest.mark.commands
 def test_the_interval_of_a_perplexitys_change_covers_the_truth_95_times_in_100() -> None:
     rng = np.random.default_rng(12)
     hits = []
@@ -251,6 +254,7 @@ def test_two_equal_files_are_called_different_less_than_5_times_in_100() -> None
 # ---- documents of unequal length, questions in groups ------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("n", "spread"), [(6, 1.0), (12, 1.5), (30, 1.0), (60, 1.5)])
 def test_the_interval_of_a_perplexity_holds_over_documents_of_unequal_length(n: int, spread: float) -> None:
     rng, hits = np.random.default_rng(n), []
@@ -276,6 +280,7 @@ def _in_groups(rng: np.random.Generator, n_groups: int, rate: float) -> tuple[np
     return (rng.random(len(groups)) < easy).astype(float), groups
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("n_groups", [12, 40])
 def test_the_interval_of_an_accuracy_holds_where_questions_come_in_groups(n_groups: int) -> None:
     rng, grouped, alone = np.random.default_rng(n_groups), [], []

@@ -29,6 +29,7 @@ PLAIN = (
 )  # fmt: skip
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", THINKING)
 def test_a_template_tells_its_marks_and_whether_it_opens_them(name: str) -> None:
     opens, is_opened = THINKING[name]

@@ -101,6 +101,7 @@ def _check_round_trip(name: str) -> None:
     assert not makes_expected_calls(text, {"calls": wrong}, prompt_end)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_call_that_a_template_writes_is_read_back(name: str) -> None:
     _check_round_trip(name)

@@ -185,6 +185,7 @@ def test_a_family_s_form_of_the_right_calls_is_right_in_every_scenario(form: str
         assert is_right_answer(scenario, CheckedAnswer.of(text)), (scenario.id, text)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("form", FORMS)
 def test_a_family_s_form_of_a_wrong_call_is_wrong_in_every_scenario(form: str) -> None:
     for scenario in CALLING:

@@ -227,6 +227,7 @@ def test_our_makefile_says_that_it_calls(tmp_path: Path) -> None:
     assert re.search(rf"^RUN = {CALLED_BY_MAKE}=1 ", text, re.MULTILINE)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("typed", "says"),
     [

@@ -109,6 +109,7 @@ def test_questions_about_one_passage_count_as_what_they_are_worth() -> None:
 # ---- how many questions would do ---------------------------------------------------------------------
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("lose", "gain"), [(0.05, 0.075), (0.20, 0.075), (0.15, 0.05)])
 def test_the_questions_that_are_said_to_do_settle_it_four_times_in_five(lose: float, gain: float) -> None:
     """Of files as good as the baseline, somewhat worse, and worse: lose 0.05 of 60 % is gain 0.075 of 40 %."""
