@@ -10,13 +10,20 @@
 #         scripts/cluster-debian.sh status             one line; `scripts/cluster-debian.sh env` prints the export
 #         sudo scripts/cluster-debian.sh start|stop NAME   one daemon: ctld, node1 or node2
 #         sudo scripts/cluster-debian.sh cut|join node1|node2   its network cable
-# Settings: CLUSTER_DIR=/run/quantyard-cluster  NODE_CPUS (all)  NODE_MEMORY_MB (half of the machine's)  NODES=2
+#         scripts/cluster-debian.sh claim          print an id of 1 … 250 that no other cluster here has, and keep it
+# Settings: CLUSTER_ID=0, up to 250: clusters of different ids run side by side  NODES=2  NODE_CPUS (all)
+#           CLUSTER_DIR=/run/quantyard-cluster, with -ID where that is not 0  NODE_MEMORY_MB (half of the machine's)
 # Exit codes:  0 done · 1 a step failed, or `status` finds no cluster · 2 wrong usage
 set -euo pipefail
 
-DIR=${CLUSTER_DIR:-/run/quantyard-cluster}
-BRIDGE=qycluster0
-NET=10.87.0
+ID=${CLUSTER_ID:-0}
+[[ $ID =~ ^[0-9]{1,3}$ ]] && ((ID <= 250)) || { echo "CLUSTER_ID=$ID is not a number of 0 … 250." >&2; exit 2; }
+CLAIMS=/run/quantyard-cluster
+DIR=${CLUSTER_DIR:-$CLAIMS$([[ $ID == 0 ]] || echo "-$ID")}
+BRIDGE=qycluster$ID
+CABLE=qyv$ID- # and the number of the node
+NAMESPACE=qynode$ID-
+NET=10.87.$ID
 N=${NODES:-2}
 CPUS=${NODE_CPUS:-$(nproc)}
 MEMORY_MB=${NODE_MEMORY_MB:-$(awk '/MemTotal/ { print int($2 / 2048) }' /proc/meminfo)}
@@ -34,10 +41,23 @@ main() {
         status) status ;;
         env) echo "export SLURM_CONF=$SLURM_CONF" ;;
         start | stop) needs_root "$1" && "$1_daemon" "${2:?}" ;;
-        cut) needs_root cut && ip link set "qyv${2#node}" down ;;
-        join) needs_root join && ip link set "qyv${2#node}" up ;;
-        *) say "Usage: scripts/cluster-debian.sh up|down|status|env|start NAME|stop NAME|cut NODE|join NODE"; exit 2 ;;
+        cut) needs_root cut && ip link set "$CABLE${2#node}" down ;;
+        join) needs_root join && ip link set "$CABLE${2#node}" up ;;
+        claim) needs_root claim && claim ;;
+        *) say "Usage: scripts/cluster-debian.sh up|down|status|env|claim|start NAME|stop NAME|cut NODE|join NODE"; exit 2 ;;
     esac
+}
+
+# Its folder is the claim, which `down` gives back.
+claim() {
+    local id
+    for id in $(seq 250); do
+        if [[ ! -e /sys/class/net/qycluster$id ]] && mkdir "$CLAIMS-$id" 2>/dev/null; then
+            echo "$id"
+            return
+        fi
+    done
+    die "All 250 ids are taken. See which clusters are up: ls -d $CLAIMS-*"
 }
 
 up() {
@@ -45,15 +65,15 @@ up() {
         return
     fi
     install_packages
-    down
+    stop_all
     mkdir -p "$DIR"/{state,log,pid}
     write_configuration
     start_munge
     start_daemon ctld -c # forgets any earlier state
-    local n
     ip link add "$BRIDGE" type bridge
     ip addr add "$NET.1/24" dev "$BRIDGE"
     ip link set "$BRIDGE" up
+    local n
     for n in $(seq "$N"); do
         add_namespace "$n"
         start_daemon "node$n"
@@ -80,9 +100,9 @@ install_packages() {
 # container allows. A node counts as lost after 20 s without an answer.
 write_configuration() {
     cat >"$SLURM_CONF" <<CONF
-ClusterName=quantyard
+ClusterName=quantyard$ID
 SlurmctldHost=$(hostname)($NET.1)
-SlurmctldPort=16817
+SlurmctldPort=$((17000 + ID))
 SlurmdPort=16818
 SlurmUser=root
 SlurmdUser=root
@@ -135,9 +155,9 @@ start_munge() {
 
 # nsenter, since `ip netns exec` mounts /sys anew and hides the cgroups that slurmd looks for.
 add_namespace() {
-    ip netns add "qynode$1"
-    ip link add "qyv$1" type veth peer name eth0 netns "qynode$1"
-    ip link set "qyv$1" master "$BRIDGE" up
+    ip netns add "$NAMESPACE$1"
+    ip link add "$CABLE$1" type veth peer name eth0 netns "$NAMESPACE$1"
+    ip link set "$CABLE$1" master "$BRIDGE" up
     in_node "$1" ip link set lo up
     in_node "$1" ip addr add "$NET.$(($1 + 10))/24" dev eth0
     in_node "$1" ip link set eth0 up
@@ -146,7 +166,7 @@ add_namespace() {
 in_node() {
     local n=$1
     shift
-    nsenter --net="/run/netns/qynode$n" -- "$@"
+    nsenter --net="/run/netns/$NAMESPACE$n" -- "$@"
 }
 
 start_daemon() {
@@ -174,19 +194,25 @@ stop_daemon() {
 }
 
 down() {
-    local n
+    stop_all
+    rm -rf "$DIR"
+}
+
+stop_all() {
+    local file name
     stop_jobs
-    for n in $(seq "$N"); do
-        stop_daemon "node$n"
+    for file in "$DIR"/pid/node*; do
+        stop_daemon "${file##*/}"
     done
     stop_daemon ctld
     stop_daemon munge
-    for n in $(seq "$N"); do
-        [[ ! -e /run/netns/qynode$n ]] || ip netns del "qynode$n"
-        ip link del "qyv$n" 2>/dev/null || true # it may have gone with its namespace
+    for file in "/run/netns/$NAMESPACE"*; do
+        name=${file##*/}
+        [[ ! -e $file ]] || ip netns del "$name"
+        ip link del "$CABLE${name#"$NAMESPACE"}" 2>/dev/null || true # it may have gone with its namespace
     done
     [[ ! -e /sys/class/net/$BRIDGE ]] || ip link del "$BRIDGE"
-    rm -rf "$DIR"
+    rm -rf "${DIR:?}"/*
 }
 
 # Jobs outlive slurmd on purpose, so they are cancelled first; a step that is left is found by its socket's folder.

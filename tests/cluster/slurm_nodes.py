@@ -17,16 +17,21 @@ from filelock import FileLock
 from quantyard.paths import REPO_DIR
 
 SCRIPT = REPO_DIR / "scripts" / "cluster-debian.sh"
-DIR = Path("/run/quantyard-cluster")
 _AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
 _UP_TIMEOUT_S = 300  # with the packages to install
 
 
 @dataclass(frozen=True)
 class SlurmNodes:
-    """The cluster that is up."""
+    """The cluster that is up: its id, and its configuration."""
 
+    id: str
     conf: str
+
+    @property
+    def folder(self) -> Path:
+        """Of its state, its logs and the numbers of its processes."""
+        return Path(self.conf).parent
 
     def call(self, *argv: str) -> str:
         """The output of one of Slurm's commands."""
@@ -37,7 +42,7 @@ class SlurmNodes:
 
     def script(self, *argv: str) -> None:
         """One of the script's verbs: `stop node1`, `start ctld`, `cut node2` …"""
-        subprocess.run([*_AS_ROOT, str(SCRIPT), *argv], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(_script(self.id, *argv), capture_output=True, text=True, timeout=60, check=True)
 
     def jobs(self, state: str = "") -> list[str]:
         """The ids of our jobs that wait or run, or those of one state."""
@@ -60,7 +65,7 @@ class SlurmNodes:
 
     def pid(self, daemon: str) -> int:
         """The process of ctld, node1 or node2."""
-        return int((DIR / "pid" / daemon).read_text())
+        return int((self.folder / "pid" / daemon).read_text())
 
     def node_of(self, job: str) -> str:
         """Where a job runs."""
@@ -75,21 +80,46 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None
         time.sleep(0.1)
 
 
+def _script(cluster_id: str, *argv: str) -> list[str]:
+    """The command of a verb; `sudo` passes no environment on."""
+    return [*_AS_ROOT, "env", f"CLUSTER_ID={cluster_id}", str(SCRIPT), *argv]
+
+
+def _up(cluster_id: str) -> str:
+    """Bring a cluster up; its configuration."""
+    run = subprocess.run(
+        _script(cluster_id, "up"), capture_output=True, text=True, timeout=_UP_TIMEOUT_S, check=False
+    )
+    if run.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
+        pytest.skip(f"no Slurm: {run.stderr[-500:]}")
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip().rpartition("SLURM_CONF=")[2]
+
+
+def _claimed_id() -> str:
+    run = subprocess.run(_script("0", "claim"), capture_output=True, text=True, timeout=60, check=False)
+    if run.returncode != 0:
+        pytest.skip(f"no Slurm: {run.stderr[-500:]}")
+    return run.stdout.strip()
+
+
 @pytest.fixture(scope="session")
 def slurm(run_folder: Path) -> Iterator[SlurmNodes]:
-    """The cluster, brought up by the first that asks, and taken down by the last, unless it was up before."""
-    counter = run_folder / "slurm-users.json"
+    """A cluster of this run of the tests: brought up by the first that asks, and taken down by the last. CLUSTER_ID
+    names one to use instead, which stays up if it was.
+    """
+    known = run_folder / "slurm-users.json"
     with FileLock(run_folder / "slurm.lock"):
-        users, was_up = json.loads(counter.read_text()) if counter.exists() else (0, (DIR / "slurm.conf").exists())
-        argv = [*_AS_ROOT, str(SCRIPT), "up"]
-        run = subprocess.run(argv, capture_output=True, text=True, timeout=_UP_TIMEOUT_S, check=False)
-        if run.returncode != 0 and os.environ.get("REQUIRE_DOCKER") != "1":
-            pytest.skip(f"no Slurm: {run.stderr[-500:]}")
-        assert run.returncode == 0, run.stderr
-        counter.write_text(json.dumps([users + 1, was_up]))
-    yield SlurmNodes(str(DIR / "slurm.conf"))
+        users, cluster_id, conf, stays = json.loads(known.read_text()) if known.exists() else (0, "", "", False)
+        if users == 0:
+            if cluster_id := os.environ.get("CLUSTER_ID", ""):
+                stays = subprocess.run(_script(cluster_id, "status"), capture_output=True, timeout=60).returncode == 0
+            cluster_id = cluster_id or _claimed_id()
+            conf = _up(cluster_id)
+        known.write_text(json.dumps([users + 1, cluster_id, conf, stays]))
+    yield SlurmNodes(cluster_id, conf)
     with FileLock(run_folder / "slurm.lock"):
-        users, was_up = json.loads(counter.read_text())
-        counter.write_text(json.dumps([users - 1, was_up]))
-        if users == 1 and not was_up:
-            subprocess.run([*_AS_ROOT, str(SCRIPT), "down"], capture_output=True, timeout=60, check=False)
+        users, *_ = json.loads(known.read_text())
+        known.write_text(json.dumps([users - 1, cluster_id, conf, stays]))
+        if users == 1 and not stays:
+            subprocess.run(_script(cluster_id, "down"), capture_output=True, timeout=60, check=False)

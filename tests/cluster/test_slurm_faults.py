@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm_nodes import DIR, SlurmNodes, wait_until
+from tests.cluster.slurm_nodes import SlurmNodes, wait_until
 from tests.cluster.test_slurm_build import asked, digests, stages  # noqa: F401  (`asked` is a fixture)
 from tests.conftest import run, run_json, start
 
@@ -164,7 +164,7 @@ def test_no_token_stands_in_a_job_a_spec_or_a_log(slurm: SlurmNodes, asked: dict
         driver.communicate(timeout=240)
     written = [path for path in Path(asked["ARTIFACTS"]).rglob("*") if path.is_file() and path.suffix != ".gguf"]
     files = [path.read_bytes() for path in written]
-    files += [path.read_bytes() for path in (DIR / "log").iterdir()]
+    files += [path.read_bytes() for path in (slurm.folder / "log").iterdir()]
     for text in (shown.encode(), script.encode(), environments, *files):
         assert b"s3cr3t" not in text
 
