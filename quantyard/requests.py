@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from quantyard.protocol.cache_types import DEFAULT_CACHE
 from quantyard.quants.catalog import Quant
+from quantyard.records import dataclass
 
 if TYPE_CHECKING:  # most commands use none of these models
     from quantyard.protocol.builder import OutType, Parity, Parts

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import SettingsFile
 from quantyard.paths import REPO_DIR, default_artifacts_path
+from quantyard.records import dataclass
 
 Origin = Literal["option", "variable", "file", "default"]
 NO_FILE: Final = SettingsFile()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from quantyard.records import dataclass
 
 # The kind of a value decides the placeholder in `--help` and the type in quantyard.toml.
 Kind = Literal["text", "list", "flag", "integer", "decimal", "size", "path", "paths"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 from quantyard.cli.settings import BY_KEY, SETTINGS, Kind, Setting
 from quantyard.errors import BadRequest
+from quantyard.records import dataclass
 
 NAME: Final = "quantyard.toml"
 _MAX_BYTES: Final = 2**20

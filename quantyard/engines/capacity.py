@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from quantyard.records import dataclass
 
 _MOST_STAGES: Final = 4  # each uses all cores most of the time; a few fill each other's gaps, more only compete
 

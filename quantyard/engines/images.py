@@ -11,11 +11,11 @@ import os
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from quantyard.errors import EngineError
+from quantyard.records import dataclass
 from quantyard.requests import ImageSettings
 
 # The rooms of `quantyard` that a package's stages may import; its image contains all of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from quantyard.engines import Engine
 from quantyard.engines.images import engine_code_version
 from quantyard.plan.steps import BuildPlan, ExternalInput, StageSpec, Step, StepOutput, step_spec
 from quantyard.protocol.base import NodeFacts
+from quantyard.records import dataclass
 from quantyard.store.artifact import Artifact, FinishedStage
 from quantyard.store.stages import ModelStore
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +21,7 @@ from quantyard.protocol.facts import ProjectorFacts, VerifyFacts
 from quantyard.protocol.narrow_rows import NarrowRows
 from quantyard.quants.catalog import Quant
 from quantyard.quants.narrow_rows import find_narrow_rows, narrow_rows_of_counts
+from quantyard.records import dataclass
 from quantyard.store.artifact import FinishedStage
 from quantyard.store.manifest import (
     ImatrixRecord,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from quantyard.formatting.numbers import format_bytes, format_count, format_digits, format_percent, format_running
 from quantyard.formatting.printable import printable_line
 from quantyard.protocol.base import Progress
+from quantyard.records import dataclass
 
 _PACED: Final = ("questions", "chunks", "repeats")  # shown with their number per second
 _STEPS: Final = {"publish": "files"}  # what a step is, if not a stage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from quantyard.plan.stages import SHARED_STAGES, STAGES
 from quantyard.plan.steps import BuildPlan, StageSpec, Step
 from quantyard.protocol.base import ExitCode, FileEntry, StageResult
 from quantyard.protocol.facts import TwinFacts
+from quantyard.records import dataclass
 from quantyard.store.artifact import Artifact, FinishedStage, Workspace
 from quantyard.store.stages import ModelStore
 from quantyard.store.take_outputs import FILES

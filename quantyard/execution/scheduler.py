@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Final, Generic, Self, TypeVar
 
 from quantyard.engines.capacity import Capacity
 from quantyard.plan.steps import Step
+from quantyard.records import dataclass
 
 # To let a stage run at the same time as others: add its name. Never add one whose result depends on speed.
 CONCURRENT_STAGES: Final = ("quantize", "verify")

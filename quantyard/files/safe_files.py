@@ -12,9 +12,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from quantyard.records import dataclass
 
 MAX_PATH: Final = 1024  # characters
 MAX_FOLDERS: Final = 32  # in each other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from quantyard.errors import NotEnoughDisk
@@ -13,6 +13,7 @@ from quantyard.forecast.expected_times import Forecast
 from quantyard.formatting.numbers import format_bytes
 from quantyard.memory.from_config import serve_memory_bytes
 from quantyard.plan.steps import BuildPlan, ExternalInput, Step
+from quantyard.records import dataclass
 
 SERVE_CONTEXT_TOKENS = 4096
 _RESERVE_BYTES = 64 * 1024 * 1024  # for results, the manifest, and the file system

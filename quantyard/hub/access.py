@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from quantyard.records import dataclass
 
 CONFIG_LIMIT_BYTES: Final = 4 * 1024 * 1024  # of a config.json
 

@@ -6,7 +6,6 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, Literal, NoReturn
 
@@ -22,6 +21,7 @@ from quantyard.hub.weight_files import (
     weight_index_name,
 )
 from quantyard.protocol.base import FileEntry
+from quantyard.records import dataclass
 
 HUB_URL: Final = "https://huggingface.co"
 Closed = Literal["", "private", "gated"]  # why a repo is read with a token only

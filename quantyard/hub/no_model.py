@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Final
 
 from quantyard.errors import BadSource
 from quantyard.formats.names import shown_names
 from quantyard.hub.weight_files import is_path_title
+from quantyard.records import dataclass
 
 _CHECKPOINT: Final = re.compile(r"^checkpoint-(\d{1,12})/")
 _SNAPSHOT: Final = re.compile(r"^snapshots/([0-9a-f]{40})/")

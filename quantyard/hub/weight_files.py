@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from quantyard.errors import BadSource
 from quantyard.formats.file_kinds import HEAD_BYTES, spoiled_text
 from quantyard.formats.names import shown_names
 from quantyard.formats.safetensors import SafetensorsError, parse_weight_index
+from quantyard.records import dataclass
 
 ReadFile = Callable[[str], bytes]  # the content of a small file of the repo or folder
 

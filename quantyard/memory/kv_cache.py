@@ -6,11 +6,11 @@ llama.cpp's src/. `tests/docker/test_choose_memory.py` compares it with llama-se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from quantyard.memory.layers import ModelLayers
 from quantyard.protocol.cache_types import DEFAULT_CACHE, cache_tensor_type, cache_type_pair
+from quantyard.records import dataclass
 
 CELL_STEP: Final = 256  # a context is rounded up to a multiple of this
 UBATCH_TOKENS: Final = 512  # llama.cpp's default physical batch, also used for measuring

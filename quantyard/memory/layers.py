@@ -8,10 +8,11 @@ guess would look exact.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from quantyard.formats.gguf import GgufArray, GgufHeader
+from quantyard.records import dataclass
 
 MAX_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
 _BLOCK: Final = 32  # elements of a block of q8_0 and q4_0

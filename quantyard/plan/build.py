@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from quantyard.errors import BadRequest
@@ -22,6 +21,7 @@ from quantyard.protocol.builder import (
     VerifyRequest,
 )
 from quantyard.quants.catalog import Quant
+from quantyard.records import dataclass
 from quantyard.sources.projector import Projector
 from quantyard.sources.resolve import Source
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from quantyard.protocol.allowed_outputs import (
@@ -17,6 +16,7 @@ from quantyard.protocol.allowed_outputs import (
     stage_allowed_shards,
     stage_allowed_shared,
 )
+from quantyard.records import dataclass
 
 HOUR_S = 3600.0
 SHARED_STAGES: Final = ("divergence", "domains")  # several steps can be one run, which decodes the baseline once

@@ -7,7 +7,6 @@ store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
@@ -17,6 +16,7 @@ from quantyard.protocol.allowed_outputs import Leaves
 from quantyard.protocol.base import StageRequest, json_digest, stage_request_digest
 from quantyard.protocol.builder import OutType
 from quantyard.quants.catalog import Quant
+from quantyard.records import dataclass
 from quantyard.sources.projector import Projector
 from quantyard.sources.resolve import Source
 from quantyard.store.artifact import Artifact

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quantyard.errors import UnknownQuant
 from quantyard.formats.names import shown_name
+from quantyard.records import dataclass
 
 if TYPE_CHECKING:
     from quantyard.quants.recipe import Recipe

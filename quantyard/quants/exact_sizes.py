@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import TYPE_BY_NAME
@@ -21,6 +20,7 @@ from quantyard.formats.tensor_patterns import (
 )
 from quantyard.quants.catalog import QUANTS, Quant, find_quant, is_unquantized_type
 from quantyard.quants.tensor_types import TensorPlace, quant_tensor_type
+from quantyard.records import dataclass
 
 _CATEGORIES = {
     "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_qkv": "v", "attn_kv_b": "v", "attn_output": "attn_out",

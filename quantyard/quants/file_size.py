@@ -14,7 +14,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from quantyard.quants.model_config import (
     n_layers,
 )
 from quantyard.quants.tensor_types import BLOCKS, TensorPlace, quant_tensor_type
+from quantyard.records import dataclass
 
 if TYPE_CHECKING:
     from quantyard.protocol.builder import OutType

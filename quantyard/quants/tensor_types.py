@@ -7,11 +7,12 @@ predicted file sizes depend on it; `tests/unit/test_estimate.py` compares them w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 
 from quantyard.errors import BadRequest
 from quantyard.formats.ggml_types import FALLBACKS, TENSOR_TYPES
 from quantyard.quants.catalog import LIST_THEM, QUANTS, UNQUANTIZED, Quant
+from quantyard.records import dataclass
 
 # Type → (weights per block, bytes per block).
 BLOCKS: dict[str, tuple[int, int]] = {kind.name: (kind.block_size, kind.type_size_bytes) for kind in TENSOR_TYPES}
@@ -152,9 +153,13 @@ def quant_tensor_type(quant: Quant, category: str, row_length: int, place: Tenso
     return _type_fitting_row(wanted, row_length)
 
 
+@cache
+def _rules_of(name: str, category: str) -> tuple[tuple[Holds, str], ...]:
+    return tuple((holds, kind) for names, where, holds, kind in RULES if where == category and name in names)
+
+
 def _mixed_type(name: str, base: str, category: str, place: TensorPlace) -> str:
-    rows = (kind for names, where, holds, kind in RULES if where == category and name in names and holds(place))
-    kind = next(rows, base)
+    kind = next((kind for holds, kind in _rules_of(name, category) if holds(place)), base)
     if category == "v" and place.seventy_b and name in NOT_LOW and kind in ("Q3_K", "Q4_K"):
         return "Q5_K"
     return kind

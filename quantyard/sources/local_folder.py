@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from typing import Final
 from quantyard.errors import BadSource
 from quantyard.hub.no_model import no_model_error
 from quantyard.protocol.base import FileEntry
+from quantyard.records import dataclass
 
 _SNAPSHOT: Final = re.compile(
     r"models--(?:(?P<org>\w(?:-?[\w.])*)--)?(?P<name>\w(?:-?[\w.])*)/snapshots/(?P<commit>[0-9a-f]{40})"

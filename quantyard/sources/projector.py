@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +18,7 @@ from quantyard.errors import UnsupportedModel
 from quantyard.formats.gguf import MEDIUM_WORDS, Medium
 from quantyard.protocol.builder import Parts
 from quantyard.quants.file_size import TensorShape
+from quantyard.records import dataclass
 from quantyard.sources.architectures import first_architecture, listed_architectures
 
 PROJECTORS_FILE: Final = Path(__file__).with_name("converter_projectors.txt")

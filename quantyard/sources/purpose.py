@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from quantyard.formats.gguf import GgufHeader
@@ -18,6 +17,7 @@ from quantyard.formats.sentence_modules import (
 )
 from quantyard.formatting.numbers import format_count
 from quantyard.quants.model_config import HIDDEN, TRAINED, Config, model_config_number, model_text_config
+from quantyard.records import dataclass
 
 _SENTENCES: Final = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
 _CROSS_ENCODER: Final = "config_sentence_transformers.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from quantyard.errors import UnreadableWeights
 from quantyard.formats.quantized_weights import (
@@ -17,6 +16,7 @@ from quantyard.formats.quantized_weights import (
     without_quantization,
 )
 from quantyard.quants.file_size import TensorShape
+from quantyard.records import dataclass
 
 
 @dataclass(frozen=True)

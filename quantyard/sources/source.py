@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Literal
 
@@ -28,6 +28,7 @@ from quantyard.quants.file_size import (
     sized_model,
 )
 from quantyard.quants.model_config import TRAINED, model_config_number, model_text_config
+from quantyard.records import dataclass
 from quantyard.sources.presets import Preset
 from quantyard.sources.projector import text_model_tensors
 from quantyard.sources.purpose import ModelUse

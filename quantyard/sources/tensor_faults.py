@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from quantyard.errors import BadSource
@@ -26,6 +26,7 @@ from quantyard.quants.model_config import (
     n_kv_heads,
     n_layers,
 )
+from quantyard.records import dataclass
 
 # Architectures (`model_type`) whose layers are all alike, and whose last norm has weights. To add one: its type.
 LIKE_LLAMA: Final = frozenset({

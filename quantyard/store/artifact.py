@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from quantyard.errors import BadSource
 from quantyard.formats.names import shown_name
 from quantyard.protocol.base import FileEntry, StageRequest, StageResult
 from quantyard.protocol.facts import TwinFacts
+from quantyard.records import dataclass
 
 _MODEL_NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,96}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of the Hub; the digest of files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from quantyard.execution.runner import PlanRunner
 from quantyard.forecast.cost import Cost
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.facts import TwinFacts
+from quantyard.records import dataclass
 from quantyard.requests import QUEUES
 from quantyard.store.manifest import Manifest, read_manifest
 
