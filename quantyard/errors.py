@@ -173,6 +173,13 @@ class EngineError(QuantyardError):
     exit_code = Answer.ENGINE
 
 
+class ImageRegistryUnreachable(QuantyardError):
+    """The registry that nodes pull images from does not answer."""
+
+    kind = "image-registry-unreachable"
+    exit_code = ExitCode.NETWORK
+
+
 class StoreUnreachable(QuantyardError):
     """The shared store does not answer, or its file system fails."""
 

@@ -82,7 +82,8 @@ class ClusterRequest:
 
     store: str = ""  # of what machines share: a folder or s3://bucket/prefix; "": below ARTIFACTS
     scratch: str = "/tmp/quantyard-node"  # noqa: S108  (a folder of each node's own disk)
-    node_engine: Literal["local", "docker"] = "local"
+    node_engine: Literal["local", "docker", "podman"] = "local"
+    registry: str = ""  # that nodes pull images from: host:port/path; "": they have their tools
     network_stages: Literal["nodes", "here"] = "nodes"  # where stages with a network run
     partition: str = ""
     account: str = ""

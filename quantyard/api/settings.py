@@ -22,7 +22,8 @@ class MachineSettings(TypedDict, total=False):
     engine: Literal["auto", "docker", "local", "slurm", "kubernetes"]
     store: str
     scratch: str
-    node_engine: Literal["local", "docker"]
+    node_engine: Literal["local", "docker", "podman"]
+    node_registry: str
     network_stages: Literal["nodes", "here"]
     slurm_partition: str
     slurm_account: str

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from quantyard.batch import BatchQueue, JobStatus, SubmittedJob
 from quantyard.batch.asking_pace import AskingPace
 from quantyard.batch.job_watch import JobWatch
+from quantyard.batch.pushed_images import PushedImages
 from quantyard.batch.retries import NextTry, StageTries
 from quantyard.batch.stage_resources import stage_node_resources
 from quantyard.engines import Engine, OnNote, OnProgress
@@ -76,14 +77,17 @@ class BatchEngine:
 
     Args:
         tools: the engine of this machine whose tools the nodes have too; it runs what must run here.
+        images: where nodes pull their image from; None: they have their tools.
     """
 
     def __init__(
-        self, queue: BatchQueue, store: ObjectStore, tools: Engine, cluster: ClusterRequest, environment: RunEnvironment
+        self, queue: BatchQueue, store: ObjectStore, tools: Engine, cluster: ClusterRequest,
+        environment: RunEnvironment, images: PushedImages | None = None,
     ) -> None:
         self.name = queue.name
         self._queue, self._store, self._tools = queue, store, tools
         self._cluster, self._environment = cluster, environment
+        self._images = images
         self._watch = JobWatch(queue)
         self._waits: set[threading.Event] = set()
 
@@ -96,8 +100,10 @@ class BatchEngine:
         return self._tools.identity(image)
 
     def prepare(self, image: str, on_note: OnNote) -> None:
-        """Make the tools ready here, where the nodes find them too."""
+        """Make the tools ready here, where the nodes find them too, or push them to where nodes pull them from."""
         self._tools.prepare(image, on_note)
+        if self._images:
+            self._images.push_missing(image, on_note)
 
     def describe(self, image: str) -> dict[str, str]:
         """The tools of this machine; a result names those of the node that made it."""
@@ -141,6 +147,7 @@ class BatchEngine:
             label=spec.label, stage=spec.row.name, key=spec.key,
             code=engine_code_version(self._environment.repo_dir, spec.row.code),
             image=self._tools.identity(spec.row.image) or "", engine=self._cluster.node_engine,
+            pull=self._images.push_missing(spec.row.image, lambda _: None) if self._images else "",
             request=spec.request.model_dump(mode="json"),
             inputs={name: self._put_input(artifact) for name, artifact in inputs.items()},
             resources=stage_node_resources(spec, inputs, self.capacity(), self._environment),

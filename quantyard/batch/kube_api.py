@@ -49,6 +49,12 @@ class KubeApi:
         """A method of NetworkingV1Api."""
         return self._ask(self._client.NetworkingV1Api, verb, *words, **options)
 
+    def custom(self, verb: str, group: str, version: str, *words: object) -> Any:
+        """A method of CustomObjectsApi: `get` an object of a kind that the cluster was extended by."""
+        return self._ask(
+            self._client.CustomObjectsApi, f"{verb}_namespaced_custom_object", group, version, self.namespace, *words
+        )
+
     def version(self) -> Any:
         """What the API says of itself."""
         return self._ask(self._client.VersionApi, "get_code")
@@ -128,16 +134,20 @@ def open_kube_api(kube: KubeRequest) -> KubeApi:
         hint = "pip install 'quantyard[kubernetes]'; in a checkout: scripts/setup-venv.sh kubernetes"
         raise BadRequest("ENGINE=kubernetes needs the package kubernetes, which is not installed.", hint) from error
     try:
-        _, current = config.list_kube_config_contexts()
         api = config.new_client_from_config(context=kube.context or None)
-        contexts, _ = config.list_kube_config_contexts()
-        chosen = next((row for row in contexts if row["name"] == kube.context), current)
-        return KubeApi(client, api, kube.namespace or chosen["context"].get("namespace") or "default")
+        return KubeApi(client, api, kube.namespace or _namespace_of_context(config.kube_config, kube.context))
     except config.ConfigException as error:
         if kube.context:
             message = f"The context {kube.context} of your kubeconfig cannot be used: {_first_line(error)}."
             raise BadRequest(message, "List yours: kubectl config get-contexts; then: KUBE_CONTEXT=name") from error
         return _api_of_own_cluster(client, config, kube, _first_line(error))
+
+
+def _namespace_of_context(kube_config: Any, name: str) -> str:
+    """The namespace of a context. The kubeconfig need not have a current one, unlike for the package's own list."""
+    merged = kube_config.KubeConfigMerger(kube_config.KUBE_CONFIG_DEFAULT_LOCATION)
+    loader = kube_config.KubeConfigLoader(config_dict=merged.config, active_context=name or None)
+    return str(loader.current_context["context"].get("namespace") or "default")
 
 
 def _api_of_own_cluster(client: Any, config: Any, kube: KubeRequest, why: str) -> KubeApi:
@@ -146,7 +156,8 @@ def _api_of_own_cluster(client: Any, config: Any, kube: KubeRequest, why: str) -
         config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
         message = f"No kubeconfig can be used ({why}), and this is not a pod of a cluster."
-        raise BadRequest(message, "Name yours: KUBECONFIG=/path; try it: kubectl get pods") from error
+        hint = "Name yours: KUBECONFIG=/path; where it has no current context also KUBE_CONTEXT=name"
+        raise BadRequest(message, hint) from error
     return KubeApi(client, client.ApiClient(configuration=settings), kube.namespace or _own_namespace())
 
 

@@ -22,6 +22,9 @@ _TIMEOUT_S: Final = 180.0
 _LIMIT_S: Final = 300.0
 _STEP_S: Final = 1.5
 
+_KUEUE: Final = "kueue.x-k8s.io"
+_KUEUE_VERSIONS: Final = ("v1beta2", "v1beta1")
+
 # What a run does: verb, group, resource. To add one: add a row, and the page's Role.
 NEEDED_RIGHTS: Final = (
     ("create", "batch", "jobs"), ("get", "batch", "jobs"), ("list", "batch", "jobs"), ("delete", "batch", "jobs"),
@@ -32,7 +35,7 @@ NEEDED_RIGHTS: Final = (
 
 @dataclass(frozen=True)
 class NamedThing:
-    """A Secret or a claim that a setting names; `there` is None where we may not look."""
+    """A Secret, a claim or a queue that a setting names; `there` is None where we may not look."""
 
     setting: str
     name: str
@@ -47,12 +50,16 @@ def missing_kube_rights(api: KubeApi) -> list[str]:
 
 
 def examine_kube_things(api: KubeApi, kube: KubeRequest) -> Sequence[NamedThing]:
-    """Whether the Secrets and the claim of the settings are in the namespace."""
+    """Whether the Secrets, the claim and the queue of the settings are in the namespace."""
     secrets = (
         ("KUBE_HF_SECRET", kube.hf_secret), ("KUBE_S3_SECRET", kube.s3_secret), ("KUBE_PULL_SECRET", kube.pull_secret),
     )  # fmt: skip
     found = [_examine_secret(api, setting, name) for setting, name in secrets if name]
-    return [*found, _examine_claim(api, kube)] if kube.claim else found
+    if kube.claim:
+        found.append(_examine_claim(api, kube))
+    if kube.queue:
+        found.append(_examine_local_queue(api, kube.queue))
+    return found
 
 
 def _examine_secret(api: KubeApi, setting: str, name: str) -> NamedThing:
@@ -75,6 +82,24 @@ def _examine_claim(api: KubeApi, kube: KubeRequest) -> NamedThing:
     modes = claim.get("spec", {}).get("accessModes") or []
     note = "" if "ReadWriteMany" in modes else f"only {', '.join(modes)}: not all nodes can mount it"
     return NamedThing("KUBE_CLAIM", name, there=True, note=note)
+
+
+def _examine_local_queue(api: KubeApi, name: str) -> NamedThing:
+    """Kueue's LocalQueue, in the newest version that the cluster serves, and whether it takes Jobs now."""
+    for version in _KUEUE_VERSIONS:
+        try:
+            queue = api.custom("get", _KUEUE, version, "localqueues", name)
+        except KubeRefused as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                continue
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            return NamedThing("KUBE_QUEUE", name, None)
+        conditions = queue.get("status", {}).get("conditions") or []
+        active = next((row for row in conditions if row.get("type") == "Active"), {"status": "True"})
+        why = "" if active["status"] == "True" else f"it takes no Jobs now: {active.get('message', 'no reason given')}"
+        return NamedThing("KUBE_QUEUE", name, there=True, note=why)
+    return NamedThing("KUBE_QUEUE", name, there=False)
 
 
 def examine_kube_node(

@@ -102,7 +102,10 @@ def slurm_node_script(
 ) -> str:
     """A script that becomes `quantyard node` with these words. SCRATCH may name variables of the node."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(place.variables.items())]
-    argv = [str(place.python), "-m", "quantyard", "node", *words, "--store", place.store_url, "--engine", engine]
+    own = "docker" if engine == "podman" else engine  # Podman has Docker's API
+    argv = [str(place.python), "-m", "quantyard", "node", *words, "--store", place.store_url, "--engine", own]
+    argv += ["--node-engine", engine] * (engine != "local")
+    argv += ["--node-registry", cluster.registry] * bool(cluster.registry)
     command = f'exec {shlex.join(argv)} --scratch "$SCRATCH" --artifacts "$SCRATCH"'
     return "\n".join(["#!/bin/sh", f"# {title}", *exports, f'SCRATCH="{cluster.scratch}"', command, ""])
 

@@ -19,6 +19,7 @@ _PASSED_ON: Final = (
     "PATH", "LANG", "QUANTYARD_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_TOKEN_PATH", "HF_ENDPOINT",
     "EXTRA_CA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY",
     "https_proxy", "http_proxy", "all_proxy", "no_proxy", "DOCKER_HOST", "AWS_ENDPOINT_URL", "AWS_PROFILE",
+    "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_CA_BUNDLE",
 )  # fmt: skip
 # Those that mean the same in a pod, which has other folders.
 _PASSED_TO_PODS: Final = (
@@ -52,12 +53,15 @@ def typed_cluster_request(
         BadRequest: a value is not valid.
     """
     on_kube = engine == "kubernetes"
+    node_engine = one_of_setting("NODE_ENGINE", values["NODE_ENGINE"].lower(), ("local", "docker", "podman"))
     passed_on = _PASSED_TO_PODS if on_kube else _PASSED_ON
     kube = _typed_kube(values, used=on_kube)
     token_there = bool(kube.hf_secret) if on_kube else values["HF_TOKEN"].strip() == token_in_file
+    if engine == "slurm":
+        _refuse_hidden_keys(values["STORE"], environment)
     return ClusterRequest(
         store=_typed_store(values["STORE"]), scratch=_typed_scratch(values["SCRATCH"]),
-        node_engine=one_of_setting("NODE_ENGINE", values["NODE_ENGINE"].lower(), ("local", "docker")),  # type: ignore[arg-type]
+        node_engine=node_engine, registry=_typed_registry(values["NODE_REGISTRY"], node_engine),  # type: ignore[arg-type]
         network_stages=one_of_setting("NETWORK_STAGES", values["NETWORK_STAGES"].lower(), ("nodes", "here")),  # type: ignore[arg-type]
         partition=_slurm_word("SLURM_PARTITION", values), account=_slurm_word("SLURM_ACCOUNT", values),
         qos=_slurm_word("SLURM_QOS", values), constraint=_slurm_word("SLURM_CONSTRAINT", values),
@@ -84,6 +88,29 @@ def _is_passed_on(value: str) -> bool:
 def _typed_store(text: str) -> str:
     """A URL, or an absolute path: jobs run in other folders."""
     return text if "://" in text or not text else str(Path(text).expanduser().absolute())
+
+
+def _refuse_hidden_keys(store: str, environment: Mapping[str, str]) -> None:
+    """Nodes read the keys of a bucket from the user's file, never from this process.
+
+    Raises:
+        BadRequest: there is no such file, and this process has keys of its own.
+    """
+    file = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    if store.startswith("s3://") and environment.get("AWS_SECRET_ACCESS_KEY") and not file.is_file():
+        message = f"AWS_SECRET_ACCESS_KEY is set here, and nodes do not see it: {file} is missing."
+        raise BadRequest(message, "Write the keys to that file, which nodes read in your home: aws configure")
+
+
+def _typed_registry(text: str, node_engine: str) -> str:
+    """A registry, and a path in it."""
+    if text and not re.fullmatch(r"[\w.-]+(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", text):
+        message = f"NODE_REGISTRY={text[:120]} is not a registry with a path in small letters."
+        raise BadRequest(message, "Write it like this: NODE_REGISTRY=registry.example:5000/team")
+    if text and node_engine == "local":
+        message = f"NODE_REGISTRY={text[:120]} is for nodes that run containers, and NODE_ENGINE=local runs processes."
+        raise BadRequest(message, "Name what runs them: NODE_ENGINE=docker, or NODE_ENGINE=podman")
+    return text
 
 
 def _typed_scratch(text: str) -> str:

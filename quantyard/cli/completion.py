@@ -61,7 +61,7 @@ def _engines_to_complete() -> Sequence[str]:
 _VALUES: Final[Mapping[str, Callable[[], Sequence[str]]]] = {
     "QUANT": _quants_to_complete, "QUANTS": _quants_to_complete, "BASELINE": _quants_to_complete,
     "ENGINE": _engines_to_complete,
-    "NODE_ENGINE": lambda: ("local", "docker"), "NETWORK_STAGES": lambda: ("nodes", "here"),
+    "NODE_ENGINE": lambda: ("local", "docker", "podman"), "NETWORK_STAGES": lambda: ("nodes", "here"),
     "OUTTYPE": lambda: ("auto", "bf16", "f16", "f32", "q8_0"),
     "SUITE": lambda: ("smoke", "quick", "standard", "full", "behaviour", "cache"),
 }  # fmt: skip

@@ -263,8 +263,13 @@ SETTINGS: Final = (
         "a folder of each node's own disk, for inputs and unfinished stages", placeholder="PATH",
     ),
     Setting(
-        "NODE_ENGINE", "local", "cluster", "what runs a stage on a node: local (processes) or docker",
-        placeholder="local|docker",
+        "NODE_ENGINE", "local", "cluster", "what runs a stage on a node: local (processes), docker or podman",
+        placeholder="local|docker|podman",
+    ),
+    Setting(
+        "NODE_REGISTRY", "", "cluster",
+        "where docker and podman nodes pull images from, and this machine pushes them to, once",
+        trusted=True, placeholder="HOST/PATH",
     ),
     Setting(
         "NETWORK_STAGES", "nodes", "cluster",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import socket as sockets
 import tarfile
 import threading
@@ -42,8 +41,7 @@ _PIDS = 2048
 _CA_IN_CONTAINER = "/run/secrets/ca-bundle.pem"
 _STDOUT = 1
 _TMP = "/tmp"  # noqa: S108  (a tmpfs of the container)
-_REGISTRY_FAILS = re.compile(r"dial tcp|no such host|timeout|x509|server gave HTTP response")
-_DaemonError = (docker.errors.DockerException, requests.exceptions.RequestException)
+DAEMON_ERRORS = (docker.errors.DockerException, requests.exceptions.RequestException)
 
 
 def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
@@ -55,24 +53,9 @@ def connect_docker(timeout_s: float = 60) -> docker.DockerClient:
     try:
         client = docker.from_env(timeout=timeout_s)
         client.ping()
-    except _DaemonError as error:
+    except DAEMON_ERRORS as error:
         raise no_docker_error(error) from error
     return client
-
-
-def refuse_unreachable_registry(tag: str) -> None:
-    """Ask the daemon for the image's registry before anything is built: a push tries again for more than a minute.
-
-    Raises:
-        EngineError: the registry does not answer, or not in a way that the daemon trusts.
-    """
-    try:
-        connect_docker().images.get_registry_data(tag)
-    except docker.errors.APIError as error:  # most often: there is no such image yet
-        said = str(error.explanation or error)
-        if _REGISTRY_FAILS.search(said):
-            hint = "Start that registry, or name another: TAG=registry.example/team/model:q4"
-            raise EngineError(f"{tag} could not be pushed: its registry does not answer.", hint, said) from error
 
 
 class SdkDaemon:
@@ -112,7 +95,7 @@ class StageContainers:
         """
         try:
             self._client.images.pull(base)
-        except _DaemonError as error:
+        except DAEMON_ERRORS as error:
             message = f"The base image {base} cannot be pulled: {first_error_line(error)}"
             hint = "Check the network and the name, or build a replacement from Debian packages: make base-images"
             raise EngineError(message, hint) from error
@@ -125,7 +108,7 @@ class StageContainers:
         """The first of these files that the image has; it is read from a container that never starts."""
         try:
             container = self._client.containers.create(image, command=["true"], network_mode="none")
-        except _DaemonError as error:
+        except DAEMON_ERRORS as error:
             raise EngineError(f"The image {image} cannot be read: {first_error_line(error)}.", "make doctor") from error
         try:
             return next((text for path in paths if (text := _text_in_container(container, path)) is not None), None)
@@ -151,7 +134,7 @@ class StageContainers:
             if state.get("OOMKilled"):
                 return _container_out_of_memory(spec)
             return read_engine_result(spec, space.out_dir, int(state["ExitCode"]), listener.tail)
-        except _DaemonError as error:
+        except DAEMON_ERRORS as error:
             message = f"{spec.label}: the Docker daemon failed: {first_error_line(error)}"
             raise EngineError(message, "Check it with make doctor, then type the same command again.") from error
 
@@ -260,7 +243,7 @@ class StageContainers:
             self._remove(orphan.id)
 
     def _remove(self, container_id: str) -> None:
-        with suppress(*_DaemonError):
+        with suppress(*DAEMON_ERRORS):
             self._client.api.remove_container(container_id, force=True, v=True)
 
 

@@ -139,12 +139,25 @@ class DockerEngine:
         self, spec: StageSpec, space: Workspace, inputs: Mapping[str, Artifact], on_progress: OnProgress
     ) -> StageResult:
         """Run the stage in a container, and always remove the container."""
-        base = self._base_digest(spec.row.image)
-        if base is None:
-            message = f"The base image {self._images.bases[spec.row.image]} was removed."
-            raise EngineError(message, "Type the same command again.")
-        image = self._tag(spec.row.image, base)
+        image = self.image_name(spec.row.image)
         return self._containers.run(spec, space, inputs, on_progress, image, self.capacity().memory_bytes)
+
+    def image_name(self, image: str) -> str:
+        """The name of the built image on this machine, repository:tag.
+
+        Raises:
+            EngineError: its base was removed.
+        """
+        base = self._base_digest(image)
+        if base is None:
+            message = f"The base image {self._images.bases[image]} was removed."
+            raise EngineError(message, "Type the same command again.")
+        return self._tag(image, base)
+
+    def digests(self, image: str) -> list[str]:
+        """Where the built image was pushed to or pulled from: repository@sha256:…, in no order."""
+        found = self._daemon.image(self.image_name(image)) or {}
+        return [str(name) for name in found.get("RepoDigests") or ()]
 
     def stop(self) -> None:
         """Remove the containers of all running stages."""

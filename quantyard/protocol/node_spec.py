@@ -26,6 +26,7 @@ ENDED: Final = "ended"  # the object of an attempt that holds its NodeEnd
 _Count = Annotated[int, Field(ge=0, lt=MAX_INT)]
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 _Word = Annotated[str, Field(max_length=1000)]
+NodeEngine = Literal["local", "docker", "podman"]
 
 
 class NodeInput(Frozen):
@@ -64,8 +65,9 @@ class NodeSpec(Frozen):
     stage: FileName
     key: Sha256
     code: Sha256  # version of the stage's code; a node with another refuses
-    image: _Word  # repository@digest, or the identity of a local environment
-    engine: Literal["local", "docker"] = "local"  # of the node
+    image: _Word  # the identity of the tools, wherever they lie
+    pull: _Word = ""  # repository@digest of the image in a registry; "": the node has its tools
+    engine: NodeEngine = "local"  # of the node
     request: JsonObject
     inputs: dict[FileName, NodeInput] = {}
     resources: NodeResources = NodeResources()
@@ -94,6 +96,7 @@ class NodeCheck(Frozen):
     engine: _Word
     code: dict[_Word, Sha256]  # package → version of its code
     tools: dict[_Word, _Word]  # image → identity; "" where the node lacks them
+    registry: _Word = ""  # why the node cannot ask the registry of its images; "": it can, or there is none
 
 
 def image_identity(image: str) -> str:

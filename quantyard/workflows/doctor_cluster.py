@@ -8,6 +8,7 @@ from typing import Final
 from quantyard.batch.batch_engine import BatchEngine
 from quantyard.batch.slurm_check import examine_slurm_node
 from quantyard.engines.images import engine_code_version
+from quantyard.engines.registry import choose_engine
 from quantyard.errors import QuantyardError
 from quantyard.files.unique_names import new_process_mark
 from quantyard.formatting.numbers import format_bytes, format_memory
@@ -15,7 +16,7 @@ from quantyard.node.check import CHECKED_IMAGES
 from quantyard.protocol.node_spec import NodeCheck
 from quantyard.requests import BuildRequest
 from quantyard.shared_store.open_store import open_object_store
-from quantyard.workflows.cluster import workflow_cluster_engine, workflow_slurm_place
+from quantyard.workflows.cluster import workflow_cluster_engine, workflow_pushed_images, workflow_slurm_place
 from quantyard.workflows.doctor_finding import DoctorFinding
 from quantyard.workflows.shared_store import workflow_store_finding
 
@@ -25,7 +26,8 @@ _LITTLE_SCRATCH_BYTES: Final = 20 * 10**9
 def examine_cluster(request: BuildRequest) -> list[DoctorFinding]:
     """Findings on the queue, the store and a node. Without a queue or a store, no node is asked."""
     found = list[DoctorFinding]()
-    for check in (_examine_queue, _examine_shared_store, _examine_node_tools):
+    registry = (_examine_registry,) * bool(request.cluster.registry)
+    for check in (_examine_queue, _examine_shared_store, *registry, _examine_node_tools):
         try:
             found.append(check(request))
         except QuantyardError as error:
@@ -49,6 +51,20 @@ def _examine_shared_store(request: BuildRequest) -> DoctorFinding:
     return workflow_store_finding(workflow_slurm_place(request).store_url)
 
 
+def _examine_registry(request: BuildRequest) -> DoctorFinding:
+    from quantyard.engines.docker_images import registry_has_image  # the SDK, only where it is needed
+
+    tools, _ = choose_engine("docker", request.environment, request.images)
+    images = workflow_pushed_images(request, tools)
+    assert images is not None
+    built = [image for image in CHECKED_IMAGES if tools.identity(image)]
+    there = [image for image in built if images.pushed_reference(image)]
+    registry_has_image(f"{images.repository('builder')}:latest")  # raises if nothing answers
+    missing = [image for image in CHECKED_IMAGES if image not in there]
+    value = f"{request.cluster.registry} answers, and has {', '.join(there) or 'no image of this machine'}"
+    return DoctorFinding("registry", "ok", f"{value}; pushed when needed: {', '.join(missing) or 'nothing'}")
+
+
 def _examine_node_tools(request: BuildRequest) -> DoctorFinding:
     engine, place = workflow_cluster_engine(request), workflow_slurm_place(request)
     store = open_object_store(place.store_url)
@@ -66,7 +82,10 @@ def _tools_problem(found: NodeCheck, engine: BatchEngine, request: BuildRequest,
     repo_dir = request.environment.repo_dir
     if any(found.code[image] != engine_code_version(repo_dir, image) for image in images):
         return "it has another version of Quantyard"
-    other = [image for image in images if found.tools[image] != (engine.identity(image) or "")]
+    if found.registry:
+        return f"it cannot pull images: {found.registry}"
+    has = (image for image in images if found.tools[image] or not request.cluster.registry)  # the others are pulled
+    other = [image for image in has if found.tools[image] != (engine.identity(image) or "")]
     return f"it has other tools than this machine ({', '.join(other)})" if other else ""
 
 

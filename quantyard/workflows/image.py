@@ -44,7 +44,7 @@ def workflow_pack_image(request: BuildRequest, reporter: WorkflowReporter) -> tu
     if engine.name != "docker":
         raise BadRequest("An image needs Docker, and ENGINE is local.", "See what is missing: make doctor")
     if asked.push:
-        from quantyard.engines.docker import refuse_unreachable_registry  # the SDK is loaded where it is needed
+        from quantyard.engines.docker_images import refuse_unreachable_registry  # the SDK is loaded where it is needed
 
         refuse_unreachable_registry(asked.tag)
     request, source = workflow_of_built(replace(request, measure=None))

@@ -47,24 +47,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def moto_server() -> Iterator[str]:
+def moto_server(host: str = "127.0.0.1") -> Iterator[str]:
     """The address of an S3 server with the bucket `yard`."""
     port = free_port()
-    argv = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    argv = [sys.executable, "-m", "moto.server", "--host", host, "--port", str(port)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | KEYS)
     try:
-        _made_bucket(port)
-        yield f"http://127.0.0.1:{port}"
+        _made_bucket(host, port)
+        yield f"http://{host}:{port}"
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _made_bucket(port: int) -> None:
+def _made_bucket(host: str, port: int) -> None:
     until = time.monotonic() + _START_S
     while time.monotonic() < until:
         try:
-            connection = HTTPConnection("127.0.0.1", port, timeout=10)
+            connection = HTTPConnection(host, port, timeout=10)
             connection.request("PUT", "/yard", headers={"Host": "s3.amazonaws.com"})
             if connection.getresponse().status == 200:
                 return

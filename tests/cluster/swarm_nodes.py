@@ -12,12 +12,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import docker
 from tests.docker.server import wait_for
+from tests.together import StartedTogether
 
 _BRIDGE: Final = "qyswarm0"  # the namespace, and the bridge in it
 _NET: Final = "10.88.0"
@@ -25,24 +25,13 @@ _STARTS_WITHIN_S: Final = 60.0
 NODES: Final = (1, 2)
 
 
-class SwarmNodes:
+class SwarmNodes(StartedTogether):
     """Two daemons that form a Swarm; gone at the end of the `with`. The first is its manager."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
-        self._stack = ExitStack()
         self.clients: dict[int, Any] = {}
-
-    def __enter__(self) -> SwarmNodes:
-        try:
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def address(self, node: int) -> str:
         """Where this machine reaches the node."""

@@ -28,11 +28,11 @@ STACK: Final = REPO_DIR / "deploy" / "swarm"
 
 
 class SwarmServers(ServersTogether):
-    """The stack on both nodes, seen through the proxy of the first."""
+    """The stack on both nodes, seen through the proxy of one."""
 
-    def __init__(self, nodes: SwarmNodes) -> None:
+    def __init__(self, nodes: SwarmNodes, node: int = 1) -> None:
         self.nodes = nodes
-        self.url = f"http://{nodes.address(1)}:8080"
+        self.url = f"http://{nodes.address(node)}:8080"
         self.servers = {f"server-{number}": None for number in NODES}
 
     def wait_for_owners(self, sessions: dict[str, str], within_s: float) -> None:
@@ -65,11 +65,11 @@ def swarm(
             nodes.docker("secret", "create", "quantyard-api-key", str(folder / "api-key"))
             stack = _stack_file(folder, MODEL_IMAGE=tag, BALANCER=balancer_image, MODEL_DEVICE=str(model))
             nodes.docker("stack", "deploy", "--detach=true", "--resolve-image", "never", "-c", str(stack), "quantyard")
-            running = SwarmServers(nodes)
+            proxies = [SwarmServers(nodes, node) for node in NODES]
             wait_for(  # each proxy and balancer notices by itself
-                lambda: all(running.who_answers() == set(running.servers) for _ in range(4)), 180, nodes.logs
+                lambda: all(one.who_answers() == set(one.servers) for one in proxies for _ in range(4)), 180, nodes.logs
             )
-            yield running
+            yield proxies[0]
     finally:
         docker_client.images.remove(tag)
         shutil.rmtree(model)
@@ -111,8 +111,7 @@ def test_each_machine_has_a_server_and_a_conversation_stays_on_one(swarm: SwarmS
 
 
 def test_both_proxies_send_a_conversation_to_the_same_server(swarm: SwarmServers) -> None:
-    other = SwarmServers(swarm.nodes)
-    other.url = f"http://{swarm.nodes.address(2)}:8080"
+    other = SwarmServers(swarm.nodes, 2)
     sessions = [f"p{n}" for n in range(12)]
     assert [swarm.server_of(one) for one in sessions] == [other.server_of(one) for one in sessions]
 

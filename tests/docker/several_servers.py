@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import requests
 
 from quantyard.paths import REPO_DIR
 from tests.docker.server import HARDENED, KEY, wait_for
+from tests.together import StartedTogether
 
 SYSTEM: Final = "You are a librarian who answers in one sentence, and names the shelf where the book stands. " * 12
 _STARTS_WITHIN_S: Final = 120.0
@@ -75,24 +76,13 @@ class ServersTogether:
         return {answer.headers["X-Served-By"] for answer in answers if answer.status_code == 200}
 
 
-class SeveralServers(ServersTogether):
+class SeveralServers(StartedTogether, ServersTogether):
     """So many servers of a model behind the balancer and the proxy; removed at the end of the `with`."""
 
     def __init__(self, client: Any, images: dict[str, str], model: Path, folder: Path, count: int = 2) -> None:
+        super().__init__()
         self._client, self._images, self._model, self._folder, self._count = client, images, model, folder, count
-        self._stack = ExitStack()
         self.servers: dict[str, Any] = {}
-
-    def __enter__(self) -> SeveralServers:
-        try:
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def _start(self) -> None:
         key = self._folder / "api-key"

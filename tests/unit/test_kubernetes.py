@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +527,44 @@ def test_context_and_namespace_are_those_of_the_kubeconfig_unless_named(
         open_kube_api(KubeRequest(context="nowhere"))
 
 
+def test_a_context_is_used_where_the_kubeconfig_has_no_current_one(
+    server: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_queue(server, tmp_path, monkeypatch)
+    written = json.loads((tmp_path / "kubeconfig").read_text())
+    del written["current-context"]
+    (tmp_path / "kubeconfig").write_text(json.dumps(written))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert open_kube_api(KubeRequest(context="other")).namespace == "elsewhere"
+    with pytest.raises(BadRequest) as caught:
+        open_kube_api(KubeRequest())
+    assert "current-context" in caught.value.message and "KUBE_CONTEXT" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("queue", "there", "note"), [
+        ({}, True, ""), ({"status": {"conditions": [{"type": "Active", "status": "True"}]}}, True, ""),
+        (
+            {"status": {"conditions": [{"type": "Active", "status": "False", "message": "no ClusterQueue"}]}}, True,
+            "it takes no Jobs now: no ClusterQueue",
+        ),
+        (None, False, ""), (403, None, ""),
+    ],
+)  # fmt: skip
+def test_the_queue_of_kueue_is_looked_for_and_asked_whether_it_takes_jobs(
+    queue: dict[str, Any] | int | None, there: bool | None, note: str, server: KubeServer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    a_queue(server, tmp_path, monkeypatch)
+    if isinstance(queue, int):
+        server.refused["GET localqueues"] = queue
+    elif queue is not None:
+        server.add("localqueues", {"metadata": {"name": "gpus"}} | queue)
+    kube = KubeRequest(queue="gpus")
+    [found] = examine_kube_things(open_kube_api(kube), kube)
+    assert (found.setting, found.there, found.note) == ("KUBE_QUEUE", there, note)
+
+
 def test_without_a_kubeconfig_the_hint_says_how_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -548,12 +587,13 @@ def test_secrets_are_looked_for_without_reading_them(
 ) -> None:
     queue = a_queue(server, tmp_path, monkeypatch, FULL)
     server.add("secrets", {"metadata": {"name": "hub"}, "data": {"HF_TOKEN": "aGZfYWJj"}})
-    found = {thing.setting: thing.there for thing in examine_kube_things(queue.api, FULL)}
+    named = replace(FULL, queue="")
+    found = {thing.setting: thing.there for thing in examine_kube_things(queue.api, named)}
     assert found == {"KUBE_HF_SECRET": True, "KUBE_S3_SECRET": False, "KUBE_PULL_SECRET": False}
     assert all("PartialObjectMetadata" in headers["accept"] for headers in server.headers)
     assert all(headers["authorization"] == "Bearer a-token" for headers in server.headers)
     server.refused["GET secrets"] = 403
-    assert {thing.there for thing in examine_kube_things(queue.api, FULL)} == {None}
+    assert {thing.there for thing in examine_kube_things(queue.api, named)} == {None}
 
 
 @pytest.mark.parametrize(("modes", "note"), [(["ReadWriteMany"], ""), (["ReadWriteOnce"], "only ReadWriteOnce")])
