@@ -61,8 +61,7 @@ _STEMS: Final = (
     "In winter the days are short, so the farmer",
 )
 _ENDINGS: Final = (
-    " had been closed since the day before.", " wanted to cross it alone.", " look for the hole with care.",
-    " began his work by the light of a lamp.", " went on as if nothing had happened at all.",
+    " had been closed since the day before.", " look for the hole with care.", " began his work by the light of a lamp.",
 )
 
 Doubles = npt.NDArray[np.float64]

@@ -55,7 +55,7 @@ class DomainSettings(Frozen):
     positions: Annotated[tuple[Annotated[int, Field(ge=64)], ...], Field(min_length=1, max_length=20)] = (
         512, 2048, 8192, 16384,
     )  # fmt: skip
-    long_documents: Annotated[int, Field(ge=0)] = 4  # of the domain `long`; 0 leaves it out
+    long_documents: Annotated[int, Field(ge=0)] = 2  # of the domain `long`; 0 leaves it out
 
     @field_validator("positions")
     @classmethod
