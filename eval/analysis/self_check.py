@@ -61,7 +61,8 @@ _STEMS: Final = (
     "In winter the days are short, so the farmer",
 )
 _ENDINGS: Final = (
-    " had been closed since the day before.", " look for the hole with care.", " began his work by the light of a lamp.",
+    " had been closed since the day before.", " look for the hole with care.",
+    " began his work by the light of a lamp.",
 )
 
 Doubles = npt.NDArray[np.float64]
