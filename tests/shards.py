@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class RanStage:
 
     outcome: StageOutcome
     files: Path
+    cpu_s: float  # of its process so far: start and imports too, if that has run nothing else
 
     def left(self, name: str) -> Any:
         """A JSON file that it left, without times."""
@@ -55,7 +57,7 @@ class MeasuringStage:
                 (stage.in_dir / name).mkdir()
                 (stage.in_dir / name / path.name).symlink_to(path)
         request = self.request.model_copy(update={"shard": shard})
-        return RanStage(self.work(stage, request), stage.files_dir)
+        return RanStage(self.work(stage, request), stage.files_dir, time.process_time())
 
     def run_in_shards(
         self, folder: Path, count: int, workers: Executor | None = None
