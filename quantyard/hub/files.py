@@ -25,6 +25,7 @@ from quantyard.records import dataclass
 
 HUB_URL: Final = "https://huggingface.co"
 Closed = Literal["", "private", "gated"]  # why a repo is read with a token only
+_PLAIN_BEGINNING: Final = re.compile(r"[^*?\[]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 # To include one more small file: add a pattern (fnmatch, from the repo's top; `*` does not match a `/`).
@@ -213,11 +214,16 @@ def _are_hub_weights_readable(names: Iterable[str], weights: list[str], form: We
 
 
 def _may_be_hub_weights(path: str) -> bool:
-    return not any(fnmatchcase(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in NOT_WEIGHTS)
+    return not any(_is_name_like(path.rsplit("/", 1)[-1].lower(), pattern) for pattern in NOT_WEIGHTS)
+
+
+def _is_name_like(name: str, pattern: str) -> bool:
+    """As fnmatchcase, which compiles each pattern: most are told by their first letters."""
+    return name.startswith(_PLAIN_BEGINNING.match(pattern)[0]) and fnmatchcase(name, pattern)  # type: ignore[index]
 
 
 def _hub_files_matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
-    return {n for n in names for p in patterns if n.count("/") == p.count("/") and fnmatchcase(n, p)}
+    return {n for n in names for p in patterns if n.count("/") == p.count("/") and _is_name_like(n, p)}
 
 
 def _hub_checkpoint_selection(
