@@ -10,11 +10,13 @@ import json
 import socket
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from quantyard.errors import EngineError
 from quantyard.protocol.runner import stage_error_causes
+
+OTHER_MACHINES_HINT: Final = "Choose nodes of the kind of the machine that you type on: SLURM_CONSTRAINT=feature"
 
 
 class DockerDaemon(Protocol):

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from quantyard.engines.docker import DAEMON_ERRORS, connect_docker
-from quantyard.engines.docker_daemon import first_error_line
+from quantyard.engines.docker_daemon import OTHER_MACHINES_HINT, first_error_line
 from quantyard.errors import EngineError, ImageRegistryUnreachable
 
 _UNREACHABLE: Final = re.compile(
@@ -19,7 +19,6 @@ _GONE: Final = re.compile(r"manifest unknown|not found|no such image|name unknow
 _OTHER_PLATFORM: Final = re.compile(
     r"no matching manifest|no match for platform|no image found in .* for architecture", re.IGNORECASE
 )
-_OTHER_MACHINES_HINT: Final = "Choose nodes of the kind of the machine that you type on: SLURM_CONSTRAINT=feature"
 _SILENT_HINT: Final = "Start it, or name another: NODE_REGISTRY=host:port/path; then type the same command again."
 
 
@@ -112,7 +111,7 @@ def _refused_push(reference: str, said: str) -> EngineError | ImageRegistryUnrea
 
 def _refused_pull(reference: str, said: str) -> EngineError | ImageRegistryUnreachable:
     if _OTHER_PLATFORM.search(said):
-        return EngineError(f"{reference} is not for machines of this kind: {said}", _OTHER_MACHINES_HINT)
+        return EngineError(f"{reference} is not for machines of this kind: {said}", OTHER_MACHINES_HINT)
     if _GONE.search(said):
         hint = "Type the same command again, which pushes the image again."
         return EngineError(f"The registry no longer has {reference}.", hint, said)

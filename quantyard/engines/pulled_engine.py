@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from quantyard.engines import OnNote, OnProgress
+from quantyard.engines.docker_daemon import OTHER_MACHINES_HINT
 from quantyard.engines.docker_engine import DockerEngine
 from quantyard.errors import EngineError
 from quantyard.plan.steps import StageSpec
@@ -80,5 +81,4 @@ class PulledEngine(DockerEngine):
         here = _SAME.get(machine, machine)
         if architecture and here and architecture != here:
             message = f"This machine is {here}, and {self._reference} is for {architecture}."
-            hint = "Choose nodes of the kind of the machine that you type on: SLURM_CONSTRAINT=feature"
-            raise EngineError(message, hint)
+            raise EngineError(message, OTHER_MACHINES_HINT)
