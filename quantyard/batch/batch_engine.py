@@ -29,13 +29,14 @@ from quantyard.engines.stage_io import engine_timeout_error
 from quantyard.errors import BadRequest, EngineError, QuantyardError, StoreUnreachable
 from quantyard.formatting.numbers import format_memory
 from quantyard.plan.steps import StageSpec
-from quantyard.protocol.base import ExitCode, Progress, StageError, StageResult, json_digest
+from quantyard.protocol.base import ExitCode, Progress, RanOn, StageError, StageResult, json_digest
 from quantyard.protocol.node_spec import ENDED, NodeEnd, NodeInput, NodeSpec
 from quantyard.protocol.runner import file_sha256
 from quantyard.requests import ClusterRequest, RunEnvironment
 from quantyard.shared_store.attempts import PROGRESS, attempt_prefixes, remove_attempt
 from quantyard.shared_store.commits import CommittedResult, committed_result
 from quantyard.shared_store.contents import get_content, put_content
+from quantyard.shared_store.leases import end_lease_of_job
 from quantyard.shared_store.objects import ObjectStore
 from quantyard.store.artifact import Artifact, Workspace
 from quantyard.store.take_outputs import FILES
@@ -45,6 +46,7 @@ _RESULT_S, _PROGRESS_S = (0.2, 10.0), (1.5, 10.0)  # least and most between two 
 # it is asked at once, and the queue says so for all jobs together
 _SETTLE_S: Final = 5.0  # clients of NFS remember for seconds that a name was absent
 _KILLED_CODE: Final = 128
+_TOLD_CODES: Final = frozenset({ExitCode.BAD_REQUEST, ExitCode.NETWORK, ExitCode.RESOURCES})  # of a node's command
 _STOPPED: Final = "The stage was stopped."
 _NODES_COMMANDS: Final = {"slurm": "sinfo -R", "kubernetes": "kubectl describe nodes"}
 _TOKEN_HINTS: Final = {
@@ -187,6 +189,7 @@ class BatchEngine:
             again, last = self._judge_end(wait.spec, tries, job, end)
             if again is None:
                 return _result_or_error(last)
+            end_lease_of_job(self._store, spec.key, f"{self.name} {job.id}")
             self._say(wait, again.reason, always=True)
             if wait.stopped.wait(again.wait_s):
                 raise EngineError(_STOPPED)
@@ -283,6 +286,9 @@ class BatchEngine:
             case "refused":
                 self._queue.cancel([job.id] * job.ours)
                 return None, EngineError(f"{stage.label}: job {job.id} cannot start: {end.reason}", end.hint, tail)
+        if end.exit_code in _TOLD_CODES:  # it could not write into the store, so only its log says why
+            told = _end_by_log(stage, job, end, tail)
+            return tries.after_silent_end(told), _result_on_node(told)
         if end.exit_code is not None and 0 < end.exit_code < _KILLED_CODE:
             message = f"{stage.label}: job {job.id}{where} ended with exit code {end.exit_code}, and did not say why."
             hint = f"Its last lines are above. Check the store and that node: make doctor ENGINE={self.name}"
@@ -306,6 +312,20 @@ class BatchEngine:
 def _result_on_node(end: NodeEnd) -> StageResult:
     assert end.result is not None
     return end.result.model_copy(update={"ran_on": end.node})
+
+
+def _end_by_log(stage: StageSpec, job: SubmittedJob, end: JobStatus, tail: str) -> NodeEnd:
+    """How a node ended whose command had one of our exit codes, and which could not say more in the store."""
+    code = ExitCode(end.exit_code or 0)
+    error = StageError(
+        kind=f"node-{code.name.lower().replace('_', '-')}", detail=tail,
+        message=f"Job {job.id} on {end.node or 'its node'} ended with exit code {int(code)}, and could not write why "
+        "into the store; its last lines are above.",
+        hint="Mend what they name on that node, or its mount of the store; then type the same command again.",
+    )  # fmt: skip
+    return NodeEnd(
+        node=RanOn(host=end.node), result=StageResult(stage=stage.row.name, exit_code=code, error=error)
+    )
 
 
 def _result_or_error(last: StageResult | EngineError) -> StageResult:

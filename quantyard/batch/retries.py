@@ -47,6 +47,11 @@ class StageTries:
                 return self.after_memory()
         return None
 
+    def after_silent_end(self, end: NodeEnd) -> NextTry | None:
+        """The next try after a node could not say in the store why it ended: only if the network may come back."""
+        is_network = end.result is not None and end.result.exit_code is ExitCode.NETWORK
+        return self.after_end(end) if is_network else None
+
     def after_memory(self) -> NextTry | None:
         """The next try after memory ran out: once, with more."""
         factors, memory_bytes = self.spec.retry.memory_factors, self.spec.resources.memory_bytes

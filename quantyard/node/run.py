@@ -26,7 +26,7 @@ from quantyard.protocol.stage_requests import parse_stage_request
 from quantyard.shared_store.attempts import Attempt, begin_attempt
 from quantyard.shared_store.commits import Commit, CommittedResult, commit_result, committed_result, differing_name
 from quantyard.shared_store.contents import put_content
-from quantyard.shared_store.leases import end_lease, new_lease_owner, take_lease
+from quantyard.shared_store.leases import LeaseWatch, end_lease, new_lease_owner, take_lease
 from quantyard.shared_store.objects import ObjectStore
 from quantyard.store.artifact import ModelId, Workspace
 from quantyard.store.stages import ModelStore
@@ -82,8 +82,8 @@ def run_node_spec(spec: NodeSpec, place: NodePlace, engine: Engine, on_note: Cal
         EngineError: this node's tools are others than those that the spec names, or cannot be used.
         QuantyardError: the inputs, the disk or the store cannot be used. The store says why, for who waits for the job.
     """
-    owner = new_lease_owner(place.job)
-    while (there := take_lease(place.store, spec.key, owner, LIVES_S)) is not None:
+    owner, watch = new_lease_owner(place.job), LeaseWatch(place.store, spec.key)
+    while (there := take_lease(watch, owner, LIVES_S)) is not None:
         if found := committed_result(place.store, spec.key):
             return found.result
         if place.job and there.owner.job == place.job:  # the queue started this job again, so that attempt is dead

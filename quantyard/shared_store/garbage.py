@@ -1,9 +1,9 @@
 """Removes from a shared store what nobody needs: killed attempts, old second results, contents that no result names.
 
-Safe beside running work, by the store's own clock: an attempt whose lease is alive stays; a second result with other
-bytes stays until it is older than the limit; a content stays if any result, differing result or spec holds its digest,
-if it was put within the limit, or since the oldest live attempt began. The limit of contents is above the time after
-which one that is put again counts as new (contents.py).
+Safe beside running work, and where clocks differ by hours: an attempt stays whose lease is alive by the store's clock
+or is renewed while this looks; a second result with other bytes stays until it is older than the limit; a content stays
+if any result, differing result or spec holds its digest, if it was put within the limit, or since the oldest live
+attempt began. The limit of contents is above the time after which one that is put again counts as new (contents.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from quantyard.shared_store.attempts import BEGUN, LEASE, attempt_prefixes, remove_attempt
 from quantyard.shared_store.commits import DIFFERING, RESULTS
 from quantyard.shared_store.contents import CONTENTS, KEPT
-from quantyard.shared_store.leases import LEASES, live_lease
+from quantyard.shared_store.leases import LEASES, live_lease, unrenewed_leases
 from quantyard.shared_store.objects import ObjectStatus, ObjectStore
 from quantyard.shared_store.store_probe import PROBES
 
@@ -77,7 +77,9 @@ def _attempts_of_store(store: ObjectStore, before: datetime) -> tuple[list[datet
             live += [store.modified_at(prefix + BEGUN) or before]
         elif all(status.modified_at <= before for status in store.statuses(prefix)):
             abandoned.append(prefix)
-    return live, abandoned
+    dead = unrenewed_leases(store, [prefix + LEASE for prefix in abandoned])
+    live += [store.modified_at(prefix + BEGUN) or before for prefix in abandoned if prefix + LEASE not in dead]
+    return live, [prefix for prefix in abandoned if prefix + LEASE in dead]
 
 
 def _unnamed_contents(store: ObjectStore, before: datetime, removed: Collection[str]) -> list[ObjectStatus]:
@@ -112,7 +114,8 @@ def _is_still_old(store: ObjectStore, content: ObjectStatus, before: datetime) -
 
 
 def _expired_leases(store: ObjectStore, before: datetime) -> list[str]:
-    return [name for name in _old_objects(store, LEASES, before) if live_lease(store, name) is None]
+    expired = [name for name in _old_objects(store, LEASES, before) if live_lease(store, name) is None]
+    return sorted(unrenewed_leases(store, expired))
 
 
 def _spent_specs(store: ObjectStore, before: datetime) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -175,13 +176,22 @@ def _utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def _refusal(root: Path, path: str) -> str:
+    """Who may not do it, and whose the folder is: a user may have another id on another machine."""
+    told = f"The shared store {root} refuses uid {os.geteuid()} on {os.uname().nodename} access to {path}"
+    try:
+        found = root.stat()
+    except OSError:
+        return told
+    return f"{told}; {root} belongs to uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}"
+
+
 def _store_error(root: Path, error: OSError) -> Exception:
     why = error.strerror or str(error)
     if error.errno in _FULL:
         return OutOfResources(f"The shared store {root} is full: {why}.", "Free some space: quantyard gc --store …")
     if error.errno in _REFUSED:
-        path = error.filename or root
-        hint = f"It is to be writable for uid {os.getuid()} on every machine: ls -ldn {root}"
-        return BadRequest(f"{path} refuses access: {why}.", hint)
+        hint = f"Have it writable for this uid on every machine: ls -ldn {root}; or name another folder: STORE=/path"
+        return BadRequest(f"{_refusal(root, str(error.filename or root))}: {why}.", hint)
     hint = "Check its mount, then type the same command again."
     return StoreUnreachable(f"The shared store {root} failed: {why}.", hint)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from quantyard.batch import JobStatus, SubmittedJob
 from quantyard.batch.batch_engine import BatchEngine
+from quantyard.batch.retries import NextTry, StageTries
 from quantyard.engines.capacity import Capacity
 from quantyard.engines.images import engine_code_version
 from quantyard.errors import BadRequest, EngineError, NotEnoughDisk, QuantyardError, StoreUnreachable
@@ -22,7 +24,7 @@ from quantyard.plan.stages import STAGES
 from quantyard.plan.steps import StageSpec, Step, step_spec
 from quantyard.protocol.base import ExitCode, FileEntry, Progress, StageResult, files_digest
 from quantyard.protocol.builder import ConvertRequest, FetchRequest, QuantizeRequest
-from quantyard.protocol.node_spec import NodeSpec
+from quantyard.protocol.node_spec import NodeEnd, NodeSpec
 from quantyard.protocol.runner import file_sha256
 from quantyard.requests import ClusterRequest, RunEnvironment
 from quantyard.shared_store.attempts import attempt_prefixes
@@ -34,6 +36,7 @@ from quantyard.shared_store.commits import (
     differing_results,
 )
 from quantyard.shared_store.contents import put_content
+from quantyard.shared_store.leases import LeaseWatch, new_lease_owner, take_lease
 from quantyard.shared_store.posix_objects import PosixObjects
 from quantyard.store.artifact import Artifact, ModelId, Workspace
 from quantyard.store.stages import ModelStore
@@ -223,12 +226,38 @@ def test_a_job_that_is_lost_is_submitted_three_times_more_and_then_given_up(clus
     assert "the last line" in caught.value.detail
 
 
+@pytest.mark.parametrize(("code", "tries"), [(2, 1), (4, 4), (5, 1)])
+def test_a_node_that_cannot_write_into_the_store_ends_the_stage_with_its_own_exit_code(
+    cluster: Cluster, code: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantyard.batch.batch_engine._SETTLE_S", 0.0)
+    decide = StageTries.after_silent_end
+
+    def at_once(tries: StageTries, end: NodeEnd) -> NextTry | None:
+        return replace(again, wait_s=0.0) if (again := decide(tries, end)) else None
+
+    monkeypatch.setattr(StageTries, "after_silent_end", at_once)
+    cluster.queue.fates = [JobStatus("ended", exit_code=code, node="node1")] * 5
+    result = cluster.run(a_spec())
+    assert result.exit_code == code and len(cluster.queue.submitted) == tries and result.error
+    assert "on node1" in result.error.message and "the last line of" in result.error.detail and result.error.hint
+
+
+def test_the_lease_of_a_job_that_has_ended_holds_up_no_other(cluster: Cluster) -> None:
+    spec = a_spec()
+    owner = new_lease_owner("slurm 1")
+    assert take_lease(LeaseWatch(cluster.store, spec.key), owner, 60) is None
+    cluster.queue.fates = [JobStatus("ended", exit_code=137, node="node1")]
+    began = time.monotonic()
+    assert cluster.run(spec).exit_code is ExitCode.DONE and time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [
         (JobStatus("ended", fate="cancelled"), "cancelled by somebody else"),
         (JobStatus("ended", fate="time"), "longer than its limit"),
-        (JobStatus("ended", exit_code=2, node="node1"), "ended with exit code 2"),
+        (JobStatus("ended", exit_code=1, node="node1"), "ended with exit code 1"),
     ],
 )
 def test_what_the_queue_ends_is_said_and_not_tried_again(

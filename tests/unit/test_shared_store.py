@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +24,7 @@ from quantyard.shared_store.attempts import attempt_prefixes, begin_attempt, liv
 from quantyard.shared_store.commits import Commit, CommittedResult, commit_result, committed_result, differing_results
 from quantyard.shared_store.contents import content_name, get_content, put_content
 from quantyard.shared_store.garbage import collect_store_garbage
-from quantyard.shared_store.leases import end_lease, new_lease_owner, take_lease
+from quantyard.shared_store.leases import LEASES, Lease, LeaseWatch, end_lease, new_lease_owner, renew_lease, take_lease
 from quantyard.shared_store.open_store import open_object_store
 from quantyard.shared_store.posix_objects import PosixObjects
 from quantyard.shared_store.store_probe import probe_store, probe_store_apart
@@ -166,16 +170,77 @@ def test_a_damaged_result_is_told_as_such(text: bytes, store: PosixObjects) -> N
     assert KEY in caught.value.message
 
 
-def test_a_lease_is_one_owners_until_it_expires(store: PosixObjects) -> None:
+def test_a_lease_is_one_owners_until_it_is_old(store: PosixObjects) -> None:
     one, two = new_lease_owner("99"), new_lease_owner()
-    assert take_lease(store, KEY, one, 60) is None and take_lease(store, KEY, one, 60) is None
-    assert (held := take_lease(store, KEY, two, 60)) and held.owner == one and "job 99" in str(held.owner)
-    _age(store, f"leases/{KEY}", timedelta(minutes=2))
-    assert take_lease(store, KEY, two, 60) is None
+    assert take_lease(LeaseWatch(store, KEY), one, 60) is None and take_lease(LeaseWatch(store, KEY), one, 60) is None
+    assert (held := take_lease(LeaseWatch(store, KEY), two, 60)) and held.owner == one and "job 99" in str(held.owner)
+    _age(store, f"leases/{KEY}", DAY)
+    assert take_lease(LeaseWatch(store, KEY), two, 60) is None
     end_lease(store, KEY, one)  # not its own any more
-    assert take_lease(store, KEY, one, 60) is not None
+    assert take_lease(LeaseWatch(store, KEY), one, 60) is not None
     end_lease(store, KEY, two)
-    assert take_lease(store, KEY, one, 60) is None
+    assert take_lease(LeaseWatch(store, KEY), one, 60) is None
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-2), timedelta(), timedelta(hours=2)])
+def test_a_lease_that_is_renewed_is_not_stolen_and_a_dead_one_is_taken_whatever_the_clocks_say(
+    skew: timedelta, store: PosixObjects
+) -> None:
+    one, two, watch = new_lease_owner(), new_lease_owner(), LeaseWatch(store, KEY)
+    lease = Lease(owner=one, time_to_live_s=0.2)
+    for _ in range(6):
+        renew_lease(store, KEY, lease)
+        _age(store, LEASES + KEY, skew)
+        assert take_lease(watch, two, 0.2) == lease
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert take_lease(watch, two, 0.2) is None
+
+
+def test_gc_leaves_an_attempt_that_is_renewed_by_a_machine_whose_clock_is_behind(store: PosixObjects) -> None:
+    dead, live = _killed_attempt(store), begin_attempt(store, KEY, new_lease_owner(), 0.4)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.05):
+            live.heartbeat()
+            renew_lease(store, KEY, live.lease)
+            for name in (f"{live.prefix}lease", f"{live.prefix}begun", LEASES + KEY):
+                _age(store, name, timedelta(hours=2))
+
+    beats = threading.Thread(target=renew)
+    beats.start()
+    try:
+        time.sleep(0.1)
+        assert collect_store_garbage(store, timedelta(hours=1)).attempts == ()
+        _age(store, f"{dead}log", DAY)
+        for name in ("lease", "begun"):
+            _age(store, dead + name, timedelta(hours=2))
+        assert collect_store_garbage(store, timedelta(hours=1)).attempts == (dead,)
+        assert attempt_prefixes(store) == [live.prefix] and store.status(LEASES + KEY)
+    finally:
+        ended.set()
+        beats.join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another uid")
+def test_a_store_of_another_uid_is_told_with_uid_owner_and_path() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which every uid may enter
+        Path(folder).chmod(0o755)
+        program = f"""
+import os, sys
+from pathlib import Path
+from quantyard.errors import QuantyardError
+from quantyard.shared_store.posix_objects import PosixObjects
+os.setuid(65534)
+try:
+    PosixObjects(Path({folder!r})).put("ac/one", b"one")
+except QuantyardError as error:
+    print(error.code, error.message, error.hint)
+"""
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("2 ") and f"{folder}/.tmp" in said and f"ls -ldn {folder}" in said
+    assert "uid 65534 on" in said and "belongs to uid 0, mode 755" in said
 
 
 def test_attempts_at_one_key_do_not_meet(store: PosixObjects) -> None:
