@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 from quantyard.cli.commands import COMMANDS, MACHINE
 from quantyard.cli.faults import quantyard_error_of
-from quantyard.cli.request import configure_http_libraries, read_command_request
+from quantyard.cli.network_request import configure_http_libraries
+from quantyard.cli.request import read_command_request
 from quantyard.cli.settings import BY_NAME, SETTINGS, Setting
 from quantyard.cli.settings_file import setting_text
 from quantyard.errors import BadRequest, QuantyardError

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from quantyard.cli.network_request import command_hub_token
 from quantyard.cli.output import print_json, stdout_console
 from quantyard.cli.precedence import GivenSetting, resolve_settings
 from quantyard.cli.render.config import terminal_config
-from quantyard.cli.request import command_hub_token
 from quantyard.cli.settings import SETTINGS, Setting
 from quantyard.cli.settings_file import read_settings_file
 
