@@ -90,4 +90,6 @@ def _tools_problem(found: NodeCheck, engine: BatchEngine, request: BuildRequest,
 
 
 def _remedy(request: BuildRequest) -> str:
+    if request.cluster.node_engine != "local":
+        return "Let nodes pull the images of this machine from a registry: NODE_REGISTRY=host:port/path"
     return f"Share one folder with Quantyard, or type on each node: make images ENGINE={request.cluster.node_engine}"

@@ -125,6 +125,35 @@ def test_no_secret_is_passed_to_jobs() -> None:
     assert not any(word in script for word in ("hf_abc", "secret", "s3cret"))
 
 
+@pytest.mark.parametrize(("engine", "own"), [("docker", "docker"), ("podman", "docker")])
+def test_a_node_that_runs_containers_is_told_its_engine_and_its_registry(engine: str, own: str) -> None:
+    values = SETTINGS_OF_CLUSTER | {"HF_TOKEN": "", "NODE_ENGINE": engine, "NODE_REGISTRY": "registry.lab:5000/team"}
+    cluster = typed_cluster_request(values, {}, None)
+    script = slurm_job_script(a_spec(engine=engine), "specs/x.json", cluster, PLACE)
+    assert f"--engine {own} --node-engine {engine} --node-registry registry.lab:5000/team" in script
+
+
+@pytest.mark.parametrize("text", ["https://lab/team", "lab/Team", "lab/a b", "lab/team@sha256:1"])
+def test_a_registry_is_a_host_and_a_path_and_for_containers_alone(text: str) -> None:
+    for values in ({"NODE_ENGINE": "docker", "NODE_REGISTRY": text}, {"NODE_REGISTRY": "registry.lab/team"}):
+        with pytest.raises(BadRequest, match="NODE_REGISTRY=") as caught:
+            typed_cluster_request(SETTINGS_OF_CLUSTER | {"HF_TOKEN": ""} | values, {}, None)
+        assert caught.value.hint
+
+
+def test_keys_of_a_bucket_that_nodes_cannot_see_are_refused_before_a_job(tmp_path: Path) -> None:
+    values = SETTINGS_OF_CLUSTER | {"HF_TOKEN": "", "STORE": "s3://bucket/yard"}
+    file, given = tmp_path / "credentials", {"AWS_SECRET_ACCESS_KEY": "s3cret"}
+    named = given | {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    with pytest.raises(BadRequest, match="nodes do not see it") as caught:
+        typed_cluster_request(values, named, None, "slurm")
+    assert "s3cret" not in caught.value.message + caught.value.hint
+    file.write_text("[default]\n")
+    cluster = typed_cluster_request(values, named, None, "slurm")
+    assert cluster.variables == {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    assert typed_cluster_request(values | {"STORE": "/shared"}, given, None, "slurm").variables == {}
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90m", 5400.0), ("12h", 43200.0), ("2d", 172800.0), ("1-12:00:00", 129600.0), ("", None)]
 )
