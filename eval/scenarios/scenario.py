@@ -29,7 +29,7 @@ ANSWER_TOKENS: Final[Mapping[BehaviourName, int]] = {
     "tool_calls": 128, "instructions": 128, "structured_output": 160, "grounded_answers": 96, "reasoning": 192,
 }  # fmt: skip
 # Where blocks end; `smoke` asks the first alone. Large ones share more of what their questions have in common.
-_BLOCK_ENDS: Final = (4, 32, 96, 160, 224)
+_BLOCK_ENDS: Final = (6, 32, 96, 160, 224)
 
 
 class Scenario(Frozen):

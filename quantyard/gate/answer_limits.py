@@ -21,7 +21,7 @@ from quantyard.metrics.kinds import score_metric_kind
 from quantyard.protocol.gate import BudgetResult
 from quantyard.protocol.measurements import BehaviourScore, Comparison
 
-# Of a behaviour whose budget counts only where it is measured. The smallest of ours has 33; `smoke` asks four.
+# Of a behaviour whose budget counts only where it is measured. The smallest of ours has 33; `smoke` asks six.
 _FEWEST_SCENARIOS: Final = 30
 
 

@@ -161,7 +161,7 @@ def test_the_baseline_comes_first_in_every_kind() -> None:
 def test_a_larger_limit_computes_the_same_blocks_and_more() -> None:
     whole = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls"), 1234)
     assert sorted(each.id for block in whole for each in block) == sorted(s.id for s in load_scenarios("tool_calls"))
-    for limit in (1, 4, 5, 30):
+    for limit in (1, 6, 7, 30):
         few = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls", limit=limit), 1234)
         assert few == whole[: len(few)]
         assert sum(map(len, few)) >= limit
@@ -169,8 +169,8 @@ def test_a_larger_limit_computes_the_same_blocks_and_more() -> None:
 
 
 def test_a_small_draw_holds_several_categories() -> None:
-    (block,) = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls", limit=4), 1234)
-    assert len({scenario.category for scenario in block}) == 4
+    (block,) = drawn_scenario_blocks(BehaviourEntry(suite="tool_calls", limit=6), 1234)
+    assert len({scenario.category for scenario in block}) >= 5
 
 
 # ---- scenarios ---------------------------------------------------------------------------------------
