@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 from quantyard.formatting import numbers
 from quantyard.formatting.numbers import DASH
 from quantyard.metrics.budget_figures import missed_limit
-from quantyard.metrics.divergence_parts import backend_divergence_shown, file_divergence, perplexity_part
 from quantyard.metrics.intervals import ppl_change_interval
 from quantyard.metrics.plots.marks import MARK_OF
 from quantyard.metrics.similarity_figures import SIMILARITY_FIGURES, SimilarityFigure
@@ -59,30 +58,6 @@ def _page_ppl_change_cell(s: PageFile) -> PageCell:
 def _page_mean_kld_cell(s: PageFile) -> PageCell:
     found = s.divergence.mean_kld if s.divergence else None
     return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
-
-
-def _page_file_part_cell(s: PageFile) -> PageCell:
-    found = file_divergence(s.divergence)
-    return PageCell(numbers.format_kld(found.value), sort=found.value) if found else _EMPTY
-
-
-def _page_backend_part_cell(s: PageFile) -> PageCell:
-    parts = s.divergence.parts if s.divergence else None
-    if parts is None:
-        return _EMPTY
-    return PageCell(backend_divergence_shown(s.divergence).partition(" ")[0], sort=parts.of_backend.value)
-
-
-def _page_perplexity_part_cell(part: Literal["of_file", "of_backend"]) -> Callable[[PageFile], PageCell]:
-    """The change of perplexity by the file's weights alone, or by this backend."""
-    def cell(s: PageFile) -> PageCell:
-        change = perplexity_part(s.divergence, part)
-        if change is None:
-            return _EMPTY
-        written = numbers.format_change_interval(change)
-        return PageCell(written.value, written.ends, change.value)
-
-    return cell
 
 
 def _page_p99_kld_cell(s: PageFile) -> PageCell:
@@ -155,14 +130,6 @@ _FILE_COLUMNS: Final[tuple[tuple[PageColumn, Callable[[PageFile], PageCell]], ..
         _page_ppl_change_cell),
     (PageColumn("Mean KLD", "mean KL divergence from the baseline, nats per token", group="Divergence"),
         _page_mean_kld_cell),
-    (PageColumn("Of the file", "lost by the file: mean KLD with the weights of both files as float32, nats per token",
-        group="Divergence"), _page_file_part_cell),
-    (PageColumn("Backend", "added by this backend: the rest of the mean KLD over the same tokens; another build or "
-        "backend changes it", group="Divergence"), _page_backend_part_cell),
-    (PageColumn("ΔPPL of the file", "change of perplexity lost by the file, over the same tokens, with its interval",
-        group="Divergence"), _page_perplexity_part_cell("of_file")),
-    (PageColumn("ΔPPL of the backend", "change of perplexity added by this backend, over the same tokens, with its "
-        "interval", group="Divergence"), _page_perplexity_part_cell("of_backend")),
     (PageColumn("p99 KLD", "99th percentile over tokens, nats", group="Divergence"), _page_p99_kld_cell),
     (PageColumn("Top-1", "agreement: how often its most likely next token is the baseline's", group="Divergence"),
         _page_top1_cell),

@@ -36,6 +36,7 @@ from quantyard.report_page.domains_table import page_domains_sentence, page_doma
 from quantyard.report_page.files_table import page_files_table
 from quantyard.report_page.layout_table import page_layout_table
 from quantyard.report_page.openvino_table import page_openvino_sentence, page_openvino_table
+from quantyard.report_page.parts_table import page_parts_table
 from quantyard.report_page.sentences import page_facts, page_notes
 from quantyard.report_page.speed_table import page_energy_sentence, page_speed_table
 from quantyard.report_page.tables import PageFile, PageTable, page_files
@@ -118,7 +119,7 @@ def _page_content(
         "behaviours_table": page_behaviours_table(report, files),
         "domains_table": page_domains_table(files), "domains_sentence": page_domains_sentence(files),
         "domain_panels": plot_domains(files),
-        "layout_table": page_layout_table(files), "layout_note": LAYOUT_NOTE,
+        "parts_table": page_parts_table(files), "layout_table": page_layout_table(files), "layout_note": LAYOUT_NOTE,
         "seeds": behaviour_variance_sentence(report.measurements),
         "not_asked": [*behaviours_left_out(report)],
         "checks_table": page_checks_table(files), "gate_table": page_gate_table(manifest, files),
