@@ -30,6 +30,10 @@ _HINTS: Final = (
     ),
     (r"invalid feature|invalid constraint", "List those of the nodes: sinfo -o '%N %f'; then: SLURM_CONSTRAINT=name"),
     (r"invalid generic resource|gres", "List the nodes' GPUs: sinfo -o '%N %G'; then: SLURM_GRES=gpu:1"),
+    (
+        r"reservation|license|unrecognized option|invalid (argument|node|time)|invalid --|--nice",
+        "Correct SLURM_OPTIONS; what there is: scontrol show reservation; scontrol show licenses; sbatch --help",
+    ),
     (r"time limit", "List the partitions' limits: sinfo -o '%P %l'; then: SLURM_TIME=12h"),
     (
         r"node configuration is not available|memory specification|cpu count",
@@ -74,7 +78,8 @@ def _silent_controller(argv: Sequence[str], said: str) -> QueueSilent:
 
 def _reason_of_slurm(said: str) -> str:
     """Its last line, without the command's name."""
-    last = said.splitlines()[-1] if said else "it gave no reason"
+    lines = [line for line in said.splitlines() if not line.startswith("Try ")]
+    last = lines[-1] if lines else "it gave no reason"
     return re.sub(r"^(\w+: )*(error: )?(Batch job submission failed: )?", "", last).rstrip(".")
 
 

@@ -86,7 +86,7 @@ def test_no_token_stands_in_what_a_measurement_shows_or_keeps(slurm: SlurmNodes,
         environments = b"".join(environment_of(pid) for pid in pids)
         _, said = driver.communicate(timeout=240)
     assert driver.returncode == 0, said
-    folders = (Path(measuring["ARTIFACTS"]), Path(slurm.conf).parent)
+    folders = (Path(measuring["ARTIFACTS"]), slurm.folder)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".gguf"]
     assert b"SLURM_JOB_ID" in environments
     for text in (shown.encode(), said.encode(), environments, *(path.read_bytes() for path in files)):

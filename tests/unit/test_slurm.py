@@ -217,6 +217,7 @@ def test_a_state_of_slurm_is_one_of_ours(state: str, told: str, fate: str) -> No
         ("Invalid account or account/partition combination specified", "SLURM_ACCOUNT"),
         ("Invalid feature specification", "SLURM_CONSTRAINT"),
         ("Invalid generic resource (gres) specification", "SLURM_GRES"),
+        ("Requested reservation is invalid", "SLURM_OPTIONS"), ("Invalid license specification", "SLURM_OPTIONS"),
         ("Requested time limit is invalid (missing or exceeds some limit)", "SLURM_TIME"),
         ("Requested node configuration is not available", "MEMORY"), ("Munge encode failed", "munge"),
     ],
@@ -224,6 +225,11 @@ def test_a_state_of_slurm_is_one_of_ours(state: str, told: str, fate: str) -> No
 def test_what_sbatch_refuses_has_a_hint_with_the_setting(said: str, setting: str) -> None:
     assert setting in _slurm_hint(f"sbatch: error: Batch job submission failed: {said}")
     assert _reason_of_slurm(f"sbatch: error: Batch job submission failed: {said}") == said
+
+
+def test_an_unknown_option_is_the_reason_and_not_the_advice_below_it() -> None:
+    said = "sbatch: unrecognized option '--bogus=1'\nTry \"sbatch --help\" for more information"
+    assert _reason_of_slurm(said) == "unrecognized option '--bogus=1'" and "SLURM_OPTIONS" in _slurm_hint(said)
 
 
 def test_a_missing_command_of_slurm_names_another_engine() -> None:
