@@ -1,5 +1,5 @@
-"""A node with Podman behind Docker's API: it pulls by digest, runs a stage as closed as Docker does, and leaves
-nothing. The image is a small one with a shell, which says what it sees in place of a stage.
+"""A node with Docker, or with Podman behind Docker's API: it pulls by digest, runs a stage in a closed container, and
+leaves nothing. The image is a small one with a shell, which says what it sees in place of a stage.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,17 @@ SEES = (
 )
 
 
-@pytest.fixture
-def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """A registry that Podman trusts without TLS, with Podman in front."""
-    if not shutil.which("podman") or os.geteuid() != 0:
+@pytest.fixture(params=["docker", "podman"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What runs containers on the node."""
+    if request.param == "podman" and (not shutil.which("podman") or os.geteuid() != 0):
         pytest.skip("podman is not installed, or needs root here")
+    return str(request.param)
+
+
+@pytest.fixture
+def node_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry that Podman, too, trusts without TLS."""
     (tmp_path / "registry").mkdir()
     with registry(tmp_path / "registry") as running:
         text = f'[[registry]]\nlocation = "{running.address}"\ninsecure = true\n'
@@ -61,23 +68,30 @@ def _pushed(image: str, address: str) -> str:
     return f"{tag.rpartition(':')[0]}@{said.partition('digest: ')[2].split()[0]}"
 
 
-def test_a_stage_in_podman_is_as_closed_as_in_docker(
-    podman: Registry, docker_client: Any, balancer_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference, own = _pushed(balancer_image, podman.address), StageContainers._config
+@contextmanager
+def a_node(kind: str) -> Iterator[Any]:
+    """Its daemon."""
+    with podman_service() if kind == "podman" else nullcontext():
+        yield docker.from_env()
+
+
+def test_a_stage_runs_in_a_closed_container_of_the_image_that_was_pulled(
+    kind: str, node_registry: Registry, docker_client: Any, balancer_image: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    reference, own = _pushed(balancer_image, node_registry.address), StageContainers._config
     said = {"command": ["sh", "-c", SEES], "entrypoint": []}
     monkeypatch.setattr(StageContainers, "_config", lambda *given: own(*given) | said)
     given = {"source": an_input(tmp_path / "model")}
     spec, models = a_spec("quantize", given), ModelStore(tmp_path / "artifacts", ModelId("local", "tiny", "0" * 40))
     space = models.begin(spec.label, spec.key, spec.request, given, resumable=False)
-    with podman_service():
-        engine = PulledEngine(RunEnvironment(REPO_DIR), IMAGES, reference, "podman")
-        assert engine.describe("builder")["engine"] == "podman"
+    with a_node(kind) as daemon:
+        engine = PulledEngine(RunEnvironment(REPO_DIR), IMAGES, reference, kind)
+        assert engine.describe("builder")["engine"] == kind
         with pytest.raises(EngineError, match="exit code 7") as caught:
             engine.run(spec, space, given, print)
-        node = docker.DockerClient(base_url=os.environ["DOCKER_HOST"])
-        assert not node.containers.list(all=True)
-        node.images.remove(reference, force=True)
+        assert not daemon.containers.list(all=True, filters={"label": f"quantyard.key={spec.key}"})
+        daemon.images.remove(reference, force=True)
     lines = caught.value.detail.splitlines()
     assert lines[0] == "first {}" and f"uid {os.getuid()}" in lines and "weights" in lines and "lo" in lines
     assert "CapEff:\t0000000000000000" in lines and "NoNewPrivs:\t1" in lines
@@ -85,13 +99,13 @@ def test_a_stage_in_podman_is_as_closed_as_in_docker(
     assert "DOCKER_HOST" not in os.environ
 
 
-def test_what_podman_cannot_pull_is_told_as_docker_tells_it(podman: Registry) -> None:
+def test_what_cannot_be_pulled_is_told_with_what_to_do(kind: str, node_registry: Registry) -> None:
     digest = "sha256:" + "0" * 64
-    with podman_service():
-        for address, kind, code in (
-            (podman.address, EngineError, Answer.ENGINE), ("127.0.0.1:1", ImageRegistryUnreachable, 4),
+    with a_node(kind):
+        for address, error, code in (
+            (node_registry.address, EngineError, Answer.ENGINE), ("127.0.0.1:1", ImageRegistryUnreachable, 4),
         ):  # fmt: skip
-            engine = PulledEngine(RunEnvironment(REPO_DIR), IMAGES, f"{address}/team/builder@{digest}", "podman")
-            with pytest.raises(kind) as caught:
+            engine = PulledEngine(RunEnvironment(REPO_DIR), IMAGES, f"{address}/team/builder@{digest}", kind)
+            with pytest.raises(error) as caught:
                 engine.identity("builder")
             assert caught.value.code == code and caught.value.hint
