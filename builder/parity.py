@@ -19,7 +19,7 @@ from builder.imatrix.calibration_text import OUR_TEXT
 from builder.llama.converter import open_converter
 from builder.llama.run_tool import run_llama_tool
 from builder.llama.toolchain import llama_tools
-from builder.twin_model.compare import Agreement, join_agreements
+from builder.twin_model.compare import TwinAgreement, join_agreements
 from builder.twin_model.sides import (
     SCRIPTS,
     NotComparedError,
@@ -80,7 +80,7 @@ def _refuse_parity_without_memory(n_params: int) -> None:
         raise NotComparedError(f"it takes {room}")
 
 
-def _compare_with_transformers(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[Agreement, Agreement]:
+def _compare_with_transformers(stage: Stage, request: ParityRequest, gguf: Path) -> tuple[TwinAgreement, TwinAgreement]:
     """How far the file is from Transformers, and how far Transformers is from itself in fewer bits."""
     out, tools = stage.scratch_dir / "parity", llama_tools(stage)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _parity_dtype(gguf: Path) -> str:
     return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")
 
 
-def _parity_distance(out: Path, side: str, positions: Sequence[list[int]]) -> Agreement:
+def _parity_distance(out: Path, side: str, positions: Sequence[list[int]]) -> TwinAgreement:
     return join_agreements([compare_sides(out, side, number, each) for number, each in enumerate(positions)])
 
 

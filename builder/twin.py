@@ -27,7 +27,7 @@ from builder.checks.tokenizer_files import refuse_unconvertible_tokenizer
 from builder.llama.converter import NO_DRAFT_LAYERS, open_converter
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import llama_tools
-from builder.twin_model.compare import Agreement, join_agreements
+from builder.twin_model.compare import TwinAgreement, join_agreements
 from builder.twin_model.known import KnownDifference, ignores_window, known_differences
 from builder.twin_model.layers import first_wrong_layer, layer_sentence
 from builder.twin_model.random_weights import WEIGHTS_WRITTEN
@@ -67,7 +67,7 @@ class _Attempt:
 class _Found:
     """What one twin showed: its prompts from short to long."""
 
-    parts: list[Agreement]
+    parts: list[TwinAgreement]
     facts: dict[str, Any]
     wrong_layer: int | None = None  # the first; None: none differs, or it is not known
 
@@ -264,7 +264,7 @@ def _twin_facts(
     return facts
 
 
-def _twin_likeness(compared: str, whole: Agreement) -> str:
+def _twin_likeness(compared: str, whole: TwinAgreement) -> str:
     if compared == "logit":
         return f"top-1 {format_percent(whole.same_top)}, mean KLD {format_difference(whole.mean_kld)} nats"
     return f"least cosine {format_cosine(whole.least_cosine)}"

@@ -17,7 +17,7 @@ _INDENT = "    "
 _SLOT = re.compile(r"⟨(?:#(\d+)-(\d+)|(?:(\w+)=)?(\w+))⟩")
 
 
-class BadGrammarError(Exception):
+class BadCalibrationGrammar(Exception):
     """A line is not a rule, or a slot names a rule that does not exist; the message names the file."""
 
 
@@ -25,7 +25,7 @@ def read_calibration_grammar(path: Path) -> Rules:
     """The rules of one file.
 
     Raises:
-        BadGrammarError: a line is not a rule, or a slot has no rule.
+        BadCalibrationGrammar: a line is not a rule, or a slot has no rule.
     """
     rules: dict[str, list[str]] = {}
     block = ""
@@ -37,7 +37,7 @@ def read_calibration_grammar(path: Path) -> Rules:
             continue
         block = _add_calibration_rule(line, rules)
         if block not in rules:
-            raise BadGrammarError(f"{path.name}, line {number}: {line!r} is not a rule")
+            raise BadCalibrationGrammar(f"{path.name}, line {number}: {line!r} is not a rule")
     _check_calibration_slots(path.name, rules)
     return {name: tuple(alternatives) for name, alternatives in rules.items()}
 
@@ -59,7 +59,7 @@ def _check_calibration_slots(file: str, rules: Mapping[str, list[str]]) -> None:
             memory = {slot[3] for slot in _SLOT.finditer(text) if slot[3]}
             unknown = {slot[4] for slot in _SLOT.finditer(text) if slot[4]} - memory - rules.keys()
             if unknown or not alternatives:
-                raise BadGrammarError(f"{file}: {name} uses {', '.join(sorted(unknown))}, which has no rule")
+                raise BadCalibrationGrammar(f"{file}: {name} uses {', '.join(sorted(unknown))}, which has no rule")
 
 
 class GrammarWriter:

@@ -107,7 +107,9 @@ def _is_decomposed_unicode(text: str) -> bool:
     return not unicodedata.is_normalized("NFC", text)
 
 
-def finding_outcome(finding: TextFinding, permitted: frozenset[str], *, worst_text: float, is_certain: bool) -> Outcome:
+def check_finding_outcome(
+    finding: TextFinding, permitted: frozenset[str], *, worst_text: float, is_certain: bool
+) -> Outcome:
     """What follows from a finding.
 
     Args:

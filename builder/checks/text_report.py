@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from builder.checks.grades import COMMON_SCRIPTS, finding_outcome
+from builder.checks.grades import COMMON_SCRIPTS, check_finding_outcome
 from builder.checks.token_parity import KindCounts, TextDifference, TokenParity
 from builder.llama.runtime import LlamaRuntime
 from quantyard.protocol.base import ExitCode
@@ -56,7 +56,7 @@ def _text_parity_finding(kind: str, counts: KindCounts, cost: float | None, perm
         kind=kind, outcome="record", probes=len(counts.probes), tokens=counts.tokens, differing=counts.differing,
         nats_per_token=None if cost is None else round(cost, 4), example=_text_parity_example(counts)[:800],
     )  # fmt: skip
-    outcome = finding_outcome(finding, permitted, worst_text=counts.worst_text, is_certain=counts.is_certain)
+    outcome = check_finding_outcome(finding, permitted, worst_text=counts.worst_text, is_certain=counts.is_certain)
     return finding.model_copy(update={"outcome": outcome})
 
 

@@ -51,7 +51,7 @@ class Sums:
     counts: npt.NDArray[np.int64]
 
 
-class Collector:
+class ImatrixCollector:
     """The callback and the sums it has collected so far."""
 
     def __init__(self, library: LlamaLibrary | None = None) -> None:
@@ -144,7 +144,7 @@ class Collector:
 
 
 class LocalReader(BindingsRuntime):
-    """A model in this process that reads chunks of a text while a `Collector` sums its activations."""
+    """A model in this process that reads chunks of a text while an `ImatrixCollector` sums its activations."""
 
     def __init__(self, model: Path, threads: int, n_ctx: int, library: str | None = None) -> None:
         super().__init__(model, threads, library)
@@ -152,7 +152,7 @@ class LocalReader(BindingsRuntime):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._collector = Collector(self._llama if self._library else None)
+        self._collector = ImatrixCollector(self._llama if self._library else None)
         self._see = self._llama.ggml_backend_sched_eval_callback(self._collector.see)
         self._context = self._open_context()
         return self

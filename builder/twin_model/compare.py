@@ -19,7 +19,7 @@ Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TwinAgreement:
     """How far two computations of the same logits are apart."""
 
     max_delta: float  # the largest difference of two logits
@@ -41,7 +41,7 @@ class Agreement:
         return self.first_wrong is None
 
 
-def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> Agreement:
+def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> TwinAgreement:
     """Compare logits of shape (positions, vocabulary). Of two vocabularies the larger one's surplus is padding.
 
     Raises:
@@ -55,7 +55,7 @@ def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> 
         raise ValueError("a logit is not finite")
     spread, deltas = float(first.std()), np.abs(first - second).max(axis=1)
     wrong = np.flatnonzero(deltas > TOLERANCE * spread)
-    return Agreement(
+    return TwinAgreement(
         max_delta=float(deltas.max()), spread=spread,
         same_top=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
         mean_kld=_twin_mean_kld(first, second), n_positions=len(positions),
@@ -64,11 +64,11 @@ def compare_logits(original: Logits, ours: Logits, positions: Sequence[int]) -> 
     )  # fmt: skip
 
 
-def join_agreements(parts: Sequence[Agreement]) -> Agreement:
+def join_agreements(parts: Sequence[TwinAgreement]) -> TwinAgreement:
     """One over all prompts: the worst difference, the means of the shares."""
     count = sum(part.n_positions for part in parts)
     worst = max(parts, key=lambda part: part.relative)
-    return Agreement(
+    return TwinAgreement(
         max_delta=worst.max_delta, spread=worst.spread,
         same_top=sum(part.same_top * part.n_positions for part in parts) / count,
         mean_kld=sum(part.mean_kld * part.n_positions for part in parts) / count, n_positions=count,

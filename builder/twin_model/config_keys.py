@@ -44,7 +44,7 @@ def config_key(part: Mapping[str, Any], what: str) -> str:
     return next((name for name in KEYS[what] if part.get(name) is not None), "")
 
 
-def config_ropes(part: Config) -> list[Config]:
+def twin_config_ropes(part: Config) -> list[Config]:
     """The dictionaries that describe ropes: one, or one for each kind of layer."""
     found: list[Config] = []
     for name in ("rope_scaling", "rope_parameters"):

@@ -29,7 +29,7 @@ from builder.twin_model.config_keys import (
     TOP_K,
     Config,
     config_key,
-    config_ropes,
+    twin_config_ropes,
 )
 from builder.twin_model.shrink_depth import shrink_depth
 from builder.twin_model.shrink_widths import shrink_inner_widths, shrink_widths
@@ -172,7 +172,7 @@ def _shrink_window(part: Config, found: Shrunken) -> None:
 
 def _shrink_rope_context(part: Config, found: Shrunken) -> None:
     key = "original_max_position_embeddings"
-    places = [place for place in (*config_ropes(part), part) if isinstance(place.get(key), int)]
+    places = [place for place in (*twin_config_ropes(part), part) if isinstance(place.get(key), int)]
     if not places or places[0][key] <= _ROPE_CONTEXT:
         return
     size = int(places[0][key])

@@ -11,7 +11,7 @@ from builder.twin_model.config_keys import (
     RANKS,
     Config,
     config_key,
-    config_ropes,
+    twin_config_ropes,
 )
 
 _HIDDEN: Final = 64
@@ -98,8 +98,8 @@ def _twin_dim_factor(part: Config, dim: int) -> int:
 def _rope_divides(part: Config, dim: int, factor: int) -> bool:
     turned = [dim * share for share in _twin_partial_rotary_shares(part)]
     turned += [part[name] for name in ("rotary_dim", "n_rot") if isinstance(part.get(name), int)]
-    sections = [n for rope in config_ropes(part) for n in rope.get("mrope_section") or []]
-    factors = [len(v) for rope in config_ropes(part) for v in rope.values() if isinstance(v, list) and len(v) > 4]
+    sections = [n for rope in twin_config_ropes(part) for n in rope.get("mrope_section") or []]
+    factors = [len(v) for rope in twin_config_ropes(part) for v in rope.values() if isinstance(v, list) and len(v) > 4]
     whole = all(float(size / factor).is_integer() and int(size / factor) % 2 == 0 for size in turned)
     return whole and all(size % factor == 0 for size in (*sections, *factors))
 
@@ -107,14 +107,14 @@ def _rope_divides(part: Config, dim: int, factor: int) -> bool:
 def _twin_partial_rotary_shares(part: Config) -> list[float]:
     names = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent", "rotary_percent")
     found = [part[name] for name in names if isinstance(part.get(name), int | float)]
-    return found + [r["partial_rotary_factor"] for r in config_ropes(part) if r.get("partial_rotary_factor")]
+    return found + [r["partial_rotary_factor"] for r in twin_config_ropes(part) if r.get("partial_rotary_factor")]
 
 
 def _scale_rope_widths(part: Config, factor: int) -> None:
     for name in ("rotary_dim", "n_rot"):
         if isinstance(part.get(name), int):
             part[name] //= factor
-    for rope in config_ropes(part):
+    for rope in twin_config_ropes(part):
         if sections := rope.get("mrope_section"):
             rope["mrope_section"] = [n // factor for n in sections]
         for name, value in rope.items():

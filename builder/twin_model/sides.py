@@ -9,7 +9,7 @@ import numpy as np
 
 from builder.llama.run_tool import ToolRun, run_llama_tool
 from builder.llama.toolchain import LlamaTools
-from builder.twin_model.compare import Agreement, compare_logits
+from builder.twin_model.compare import TwinAgreement, compare_logits
 from quantyard.llama.library import llama_library_path
 
 SCRIPTS: Final = Path(__file__).parent
@@ -52,7 +52,7 @@ def refuse_failed_side(run: ToolRun, who: str) -> None:
         raise NotComparedError(last_words_of_side(run, who, TOLD_REASON))
 
 
-def compare_sides(out: Path, side: str, number: int, positions: list[int]) -> Agreement:
+def compare_sides(out: Path, side: str, number: int, positions: list[int]) -> TwinAgreement:
     """How far a side is from Transformers on one prompt.
 
     Raises:

@@ -29,7 +29,7 @@ from eval.llama.context import BATCH_TOKENS, Context, ContextSettings, most_sequ
 from eval.llama.loops import ends_in_loop
 from eval.llama.model import GgufModel
 from eval.llama.sampling import GREEDY, GeneratedText, Sampler, Sampling
-from eval.llama.thoughts import ThoughtMarks, Transcript
+from eval.llama.thoughts import LlamaTranscript, ThoughtMarks
 
 __all__ = ["Generated", "Generator", "Prompt", "Sampling"]
 
@@ -319,13 +319,13 @@ class _Slot:
     is_finished: bool = False
     is_looped: bool = False
     sampler: Sampler = field(init=False)
-    transcript: Transcript = field(init=False)
+    transcript: LlamaTranscript = field(init=False)
 
     def __post_init__(self) -> None:
         prompt = self.job.prompt
         self.sampler = Sampler(prompt.sampling, self.job.stream, prompt.tokens)
         text = GeneratedText(prompt.stop, is_whole=bool(prompt.encoded))
-        self.transcript = Transcript(text, prompt.marks, is_thinking=prompt.is_thinking)
+        self.transcript = LlamaTranscript(text, prompt.marks, is_thinking=prompt.is_thinking)
 
     def take(self, room: int) -> _Part:
         """Move up to `room` pending tokens into a batch."""

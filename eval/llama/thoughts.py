@@ -67,7 +67,7 @@ class _Stage(Enum):
     ANSWER = auto()
 
 
-class Transcript:
+class LlamaTranscript:
     """A growing generation, sorted into thoughts and answer.
 
     Attributes:

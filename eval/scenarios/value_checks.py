@@ -34,10 +34,10 @@ def is_right_json(text: str, check: Mapping[str, Any]) -> bool:
         value = json.loads(fenced[1] if fenced else text)
     except (ValueError, RecursionError):
         return False
-    return does_conform(value, check["schema"]) and is_same_value(value, check["value"])
+    return scenario_value_conforms(value, check["schema"]) and is_same_value(value, check["value"])
 
 
-def does_conform(value: Any, schema: Mapping[str, Any]) -> bool:
+def scenario_value_conforms(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a value conforms to a schema of the keywords `SCHEMA_KEYWORDS`, which are those that scenarios use."""
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
@@ -49,7 +49,7 @@ def does_conform(value: Any, schema: Mapping[str, Any]) -> bool:
         return _does_object_conform(value, schema)
     if isinstance(value, list):
         long_enough = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
-        return long_enough and all(does_conform(each, schema.get("items", {})) for each in value)
+        return long_enough and all(scenario_value_conforms(each, schema.get("items", {})) for each in value)
     if isinstance(value, str):
         return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, int | float):
@@ -61,7 +61,8 @@ def _does_object_conform(value: Mapping[str, Any], schema: Mapping[str, Any]) ->
     known = schema.get("properties", {})
     complete = all(name in value for name in schema.get("required", ()))
     allowed = schema.get("additionalProperties", True) or set(value) <= set(known)
-    return bool(complete and allowed and all(does_conform(value[name], known[name]) for name in value if name in known))
+    parts = ((value[name], known[name]) for name in value if name in known)
+    return bool(complete and allowed and all(scenario_value_conforms(part, form) for part, form in parts))
 
 
 def is_right_number(text: str, check: Mapping[str, Any]) -> bool:

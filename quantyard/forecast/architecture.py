@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from quantyard.forecast.work import StageWork
+from quantyard.forecast.work import ForecastWork
 from quantyard.quants.model_config import model_config_number, model_text_config
 from quantyard.sources.architectures import source_architecture
 from quantyard.sources.source import Source
@@ -29,7 +29,7 @@ SAME_MEMORY: Final = 2.0  # how much longer a stage may take than a time of anot
 OTHER_MEMORY: Final = 5.0
 
 
-def work_of_source(work: StageWork, source: Source) -> StageWork:
+def work_of_source(work: ForecastWork, source: Source) -> ForecastWork:
     """The work with the architecture that decodes, where it decodes."""
     if work.kind not in _DECODES:
         return work
@@ -43,7 +43,7 @@ def work_of_source(work: StageWork, source: Source) -> StageWork:
     return replace(work, architecture=plain_architecture(name), memory=_memory_by_config(source.config) if name else "")
 
 
-def work_of_architectures(work: StageWork, names: Sequence[str]) -> StageWork:
+def work_of_architectures(work: ForecastWork, names: Sequence[str]) -> ForecastWork:
     """The work with the first of these names of its architecture, where it decodes; what memory it has is not known."""
     known = next(filter(None, map(plain_architecture, names)), "")
     return replace(work, architecture=known) if work.kind in _DECODES else work
@@ -54,7 +54,7 @@ def plain_architecture(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", _CLASS_ENDS.sub("", name.lower()))
 
 
-def most_over_forecast(work: StageWork, of: Sequence[StageWork]) -> float:
+def most_over_forecast(work: ForecastWork, of: Sequence[ForecastWork]) -> float:
     """How many times as long the work may take as these say, which others took; 1: they are of its architecture, or
     nobody knows of which they are.
     """

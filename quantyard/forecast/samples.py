@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantyard.files.atomic import write_file_atomically
-from quantyard.forecast.work import Limits, StageWork
+from quantyard.forecast.work import ForecastWork, Limits
 
 BOOK: Final = ".rates.json"
 _MOST_SAMPLES: Final = 2000
@@ -44,7 +44,7 @@ class TimingSample(_Record):
     cpu: str
     concurrent: Annotated[bool, _formerly_named_sample_field("beside")]
     at: str  # UTC, ISO 8601
-    dominant_type: Annotated[str, _formerly_named_sample_field("mostly")] = ""  # see `StageWork`
+    dominant_type: Annotated[str, _formerly_named_sample_field("mostly")] = ""  # see `ForecastWork`
     asked: int = 0
     limits: Limits = ()
     n_together: int = 1
@@ -54,9 +54,9 @@ class TimingSample(_Record):
     synthetic: Annotated[bool, _formerly_named_sample_field("stand_in")] = False  # of the random model of `make rates`
 
     @property
-    def work(self) -> StageWork:
+    def work(self) -> ForecastWork:
         """What took this time."""
-        return StageWork(**{each.name: getattr(self, each.name) for each in fields(StageWork)})
+        return ForecastWork(**{each.name: getattr(self, each.name) for each in fields(ForecastWork)})
 
 
 class ManifestSamples(_Record):

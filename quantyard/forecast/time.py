@@ -23,8 +23,8 @@ from quantyard.forecast.samples import ForecastBook, RunRecord, TimingSample, re
 from quantyard.forecast.work import (
     FIXED_S,
     MERGE_S,
+    ForecastWork,
     Request,
-    StageWork,
     forecast_least_squares,
     forecast_questions,
     forecast_start_and_slope,
@@ -93,7 +93,7 @@ def forecast_times(
 def forecast_works(
     plan: BuildPlan, steps: Sequence[Step], book: ForecastBook, asked: Mapping[str, int] | None = None, *,
     shares: bool = True,
-) -> dict[str, StageWork | None]:
+) -> dict[str, ForecastWork | None]:
     """The work of these steps; those of a shared run share the work on the baseline.
 
     Args:
@@ -101,7 +101,7 @@ def forecast_works(
         asked: the number of questions that were asked, by label, after a run.
         shares: whether steps that compare files with one baseline are one run; not on nodes.
     """
-    works: dict[str, StageWork | None] = {}
+    works: dict[str, ForecastWork | None] = {}
     for step in steps:
         if step.keyed_by is not None:
             works[step.label] = merge_work(step.row.name)
@@ -157,7 +157,7 @@ Test = Callable[[TimingSample], bool]
 
 
 def _forecast_step_time(
-    samples: Iterable[TimingSample], work: StageWork | None, engine: str, threads: int, concurrent: bool
+    samples: Iterable[TimingSample], work: ForecastWork | None, engine: str, threads: int, concurrent: bool
 ) -> StepTime | None:
     if work is None or not work.amount:
         return None
@@ -177,7 +177,7 @@ def _forecast_step_time(
     return StepTime(MERGE_S, rough=True) if work == merge_work(work.variant) else None
 
 
-def _samples_of_likest_architecture(samples: Iterable[TimingSample], work: StageWork) -> list[TimingSample]:
+def _samples_of_likest_architecture(samples: Iterable[TimingSample], work: ForecastWork) -> list[TimingSample]:
     """The samples of this kind and variant: of the same architecture, else of the same memory, else all."""
     alike = [s for s in samples if (s.kind, s.variant) == (work.kind, work.variant) and s.amount > 0]
     if not work.architecture:
@@ -186,7 +186,9 @@ def _samples_of_likest_architecture(samples: Iterable[TimingSample], work: Stage
     return own or [s for s in alike if s.memory == work.memory != ""] or alike
 
 
-def _timing_sample_tests(work: StageWork, engine: str, threads: int, concurrent: bool) -> Iterator[tuple[bool, Test]]:
+def _timing_sample_tests(
+    work: ForecastWork, engine: str, threads: int, concurrent: bool
+) -> Iterator[tuple[bool, Test]]:
     """Which samples an estimate is made from, and whether it is rough: the first test that a sample passes is used."""
     def here(s: TimingSample) -> bool:
         return (s.engine, s.threads) == (engine, threads)
@@ -292,7 +294,7 @@ def learn_forecast_times(
 
 
 def _timing_sample(
-    work: StageWork, taken: Taken, threads: int, where: ForecastConditions, at: str, synthetic: bool
+    work: ForecastWork, taken: Taken, threads: int, where: ForecastConditions, at: str, synthetic: bool
 ) -> TimingSample:
     return TimingSample(
         key=taken.key, **asdict(work), seconds=taken.seconds, engine=where.engine, threads=threads,

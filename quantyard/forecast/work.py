@@ -28,7 +28,7 @@ _GENERATED_COST: Final = 4  # prompt tokens in the time of one generated token: 
 
 
 @dataclass(frozen=True)
-class StageWork:
+class ForecastWork:
     """The work of one step.
 
     Times are compared only within one `kind` and `variant`. `family` and `dominant_type` change the speed too, but
@@ -51,7 +51,7 @@ class StageWork:
 def forecast_work(
     request: Request, n_params: int, n_together: int = 1, *, with_baseline: bool = True, n_questions: int = 0,
     n_ctx_train: int | None = None,
-) -> StageWork | None:
+) -> ForecastWork | None:
     """The work of a stage with this request; None where it is not known.
 
     Args:
@@ -63,7 +63,7 @@ def forecast_work(
         n_ctx_train: tokens of the context that the model was trained for; None: not known.
     """
     if request["stage"] == "domains":
-        found: StageWork | None = _domains_work(request, n_params, n_together, with_baseline, n_ctx_train)
+        found: ForecastWork | None = _domains_work(request, n_params, n_together, with_baseline, n_ctx_train)
     else:
         found = _work_of_whole(request, n_params, n_together, with_baseline, n_questions)
     shard = request.get("shard")
@@ -76,14 +76,14 @@ def forecast_work(
 MERGE_S: Final = 5.0  # to put shards together, until that is measured
 
 
-def merge_work(stage: str) -> StageWork:
+def merge_work(stage: str) -> ForecastWork:
     """The work of putting the shards of a stage together, which hardly depends on the model."""
-    return StageWork("merge", 1, stage)
+    return ForecastWork("merge", 1, stage)
 
 
 def _work_of_whole(
     request: Request, n_params: int, n_together: int, with_baseline: bool, n_questions: int
-) -> StageWork | None:
+) -> ForecastWork | None:
     kind = str(request["stage"])
     if kind == "evaluate":
         return _evaluate_work(request, n_params, n_questions)
@@ -93,7 +93,7 @@ def _work_of_whole(
     return rule(request, n_params) if rule else None
 
 
-def _divergence_work(request: Request, n_params: int, n_together: int, with_baseline: bool) -> StageWork:
+def _divergence_work(request: Request, n_params: int, n_together: int, with_baseline: bool) -> ForecastWork:
     """Decoded tokens: the model's own, and its share of the baseline's, which reads the chunks alone."""
     settings = request["settings"]
     if n_together == 1:
@@ -103,12 +103,12 @@ def _divergence_work(request: Request, n_params: int, n_together: int, with_base
     tokens = (settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
     again = min(settings.get("weights_chunks", _AGAIN), settings["n_chunks"] or _OWN_PROSE_CHUNKS) * settings["n_ctx"]
     amount = n_params * (tokens * passes + again * (request["baseline_file"] is not None) * (1 + 1 / n_together))
-    return StageWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
+    return ForecastWork("divergence", amount, settings["text"] or "", request["label"], n_together=n_together)
 
 
 def _domains_work(
     request: Request, n_params: int, n_together: int, with_baseline: bool, n_ctx_train: int | None
-) -> StageWork:
+) -> ForecastWork:
     """Decoded tokens, as of a divergence; the texts of a user are taken to be as long as the settings ask."""
     from quantyard.protocol.evaluation import last_long_position  # imported late: a build measures nothing
 
@@ -119,16 +119,16 @@ def _domains_work(
     if not names or _LONG in names:
         tokens += settings["long_documents"] * last_long_position(settings["positions"], n_ctx_train)
     amount = n_params * tokens * (1 + with_baseline / n_together)
-    return StageWork("domains", amount, settings["texts"] or "", request["label"], n_together=n_together)
+    return ForecastWork("domains", amount, settings["texts"] or "", request["label"], n_together=n_together)
 
 
-def _evaluate_work(request: Request, n_params: int, n_questions: int) -> StageWork:
+def _evaluate_work(request: Request, n_params: int, n_questions: int) -> ForecastWork:
     """Questions; 0 where their number is not known. Without tasks the model is only loaded."""
     if not request["tasks"]:
-        return StageWork("evaluate", n_params, "no tasks", request["label"])
+        return ForecastWork("evaluate", n_params, "no tasks", request["label"])
     variant, limits = forecast_questions(request)
     amount = n_params * (n_questions + _SELF_CHECK) if n_questions else 0
-    return StageWork("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
+    return ForecastWork("evaluate", amount, variant, request["label"], asked=n_questions, limits=limits)
 
 
 def forecast_questions(request: Request) -> tuple[str, Limits]:
@@ -139,71 +139,72 @@ def forecast_questions(request: Request) -> tuple[str, Limits]:
     return variant, tuple(task["limit"] for task in tasks)
 
 
-def _speed_work(request: Request, n_params: int) -> StageWork:
+def _speed_work(request: Request, n_params: int) -> ForecastWork:
     settings = request["settings"]
     read = (settings["repeats"] + 1) * settings["prompt_tokens"]
     written = settings["repeats"] * settings["generated_tokens"] + _WARM_UP_TOKENS
-    return StageWork("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
+    return ForecastWork("speed", n_params * (read + _GENERATED_COST * written), "", request["label"])
 
 
-def _cache_work(request: Request, n_params: int) -> StageWork:
+def _cache_work(request: Request, n_params: int) -> ForecastWork:
     """Decoded tokens of every context: one for f16 and for each other type, and the baseline's."""
     settings = request["settings"]
     n_types = len({"f16", *settings["types"]})
     chunks = settings["n_chunks"] or _OWN_PROSE_CHUNKS * 512 // settings["n_ctx"] or 1
     timed = settings["repeats"] * (settings["prompt_tokens"] + _GENERATED_COST * settings["generated_tokens"])
     n_read = (n_types + (request["baseline_file"] is not None)) * settings["n_ctx"]
-    return StageWork("cache", n_params * chunks * (n_read + n_types * timed), settings["text"] or "", request["label"])
+    tokens = chunks * (n_read + n_types * timed)
+    return ForecastWork("cache", n_params * tokens, settings["text"] or "", request["label"])
 
 
-def _openvino_work(request: Request, n_params: int) -> StageWork:
+def _openvino_work(request: Request, n_params: int) -> ForecastWork:
     """Decoded tokens of the file in both runtimes, and the baseline's."""
     settings = request["settings"]
     n_read = (2 + (request["baseline_file"] is not None)) * settings["n_ctx"]
     written = 2 * _GENERATED_COST * settings["generated_tokens"]
     amount = n_params * settings["n_chunks"] * (n_read + written)
-    return StageWork("openvino", amount, settings["text"] or "", request["label"])
+    return ForecastWork("openvino", amount, settings["text"] or "", request["label"])
 
 
-def _behaviour_work(request: Request, n_params: int) -> StageWork:
+def _behaviour_work(request: Request, n_params: int) -> ForecastWork:
     """The same scenarios are the same variant: how long answers are, only a run shows."""
-    return StageWork("behaviour", n_params, json_digest(request["settings"])[:12], request["label"])
+    return ForecastWork("behaviour", n_params, json_digest(request["settings"])[:12], request["label"])
 
 
-def _calibrate_work(request: Request, n_params: int) -> StageWork | None:
+def _calibrate_work(request: Request, n_params: int) -> ForecastWork | None:
     if request["n_chunks"]:
-        return StageWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
-    return None if request["text_files"] else StageWork("calibrate", n_params * _OWN_TEXT_TOKENS)
+        return ForecastWork("calibrate", n_params * request["n_chunks"] * request["n_ctx"])
+    return None if request["text_files"] else ForecastWork("calibrate", n_params * _OWN_TEXT_TOKENS)
 
 
-def _quantize_work(request: Request, n_params: int) -> StageWork:
+def _quantize_work(request: Request, n_params: int) -> ForecastWork:
     given = "+imatrix" if request.get("imatrix_file") else ""
-    return StageWork("quantize", n_params, "", request["quant"] + given)
+    return ForecastWork("quantize", n_params, "", request["quant"] + given)
 
 
-def _fetch_work(request: Request, _n_params: int) -> StageWork:
-    return StageWork("fetch", sum(file["size_bytes"] for file in request["files"]))
+def _fetch_work(request: Request, _n_params: int) -> ForecastWork:
+    return ForecastWork("fetch", sum(file["size_bytes"] for file in request["files"]))
 
 
-def _datasets_work(request: Request, _n_params: int) -> StageWork:
-    return StageWork("datasets", 1, json_digest(list(request["tasks"]))[:12])
+def _datasets_work(request: Request, _n_params: int) -> ForecastWork:
+    return ForecastWork("datasets", 1, json_digest(list(request["tasks"]))[:12])
 
 
-def _weights_work(request: Request, n_params: int) -> StageWork:
-    return StageWork(request["stage"], n_params)
+def _weights_work(request: Request, n_params: int) -> ForecastWork:
+    return ForecastWork(request["stage"], n_params)
 
 
 # To add a stage: add a row. The time of other stages is "not known yet".
-_RULES: Mapping[str, Callable[[Request, int], StageWork | None]] = {
-    "fetch": _fetch_work, "twin": lambda _request, _n_params: StageWork("twin", 1),
+_RULES: Mapping[str, Callable[[Request, int], ForecastWork | None]] = {
+    "fetch": _fetch_work, "twin": lambda _request, _n_params: ForecastWork("twin", 1),
     "parity": _weights_work, "convert": _weights_work, "projector": _weights_work,
     "calibrate": _calibrate_work, "quantize": _quantize_work, "verify": _weights_work,
     "verify_foreign": _weights_work,
     "dequantize": _weights_work, "split": _weights_work, "datasets": _datasets_work, "speed": _speed_work,
     "behaviour": _behaviour_work,
     "cache": _cache_work, "openvino": _openvino_work,
-    "contract": lambda request, n_params: StageWork("contract", n_params, "", request["label"]),
-    "report": lambda request, _n_params: StageWork("report", len(request["labels"])),
+    "contract": lambda request, n_params: ForecastWork("contract", n_params, "", request["label"]),
+    "report": lambda request, _n_params: ForecastWork("report", len(request["labels"])),
 }  # fmt: skip
 
 
@@ -213,7 +214,7 @@ _KINDS: Final = ("IQ4", "IQ", "_K", "Q8", "BF", "F")
 _ROUNDING: Final = ("Q8", "BF", "F")  # a matrix does not change how they are made
 
 
-def forecast_timing_class(work: StageWork) -> str:
+def forecast_timing_class(work: ForecastWork) -> str:
     """Steps of one class take similar times: the kind of their types, and whether an importance matrix is used."""
     kind = next((name for name in _KINDS if name in (work.dominant_type or work.family)), "old")
     given = "" if kind in _ROUNDING else work.family.partition("+")[2]

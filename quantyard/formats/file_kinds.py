@@ -19,7 +19,7 @@ _SIZE: Final = re.compile(rb"^size (\d{1,19})$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Spoiled:
+class SpoiledFile:
     """What a file is instead ("a Git LFS pointer"), and what to type next."""
 
     what: str
@@ -39,11 +39,11 @@ _BEGINNINGS: Final = (
     (b"GGUF", "a GGUF file", "Give it by its own name: MODEL=file.gguf"),
 )  # fmt: skip
 _BOM: Final = b"\xef\xbb\xbf"
-_EMPTY: Final = Spoiled("empty", _AGAIN)
-_ZEROS: Final = Spoiled("all zeros at its beginning: a download that was cut short", _AGAIN)
+_EMPTY: Final = SpoiledFile("empty", _AGAIN)
+_ZEROS: Final = SpoiledFile("all zeros at its beginning: a download that was cut short", _AGAIN)
 
 
-def spoiled_file(head: bytes, name: str) -> Spoiled | None:
+def spoiled_file(head: bytes, name: str) -> SpoiledFile | None:
     """What the file is, by its first `HEAD_BYTES`, where that is one of the known accidents; else None.
 
     Args:
@@ -54,24 +54,24 @@ def spoiled_file(head: bytes, name: str) -> Spoiled | None:
     if head.startswith(_LFS):
         size = _SIZE.search(head)
         real = f" for a file of {int(size[1]):,} bytes" if size else ""
-        return Spoiled(f"a Git LFS pointer{real}, not the file", _PULL)
+        return SpoiledFile(f"a Git LFS pointer{real}, not the file", _PULL)
     if len(head) >= 16 and not any(head):
         return _ZEROS
     low = head.lstrip(b" \t\r\n")[:9].lower() if head[:1] not in (b"\xff", b"\xfe") else head
     for beginning, what, hint in _BEGINNINGS:
         if low.startswith(beginning) or head.startswith(beginning):
-            return Spoiled(what, hint.format(name=name))
+            return SpoiledFile(what, hint.format(name=name))
     return None
 
 
-def spoiled_text(head: bytes, name: str) -> Spoiled | None:
+def spoiled_text(head: bytes, name: str) -> SpoiledFile | None:
     """The same for a file of text, which has more ways to be spoiled: a byte order mark, UTF-16 without one."""
     if head.startswith(_BOM):
         remove = f"sed -i '1s/^\\xEF\\xBB\\xBF//' {name}"
-        return Spoiled("UTF-8 with a byte order mark, which no loader takes", f"Remove the mark: {remove}")
+        return SpoiledFile("UTF-8 with a byte order mark, which no loader takes", f"Remove the mark: {remove}")
     known = spoiled_file(head, name)
     if known is None and len(head) >= 4 and head[1::2].count(0) + head[::2].count(0) >= len(head) // 3:
         order = "UTF-16LE" if head[1] == 0 else "UTF-16BE"
         hint = f"Save it as UTF-8: iconv -f {order} -t UTF-8 {name} > new && mv new {name}"
-        return Spoiled("UTF-16 text without a mark", hint)
+        return SpoiledFile("UTF-16 text without a mark", hint)
     return known

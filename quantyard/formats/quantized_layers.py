@@ -71,7 +71,7 @@ def _split_layer_name(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class LayerForm:
+class LayerFormat:
     """A form in which layers are stored."""
 
     scheme: str
@@ -91,11 +91,11 @@ def _gptq_shape(parts: Parts) -> tuple[int, ...]:
 
 
 @cache
-def _packed_layer_form(bits: int) -> LayerForm:
+def _packed_layer_form(bits: int) -> LayerFormat:
     """compressed-tensors of 32-bit words. How many bits a weight has, config.json says; the length of a row that does
     not fill its words is data, not a header.
     """
-    return LayerForm(
+    return LayerFormat(
         "compressed-tensors", _layer_bits(bits), lambda parts: _unpacked_shape(parts["weight_packed"].shape, 32 // bits)
     )
 
@@ -127,31 +127,31 @@ def _shape_as_stored(parts: Parts) -> tuple[int, ...]:
     return max((tensor.shape for tensor in parts.values()), key=math.prod)
 
 
-_GPTQ: Final = LayerForm("GPTQ", gptq_bits, _gptq_shape)
-_AWQ: Final = LayerForm("AWQ", _layer_bits(4), _shape_as_stored)
-_INT8: Final = LayerForm("compressed-tensors INT8", _layer_bits(8), _shape_as_stored)
-_FP8: Final = LayerForm("FP8", _layer_bits(8), _shape_as_stored)
-_MXFP4: Final = LayerForm("MXFP4", _layer_bits(4), _block_shape, "MXFP4")
-_MXFP4_PACKED: Final = LayerForm("compressed-tensors MXFP4", _layer_bits(4), _two_per_byte("weight_packed"), "MXFP4")
-_NVFP4_PACKED: Final = LayerForm("compressed-tensors NVFP4", _layer_bits(4), _two_per_byte("weight_packed"), "NVFP4")
-_NVFP4: Final = LayerForm("NVFP4", _layer_bits(4), _two_per_byte("weight"), "NVFP4")
-_BITNET: Final = LayerForm("BitNet", _layer_bits(2), _bitnet_shape)
-_BNB4: Final = LayerForm("bitsandbytes", _layer_bits(4), _shape_as_stored)
-_BNB8: Final = LayerForm("bitsandbytes", _layer_bits(8), _shape_as_stored)
-_MLX: Final = LayerForm("MLX", _layer_bits(0), _shape_as_stored)
-UNKNOWN: Final = LayerForm("packed integers", _layer_bits(0), _shape_as_stored)
+_GPTQ: Final = LayerFormat("GPTQ", gptq_bits, _gptq_shape)
+_AWQ: Final = LayerFormat("AWQ", _layer_bits(4), _shape_as_stored)
+_INT8: Final = LayerFormat("compressed-tensors INT8", _layer_bits(8), _shape_as_stored)
+_FP8: Final = LayerFormat("FP8", _layer_bits(8), _shape_as_stored)
+_MXFP4: Final = LayerFormat("MXFP4", _layer_bits(4), _block_shape, "MXFP4")
+_MXFP4_PACKED: Final = LayerFormat("compressed-tensors MXFP4", _layer_bits(4), _two_per_byte("weight_packed"), "MXFP4")
+_NVFP4_PACKED: Final = LayerFormat("compressed-tensors NVFP4", _layer_bits(4), _two_per_byte("weight_packed"), "NVFP4")
+_NVFP4: Final = LayerFormat("NVFP4", _layer_bits(4), _two_per_byte("weight"), "NVFP4")
+_BITNET: Final = LayerFormat("BitNet", _layer_bits(2), _bitnet_shape)
+_BNB4: Final = LayerFormat("bitsandbytes", _layer_bits(4), _shape_as_stored)
+_BNB8: Final = LayerFormat("bitsandbytes", _layer_bits(8), _shape_as_stored)
+_MLX: Final = LayerFormat("MLX", _layer_bits(0), _shape_as_stored)
+UNKNOWN: Final = LayerFormat("packed integers", _layer_bits(0), _shape_as_stored)
 # Parts that only one form has. To recognise one more: add a row, and to `_PARTS` its words.
-_BY_PART: Final[Mapping[str, LayerForm]] = {
-    "W_q": LayerForm("HQQ", _layer_bits(0), _shape_as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
-    "torchao_qdata": LayerForm("torchao", _layer_bits(0), _shape_as_stored),
-    "codebooks": LayerForm("AQLM", _layer_bits(2), _shape_as_stored),
-    "Qidxs": LayerForm("QuIP#", _layer_bits(2), _shape_as_stored),
-    "trellis": LayerForm("EXL3", _layer_bits(0), _shape_as_stored),
-    "q_weight": LayerForm("EXL2", _layer_bits(0), _shape_as_stored),
+_BY_PART: Final[Mapping[str, LayerFormat]] = {
+    "W_q": LayerFormat("HQQ", _layer_bits(0), _shape_as_stored), "SCB": _BNB8, "absmax": _BNB4, "quant_state": _BNB4,
+    "torchao_qdata": LayerFormat("torchao", _layer_bits(0), _shape_as_stored),
+    "codebooks": LayerFormat("AQLM", _layer_bits(2), _shape_as_stored),
+    "Qidxs": LayerFormat("QuIP#", _layer_bits(2), _shape_as_stored),
+    "trellis": LayerFormat("EXL3", _layer_bits(0), _shape_as_stored),
+    "q_weight": LayerFormat("EXL2", _layer_bits(0), _shape_as_stored),
 }  # fmt: skip
 
 
-def quantized_layer_form(parts: Parts, said_bits: int) -> LayerForm | None:
+def quantized_layer_form(parts: Parts, said_bits: int) -> LayerFormat | None:
     """The form of one layer; None for plain weights."""
     if by_part := next((kind for part, kind in _BY_PART.items() if part in parts), None):
         return by_part
@@ -165,13 +165,13 @@ def quantized_layer_form(parts: Parts, said_bits: int) -> LayerForm | None:
     return _layer_form_of_weight(weight, parts) if weight is not None and len(weight.shape) > 1 else None
 
 
-def _packed_kind(parts: Parts, said_bits: int) -> LayerForm:
+def _packed_kind(parts: Parts, said_bits: int) -> LayerFormat:
     if "weight_global_scale" in parts:
         return _NVFP4_PACKED
     return _MXFP4_PACKED if parts["weight_scale"].dtype in ("U8", "F8_E8M0") else _packed_layer_form(said_bits)
 
 
-def _layer_form_of_weight(weight: StoredTensor, parts: Parts) -> LayerForm | None:
+def _layer_form_of_weight(weight: StoredTensor, parts: Parts) -> LayerFormat | None:
     if weight.dtype.startswith("F8_"):
         return _FP8
     if weight.dtype not in _INTEGERS or "weight" not in parts:

@@ -19,7 +19,7 @@ from typing import Final
 
 from quantyard.formats.quantized_layers import (
     UNKNOWN,
-    LayerForm,
+    LayerFormat,
     Parts,
     StoredTensor,
     gptq_bits,
@@ -76,8 +76,8 @@ def find_quantization(config: Config, tensors: Mapping[str, StoredTensor] | None
     said = said_quantization(config)
     if tensors is None:
         return _quantization_by_config(config, said) if said else None
-    kinds: Counter[LayerForm] = Counter()
-    modules: dict[LayerForm, dict[str, Parts]] = defaultdict(dict)
+    kinds: Counter[LayerFormat] = Counter()
+    modules: dict[LayerFormat, dict[str, Parts]] = defaultdict(dict)
     for name, parts in layers_of_tensors(tensors).items():
         if kind := quantized_layer_form(parts, _packed_bits(said)):
             kinds[kind] += 1
@@ -206,7 +206,7 @@ def _cannot_read(scheme: str) -> str:
 
 
 def _unreadable_layer_form(
-    kind: LayerForm, config: Config, said: Config, modules: Mapping[str, Parts], tensors: Mapping[str, StoredTensor]
+    kind: LayerFormat, config: Config, said: Config, modules: Mapping[str, Parts], tensors: Mapping[str, StoredTensor]
 ) -> str:
     """Why the converter cannot undo this form, a clause; "" where it can."""
     method = _quantization_method(said)

@@ -46,7 +46,7 @@ class Span(Protocol):
 
 
 @dataclass(frozen=True)
-class Written:
+class FormattedNumber:
     """A value with its unit, and the ends of its interval without: "+1.23 % (+0.31 to +2.15)"."""
 
     value: str
@@ -213,12 +213,12 @@ def format_metric_value(x: float, kind: Kind) -> str:
 # ---- with their intervals ----------------------------------------------------------------------------
 
 
-def format_change_interval(found: Span) -> Written:
+def format_change_interval(found: Span) -> FormattedNumber:
     """A relative change, such as that of perplexity: "+1.23 % (+0.31 to +2.15)"."""
     return _signed_written(found, 100, _decimals_of_change(found.value), " %")
 
 
-def format_delta_interval(found: Span, kind: Kind) -> Written:
+def format_delta_interval(found: Span, kind: Kind) -> FormattedNumber:
     """The difference of a metric from the baseline's: points of shares, the change of perplexities, else as it is."""
     if kind == "share":
         return _signed_written(found, 100, 1, "")
@@ -228,15 +228,15 @@ def format_delta_interval(found: Span, kind: Kind) -> Written:
     return _signed_written(found, 1, max(0, 1 - math.floor(math.log10(largest))), "")
 
 
-def format_score_interval(found: Span, kind: Kind) -> Written:
+def format_score_interval(found: Span, kind: Kind) -> FormattedNumber:
     """The value of a metric: "78.1 % (75.0 to 81.0)"."""
     value, low, high = (format_metric_value(x, kind) for x in (found.value, found.low, found.high))
-    return Written(value, low.removesuffix(" %"), high.removesuffix(" %"))
+    return FormattedNumber(value, low.removesuffix(" %"), high.removesuffix(" %"))
 
 
-def format_kld_interval(found: Span) -> Written:
+def format_kld_interval(found: Span) -> FormattedNumber:
     """A KL divergence: "0.0464 (0.0446 to 0.0483)"."""
-    return Written(format_kld(found.value), format_kld(found.low), format_kld(found.high))
+    return FormattedNumber(format_kld(found.value), format_kld(found.low), format_kld(found.high))
 
 
 # ---- the parts ---------------------------------------------------------------------------------------
@@ -283,6 +283,6 @@ def _decimals_of_change(share: float) -> int:
     return 1 if abs(share) >= 0.1 else 2
 
 
-def _signed_written(found: Span, scale: float, places: int, unit: str) -> Written:
+def _signed_written(found: Span, scale: float, places: int, unit: str) -> FormattedNumber:
     value, low, high = (format_signed(scale * x, places) for x in (found.value, found.low, found.high))
-    return Written(f"{value}{unit}", low, high)
+    return FormattedNumber(f"{value}{unit}", low, high)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting import numbers
-from quantyard.formatting.numbers import DASH, Written, format_digits
+from quantyard.formatting.numbers import DASH, FormattedNumber, format_digits
 from quantyard.metrics.verdicts import open_verdict_note
 from quantyard.protocol.behaviour import BehaviourName
 from quantyard.protocol.estimates import Interval
@@ -43,7 +43,7 @@ class BehaviourFigure:
 
 
 @dataclass(frozen=True)
-class BehaviourRow:
+class BehaviourFigures:
     """The figures of one file in one kind."""
 
     label: str
@@ -61,11 +61,11 @@ class BehaviourRow:
         return self.score.comparison.verdict if self.score.comparison else None
 
 
-def behaviour_rows(measurements: Sequence[Measurement]) -> tuple[BehaviourRow, ...]:
+def behaviour_rows(measurements: Sequence[Measurement]) -> tuple[BehaviourFigures, ...]:
     """Every kind on every file: the kinds in their order, and of each the files in theirs."""
     names = dict.fromkeys(score.suite for m in measurements for score in m.behaviours)
     return tuple(
-        BehaviourRow(m.file.label, BEHAVIOUR_TITLES[score.suite], score)
+        BehaviourFigures(m.file.label, BEHAVIOUR_TITLES[score.suite], score)
         for name in names for m in measurements for score in m.behaviours if score.suite == name
     )  # fmt: skip
 
@@ -91,13 +91,13 @@ def behaviour_variance_sentence(measurements: Sequence[Measurement]) -> str:
     return "; ".join(told)
 
 
-def behaviour_length(found: Interval) -> Written:
+def behaviour_length(found: Interval) -> FormattedNumber:
     """A number of tokens with its interval: "84.2 (71.0 to 97.4)"."""
     value, low, high = (format_digits(x) for x in (found.value, found.low, found.high))
-    return Written(value, low.replace("-", numbers.MINUS), high)
+    return FormattedNumber(value, low.replace("-", numbers.MINUS), high)
 
 
-def _written_cell(written: Written, value: float) -> BehaviourCell:
+def _written_cell(written: FormattedNumber, value: float) -> BehaviourCell:
     return BehaviourCell(written.value, written.ends, value)
 
 
@@ -126,7 +126,7 @@ def _length_delta_cell(score: BehaviourScore) -> BehaviourCell:
     if delta is None:
         return BehaviourCell(DASH)
     value, low, high = (numbers.format_signed(x, 1) for x in (delta.value, delta.low, delta.high))
-    return _written_cell(Written(value, low, high), delta.value)
+    return _written_cell(FormattedNumber(value, low, high), delta.value)
 
 
 def _share_cell(found: Interval, delta: Interval | None) -> BehaviourCell:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from quantyard.formatting import numbers
-from quantyard.formatting.numbers import Written
+from quantyard.formatting.numbers import FormattedNumber
 from quantyard.protocol.estimates import Interval
 from quantyard.protocol.gate import BudgetResult, Outcome
 
@@ -61,13 +61,13 @@ def metric_budget_value(budget: str, x: float) -> str:
     return numbers.format_speed(x) if budget.endswith("_per_s") else numbers.format_kld(x)
 
 
-def metric_budget_interval(budget: str, found: Interval) -> Written:
+def metric_budget_interval(budget: str, found: Interval) -> FormattedNumber:
     """A value with its interval."""
     if budget in ("max_ppl_change", "max_length_increase"):
         share = Interval(value=found.value / 100, low=found.low / 100, high=found.high / 100)
         return numbers.format_change_interval(share)
     low, high = (metric_budget_value(budget, x).partition(" ")[0] for x in (found.low, found.high))
-    return Written(metric_budget_value(budget, found.value), low, high)
+    return FormattedNumber(metric_budget_value(budget, found.value), low, high)
 
 
 def metric_budget_limit(budget: str, x: float) -> str:

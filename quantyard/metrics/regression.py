@@ -9,7 +9,7 @@ from quantyard.protocol.measurements import Comparison, EvalReport, Measurement
 _ROUNDING = 1e-9  # a difference of divergences below it is that of summation
 
 
-class FileChange(Frozen):
+class MetricChange(Frozen):
     """One file with the recorded llama.cpp and with another one.
 
     Attributes:
@@ -50,7 +50,7 @@ class FileChange(Frozen):
 def file_change(
     quant: str, recorded_sha256: str, sha256: str, report: EvalReport | None, recorded_label: str,
     pair: EvalReport | None,
-) -> FileChange:
+) -> MetricChange:
     """The change of one file.
 
     Args:
@@ -60,7 +60,7 @@ def file_change(
         pair: the report with the recorded file as the baseline.
     """
     same = sha256 == recorded_sha256
-    change = FileChange(quant=quant, recorded_sha256=recorded_sha256, sha256=sha256, same_bytes=same)
+    change = MetricChange(quant=quant, recorded_sha256=recorded_sha256, sha256=sha256, same_bytes=same)
     new, old = (_measurement_in_report(report, label) for label in (quant, recorded_label))
     if report is None or new is None or old is None:
         return change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, BehaviourCell, BehaviourRow, behaviour_rows
+from quantyard.metrics.behaviour_figures import BEHAVIOUR_FIGURES, BehaviourCell, BehaviourFigures, behaviour_rows
 from quantyard.metrics.plots.marks import MARK_OF, NO_MARK, VERDICTS
 from quantyard.protocol.measurements import EvalReport
 from quantyard.report_page.tables import PageCell, PageColumn, PageFile, PageRow, PageTable
@@ -26,14 +26,14 @@ def _page_heading(name: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _page_behaviour_row(number: int, row: BehaviourRow) -> PageRow:
+def _page_behaviour_row(number: int, row: BehaviourFigures) -> PageRow:
     cells = [_page_behaviour_cell(row, figure.is_text, cell)
              for figure, cell in zip(BEHAVIOUR_FIGURES, row.cells, strict=True)]  # fmt: skip
     names = (PageCell(row.label, sort=row.label, kind="name"), PageCell(row.title, sort=row.title, kind="text"))
     return PageRow(number, (*names, *cells), row.verdict or "")
 
 
-def _page_behaviour_cell(row: BehaviourRow, is_text: bool, cell: BehaviourCell) -> PageCell:
+def _page_behaviour_cell(row: BehaviourFigures, is_text: bool, cell: BehaviourCell) -> PageCell:
     if not is_text:
         return PageCell(cell.text, cell.note, cell.value)
     verdict = row.verdict

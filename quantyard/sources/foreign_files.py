@@ -25,7 +25,7 @@ from quantyard.sources.local_source import local_gguf_source
 from quantyard.sources.ollama_store import (
     OLLAMA,
     OllamaName,
-    is_in_ollama_registry,
+    is_ollama_registry_source,
     ollama_source,
     parse_ollama_name,
 )
@@ -118,7 +118,7 @@ def _foreign_files_of_place(
     place: str, asked: ForeignRequest, access: HubAccess, hashes: HashCache, pull: PullOllama
 ) -> _Found:
     path = typed_file_path(place)
-    if is_in_ollama_registry(place):
+    if is_ollama_registry_source(place):
         yield _foreign_file_of_registry(place, hashes, pull)
     elif place.startswith(OLLAMA):
         yield _foreign_file_of_ollama(place, asked.ollama, hashes)

@@ -103,7 +103,7 @@ def _ollama_pull_hint(typed: str) -> str:
     return f"Pull it again: ollama pull {typed.removeprefix(OLLAMA)}"
 
 
-def is_in_ollama_registry(typed: str) -> bool:
+def is_ollama_registry_source(typed: str) -> bool:
     """Whether a place names a model of Ollama's registry: `ollama://smollm2:135m`, `ollama.com/library/smollm2`."""
     return typed.startswith(OLLAMA_REGISTRY)
 

@@ -15,7 +15,7 @@ from quantyard.errors import BadRequest, StageFailed
 from quantyard.execution.runner import PlanRunner
 from quantyard.files.own_files import kind_of_path, typed_file_path
 from quantyard.formats.names import safe_file_name
-from quantyard.metrics.regression import FileChange, file_change
+from quantyard.metrics.regression import MetricChange, file_change
 from quantyard.plan.evaluation import plan_measure_options, read_planned_report
 from quantyard.plan.imatrix import CALIBRATE
 from quantyard.plan.regression import (
@@ -70,7 +70,7 @@ class Bumped:
     recorded_tools: Mapping[str, str]
     tools: Mapping[str, str]
     same_conversion: bool | None
-    changes: tuple[FileChange, ...]
+    changes: tuple[MetricChange, ...]
     store: Path
     conversion_kld: Estimate | None = None
     failures: Mapping[str, StageFailed] = field(default_factory=dict)

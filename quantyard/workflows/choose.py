@@ -72,10 +72,10 @@ def choose(request: BuildRequest) -> Chosen:
     source: Path | None = plan.source.local.folder if plan.source.local else None
     paths = candidate_paths(manifest, folder, source, asked.quants)
     suite = request.measure.suite if request.measure else ""
-    return choose_from_manifest(manifest, plan.source.model.name, paths, suite, asked)
+    return workflow_choose_from_manifest(manifest, plan.source.model.name, paths, suite, asked)
 
 
-def choose_from_manifest(
+def workflow_choose_from_manifest(
     manifest: Manifest, name: str, paths: Mapping[str, Path], suite: str, asked: ChooseRequest
 ) -> Chosen:
     """The choice among these files.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantyard.errors import BadRequest
 from quantyard.requests import BuildRequest, ChooseRequest, PublishRequest
-from quantyard.workflows.choose import Chosen, choose_from_manifest
+from quantyard.workflows.choose import Chosen, workflow_choose_from_manifest
 from quantyard.workflows.planning import workflow_matrix_plan
 from quantyard.workflows.release import write_release_report
 from quantyard.workflows.reporter import QuantsFailed, WorkflowReporter
@@ -76,4 +76,4 @@ def _matrix_choice(built: Built) -> Chosen:
     """
     assert built.measured is not None, "the caller has looked"
     paths, suite = {file.quant: file.path for file in built.files}, built.measured.report.suite.name
-    return choose_from_manifest(built.manifest, built.plan.source.model.name, paths, suite, ChooseRequest())
+    return workflow_choose_from_manifest(built.manifest, built.plan.source.model.name, paths, suite, ChooseRequest())

@@ -16,7 +16,7 @@ from quantyard.workflows.reporter import TimingBegins, WorkflowReporter
 
 
 @dataclass(frozen=True)
-class Timed:
+class WorkflowRates:
     """A sample for each stage that ran, and the duration of the whole run."""
 
     engine: str
@@ -24,7 +24,7 @@ class Timed:
     samples: tuple[TimingSample, ...]
 
 
-def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> Timed:
+def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> WorkflowRates:
     """Run the trials, and replace earlier synthetic samples with theirs.
 
     Raises:
@@ -37,7 +37,7 @@ def workflow_rates(request: BuildRequest, reporter: WorkflowReporter) -> Timed:
     book = read_forecast_book(request.artifacts)
     book.replace_synthetic(found)
     write_forecast_book(request.artifacts, book)
-    return Timed(engine.name, time.monotonic() - started, tuple(found))
+    return WorkflowRates(engine.name, time.monotonic() - started, tuple(found))
 
 
 def _time_all_trials(request: BuildRequest, engine: Engine, reporter: WorkflowReporter) -> list[TimingSample]:

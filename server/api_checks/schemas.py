@@ -77,7 +77,7 @@ def schema_rate(verdicts: Mapping[str, SchemaVerdict], request_form: str) -> Sch
     )  # fmt: skip
 
 
-def schema_rate_text(rate: SchemaRate) -> str:
+def api_schema_rate_text(rate: SchemaRate) -> str:
     """The rate in one line."""
     named = ", ".join(f"{failure.schema_name} ({failure.kind})" for failure in rate.failures)
     share = format_score_interval(Interval(value=rate.rate, low=rate.low, high=rate.high), "share")

@@ -11,10 +11,10 @@ from server.api_checks.schemas import (
     Schema,
     SchemaCase,
     SchemaVerdict,
+    api_schema_rate_text,
     judge_schema_answer,
     judge_schema_text,
     schema_rate,
-    schema_rate_text,
 )
 from server.api_checks.session import (
     EXCERPT,
@@ -54,9 +54,9 @@ def check_json_schema(session: ApiSession) -> CheckOutcome:
     verdicts = {case.name: _schema_verdict_of_request(session, case, form) for case in CASES}
     rate = schema_rate(verdicts, form)
     said = (
-        f"{_REFUSED} ({refusal}); as json_object with a schema, {schema_rate_text(rate)}"
+        f"{_REFUSED} ({refusal}); as json_object with a schema, {api_schema_rate_text(rate)}"
         if refusal
-        else schema_rate_text(rate)
+        else api_schema_rate_text(rate)
     )
     kept = not refusal and rate.rate >= rate.gate
     return CheckOutcome("passed" if kept else "failed", said, schemas=rate)

@@ -19,10 +19,10 @@ from eval.scenarios.scenario import Scenario, drawn_scenario_blocks, load_scenar
 from eval.scenarios.text_checks import TEXT_RULES, count_phrase, count_sentences, count_words
 from eval.scenarios.value_checks import (
     SCHEMA_KEYWORDS,
-    does_conform,
     is_right_choice,
     is_right_json,
     is_right_number,
+    scenario_value_conforms,
 )
 from quantyard.metrics.behaviour_figures import BEHAVIOUR_TITLES, behaviour_rows, behaviour_variance_sentence
 from quantyard.metrics.verdicts import n_corrected_comparisons
@@ -220,7 +220,7 @@ def test_our_check_of_a_schema_agrees_with_jsonschema_on_every_answer() -> None:
                 value = json.loads(text)
             except ValueError:
                 continue
-            assert does_conform(value, schema) is validator.is_valid(value), (scenario.id, text)
+            assert scenario_value_conforms(value, schema) is validator.is_valid(value), (scenario.id, text)
 
 
 def _keywords(schema: Any) -> set[str]:

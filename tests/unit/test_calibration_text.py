@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from builder.calibration.grammar import BadGrammarError, GrammarWriter, read_calibration_grammar
+from builder.calibration.grammar import BadCalibrationGrammar, GrammarWriter, read_calibration_grammar
 from builder.calibration.make_text import SHARES, TEXT_FILE, calibration_jsonl
 from builder.imatrix.calibration_text import own_calibration_text, users_calibration_text
 from quantyard.plan.calibration_inputs import check_planned_calibration
@@ -106,7 +106,7 @@ def test_numbers_stay_within_their_bounds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "says"), [("document:\n    ⟨gone⟩\n", "gone"), ("what is this\n", "line 1")])
 def test_a_grammar_that_cannot_be_is_refused(text: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(BadGrammarError, match=says):
+    with pytest.raises(BadCalibrationGrammar, match=says):
         _writer(tmp_path, text)
 
 

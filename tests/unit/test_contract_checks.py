@@ -12,10 +12,10 @@ from server.api_checks.schemas import (
     CASES,
     SchemaCase,
     SchemaVerdict,
+    api_schema_rate_text,
     judge_schema_answer,
     judge_schema_text,
     schema_rate,
-    schema_rate_text,
 )  # fmt: skip
 from server.api_checks.session import BrokenPromise, read_api_stream
 from server.api_checks.table import CHECKS
@@ -84,7 +84,7 @@ def test_the_rate_counts_cut_answers_as_failures_of_their_own_and_names_every_fa
     assert (rate.n, rate.n_valid, rate.n_cut) == (3, 1, 1) and rate.gate == SCHEMA_LIMIT
     assert [(failure.schema_name, failure.kind) for failure in rate.failures] == [("b", "cut"), ("c", "invalid")]
     said = "1 of 3 answers conform, 33.3 % (6.1 to 79.2); the limit is 90 %; not: b (cut), c (invalid)"
-    assert schema_rate_text(rate) == said
+    assert api_schema_rate_text(rate) == said
 
 
 def test_a_stream_adds_up_thoughts_text_reason_and_usage() -> None:

@@ -19,7 +19,7 @@ from quantyard.forecast.expected_times import StepTime
 from quantyard.forecast.from_manifests import known_forecast_times
 from quantyard.forecast.samples import ForecastBook
 from quantyard.forecast.time import forecast_times, learn_forecast_times
-from quantyard.forecast.work import StageWork
+from quantyard.forecast.work import ForecastWork
 from quantyard.plan.steps import BuildPlan
 from quantyard.protocol.evaluation import SpeedRequest
 from quantyard.sources.resolve import Source
@@ -62,9 +62,10 @@ def test_what_decodes_knows_its_architecture_and_its_memory(
     local_source: Source, config: Mapping[str, object], architecture: str, memory: str
 ) -> None:
     source = replace(local_source, config=config)
-    found = work_of_source(StageWork("evaluate", 1), source)
+    found = work_of_source(ForecastWork("evaluate", 1), source)
     assert (found.architecture, found.memory) == (architecture, memory)
-    assert work_of_source(StageWork("quantize", 1), source) == StageWork("quantize", 1), "weights are quantized alike"
+    quantizing = ForecastWork("quantize", 1)
+    assert work_of_source(quantizing, source) == quantizing, "weights are quantized alike"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from quantyard.forecast.time import (
     record_forecast_times,
 )
 from quantyard.forecast.work import (
-    StageWork,
+    ForecastWork,
     forecast_questions,
     forecast_start_and_slope,
     forecast_timing_class,
@@ -102,12 +102,12 @@ def test_a_type_of_the_same_kind_is_a_better_guess_than_any_other(plan: BuildPla
     found = forecast_times(plan, (), book, ALONE).steps
     assert found["quantize Q4_K_M"] == StepTime(8, rough=True) and found["quantize Q8_0"] == StepTime(2, rough=False)
     names = ("Q8_0", "Q5_0", "Q4_K_M", "IQ4_NL", "IQ2_XS+imatrix", "BF16", "F16", "")
-    assert [forecast_timing_class(StageWork("quantize", 1, family=name)) for name in names] == [
+    assert [forecast_timing_class(ForecastWork("quantize", 1, family=name)) for name in names] == [
         "Q8+", "old+", "_K+", "IQ4+", "IQ+imatrix", "BF+", "F+", "",
     ]  # fmt: skip
     fallback, rounded = ("Q4_K_M+imatrix", "Q5_0"), ("Q6_K+imatrix", "Q8_0")
     classes = [
-        forecast_timing_class(StageWork("quantize", 1, family=f, dominant_type=t)) for f, t in (fallback, rounded)
+        forecast_timing_class(ForecastWork("quantize", 1, family=f, dominant_type=t)) for f, t in (fallback, rounded)
     ]
     assert classes == ["old+imatrix", "Q8+"], "rows that Q4_K does not fit; a type that no matrix changes"
 
@@ -235,7 +235,7 @@ def test_the_start_of_a_run_is_shared_by_its_steps_however_many_they_are(plan: B
     assert sum(found[label].seconds for label in labels) == pytest.approx(6 + work / 1000)
 
 
-def _divergence(plan: BuildPlan) -> StageWork:
+def _divergence(plan: BuildPlan) -> ForecastWork:
     found = forecast_works(plan, [step for step in plan.steps if step.row.name == "divergence"], ForecastBook())[
         "divergence Q8_0"
     ]
@@ -251,7 +251,7 @@ def test_the_random_models_tell_by_both_sizes_even_if_one_ran_side_by_side(plan:
     assert found.seconds == pytest.approx(1.6 + (alone - 1.6) / 800 * (_work(plan, "verify Q8_0").amount - 100))
 
 
-def _work(plan: BuildPlan, label: str) -> StageWork:
+def _work(plan: BuildPlan, label: str) -> ForecastWork:
     work = forecast_work(next(s.request for s in plan.steps if s.label == label).model_dump(mode="json"), 1000)
     assert work is not None
     return work

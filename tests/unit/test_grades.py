@@ -10,8 +10,8 @@ from builder.checks.corpus import running_text
 from builder.checks.grades import (
     COMMON_SCRIPTS,
     added_token_kind,
+    check_finding_outcome,
     difference_kind,
-    finding_outcome,
     passage_kind,
     text_scripts,
 )
@@ -78,12 +78,12 @@ def _finding(kind: str, differing: int = 0, tokens: int = 1000, nats: float | No
 def test_the_share_of_running_text_decides(
     finding: TextFinding, worst: float, outcome: str, *, is_certain: bool
 ) -> None:
-    found = finding_outcome(finding, frozenset(), worst_text=worst, is_certain=is_certain)
+    found = check_finding_outcome(finding, frozenset(), worst_text=worst, is_certain=is_certain)
     assert found == outcome
-    permitted = finding_outcome(finding, frozenset({finding.kind}), worst_text=worst, is_certain=is_certain)
+    permitted = check_finding_outcome(finding, frozenset({finding.kind}), worst_text=worst, is_certain=is_certain)
     assert permitted == ("allowed" if outcome == "refuse" else outcome)
     others = {*KINDS, "script:hebrew"} - {finding.kind}
-    assert finding_outcome(finding, frozenset(others), worst_text=worst, is_certain=is_certain) == outcome
+    assert check_finding_outcome(finding, frozenset(others), worst_text=worst, is_certain=is_certain) == outcome
 
 
 @pytest.mark.parametrize(

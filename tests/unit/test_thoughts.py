@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from eval.llama.loops import ends_in_loop
 from eval.llama.sampling import GeneratedText
-from eval.llama.thoughts import THOUGHT_MARKS, ThoughtMarks, Transcript, opens_thoughts, thought_marks
+from eval.llama.thoughts import THOUGHT_MARKS, LlamaTranscript, ThoughtMarks, opens_thoughts, thought_marks
 
 THINK = ThoughtMarks("<think>", "</think>")
 HARMONY = THOUGHT_MARKS[0]
@@ -17,9 +17,9 @@ SPECIAL = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>")
 
 def read(
     text: str, marks: ThoughtMarks, sizes: list[int], stop: tuple[str, ...] = (), *, thinking: bool = False
-) -> Transcript:
+) -> LlamaTranscript:
     """A transcript of a text that comes in pieces of these sizes, ended where a stop string says so."""
-    said, at, number = Transcript(GeneratedText(stop), marks, is_thinking=thinking), 0, 0
+    said, at, number = LlamaTranscript(GeneratedText(stop), marks, is_thinking=thinking), 0, 0
     while at < len(text):
         size = sizes[number % len(sizes)]
         if said.add(text[at : at + size].encode()):
@@ -28,9 +28,9 @@ def read(
     return said
 
 
-def read_named(tokens: list[str], marks: ThoughtMarks) -> Transcript:
+def read_named(tokens: list[str], marks: ThoughtMarks) -> LlamaTranscript:
     """A transcript of tokens, of which those in `SPECIAL` add nothing to a text."""
-    said = Transcript(GeneratedText(()), marks)
+    said = LlamaTranscript(GeneratedText(()), marks)
     for token in tokens:
         said.add(*((b"", token.encode()) if token in SPECIAL else (token.encode(), b"")))
     return said
@@ -76,11 +76,11 @@ def test_stop_strings_count_in_the_answer_alone() -> None:
 
 
 def test_tokens_are_counted_on_their_side() -> None:
-    said = Transcript(GeneratedText(()), THINK)
+    said = LlamaTranscript(GeneratedText(()), THINK)
     for piece in ("<think>", "x", "y", "</think>", "A", "B"):
         said.add(piece.encode())
     assert (said.n_thought_tokens, said.n_answer_tokens) == (4, 2)
-    said = Transcript(GeneratedText(()), THINK)
+    said = LlamaTranscript(GeneratedText(()), THINK)
     for piece in ("<", "b>", "c"):
         said.add(piece.encode())
     assert (said.n_thought_tokens, said.n_answer_tokens) == (0, 3)

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from builder import twin
 from builder.llama.run_tool import ToolRun
-from builder.twin_model.compare import TOLERANCE, Agreement, compare_logits, join_agreements
+from builder.twin_model.compare import TOLERANCE, TwinAgreement, compare_logits, join_agreements
 from builder.twin_model.known import ignores_window, known_differences
 from builder.twin_model.layers import first_wrong_layer, layer_sentence
 from builder.twin_model.shrink import DEPTH_MATTERS, Shrunken, shrink_to_twin
@@ -306,8 +306,8 @@ class _Script:
         if isinstance(answer, str):
             raise NotComparedError(answer)
         first = None if answer is True else int(answer)
-        good = Agreement(1e-5, 1.0, 1.0, 0.0, 24, 1.0, None)
-        bad = Agreement(5.0, 1.0, 0.5, 0.3, 24, 0.8, first)
+        good = TwinAgreement(1e-5, 1.0, 1.0, 0.0, 24, 1.0, None)
+        bad = TwinAgreement(5.0, 1.0, 0.5, 0.3, 24, 0.8, first)
         small: Shrunken = shrink_to_twin(attempt.config, full_depth=attempt.full_depth)
         facts = {
             "depth": small.depth, "real_depth": small.real_depth, "window": small.window,

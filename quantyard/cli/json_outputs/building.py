@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # each command imports its own workflow alone
     from quantyard.workflows.image import PackedImage
     from quantyard.workflows.lora import Adapter
     from quantyard.workflows.matrix import Matrix
-    from quantyard.workflows.rates import Timed
+    from quantyard.workflows.rates import WorkflowRates
 
 # ---- plan
 
@@ -315,6 +315,6 @@ class RatesOutput(JsonOutput):
     stages: list[TimingSample]
 
 
-def rates_output(timed: Timed) -> RatesOutput:
+def rates_output(timed: WorkflowRates) -> RatesOutput:
     """The times of the stages."""
     return RatesOutput(engine=timed.engine, seconds=timed.seconds, stages=list(timed.samples))

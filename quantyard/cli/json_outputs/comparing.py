@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantyard.cli.json_outputs.base import ErrorFacts, JsonOutput
-from quantyard.metrics.regression import FileChange
+from quantyard.metrics.regression import MetricChange
 from quantyard.protocol.estimates import Estimate
 from quantyard.protocol.measurements import EvalReport
 from quantyard.store.comparison import ComparedFile, NotCompared
@@ -46,7 +46,7 @@ class BumpOutput(JsonOutput):
     tools: dict[str, str]
     same_conversion: bool | None  # null: the source is a GGUF
     conversion_kld: Estimate | None  # of the new conversion from the recorded one, nats; null: not measured
-    files: list[FileChange]
+    files: list[MetricChange]
     failed: dict[str, ErrorFacts]  # by the step's label
     store: str  # the folder of the new files
     report: EvalReport | None  # on changed files and the recorded ones; null: no file changed

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from quantyard.cli.render.styled import escape_rich_markup
 from quantyard.formatting.columns import format_columns
 from quantyard.formatting.numbers import format_bytes, format_kld, format_percent, format_signed
-from quantyard.metrics.regression import FileChange
+from quantyard.metrics.regression import MetricChange
 from quantyard.workflows.bump import Bumped
 
 _SHOWN_TOOLS = ("llama.cpp", "base_digest", "convert_hf_to_gguf", "transformers")
@@ -37,7 +37,7 @@ def _render_bump_conversion(found: Bumped) -> Iterator[tuple[str, str]]:
         yield "Conversion", f"mean KLD {format_kld(found.conversion_kld.value)} from the recorded one"
 
 
-def _render_file_change(change: FileChange) -> Iterator[str]:
+def _render_file_change(change: MetricChange) -> Iterator[str]:
     if not change.sha256:
         yield "worse: it could not be made"
     elif change.same_bytes:
@@ -56,7 +56,7 @@ def _render_file_change(change: FileChange) -> Iterator[str]:
         yield f"generates at {rates[0]} and reads at {rates[1]} of the recorded speed (not counted)"
 
 
-def _render_size_change(change: FileChange) -> str:
+def _render_size_change(change: MetricChange) -> str:
     if change.size_bytes is None or change.size_bytes == change.recorded_size_bytes:
         return ""
     return f", {format_bytes(change.size_bytes)} in place of {format_bytes(change.recorded_size_bytes or 0)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quantyard.formatting.numbers import (
-    Written,
+    FormattedNumber,
     format_change_interval,
     format_file_size,
     format_kld_interval,
@@ -172,7 +172,7 @@ def _ppl_plot_qualities(files: Sequence[PlottedFile]) -> list[PlotQuality]:
     return found
 
 
-def _plot_quality(s: PlottedFile, of: Interval, name: str, written: Written) -> PlotQuality:
+def _plot_quality(s: PlottedFile, of: Interval, name: str, written: FormattedNumber) -> PlotQuality:
     speed = s.speed.generated_tokens_per_s if s.speed else None
     said = (format_file_size(s.size_bytes), f"{name} {written}")
     return PlotQuality(s.number, s.label, s.size_bytes, of, said, speed, written.value)
