@@ -294,13 +294,14 @@ def test_a_divergence_decodes_the_baseline_once_for_all_that_are_read_in_step() 
 
 
 @pytest.mark.parametrize(("names", "trained", "tokens"), [
-    ((), None, 14 * 4000 + 4 * 16_384), ((), 8192, 14 * 4000 + 4 * 8192), ((), 131_072, 14 * 4000 + 4 * 16_384),
-    (("code", "long"), 8192, 4000 + 4 * 8192), (("code", "prose"), 8192, 8000),
+    ((), None, 14 * 4000 + 3 * 16_384), ((), 8192, 14 * 4000 + 3 * 8192), ((), 131_072, 14 * 4000 + 3 * 16_384),
+    (("code", "long"), 8192, 4000 + 3 * 8192), (("code", "prose"), 8192, 8000),
 ])  # fmt: skip
 def test_long_documents_are_counted_to_the_trained_context(
     names: tuple[str, ...], trained: int | None, tokens: int
 ) -> None:
-    request = DomainsRequest(label="BF16", settings=DomainSettings(names=names)).model_dump(mode="json")
+    settings = DomainSettings(names=names, long_documents=3)
+    request = DomainsRequest(label="BF16", settings=settings).model_dump(mode="json")
     work = forecast_work(request, 10, with_baseline=False, n_ctx_train=trained)
     assert work is not None and work.amount == 10 * tokens
 
