@@ -120,7 +120,7 @@ def _assert_same_evaluation(merged: RanStage, whole: RanStage) -> None:
     assert of_whole
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 4])
 def test_an_evaluation_in_shards_is_the_same_bits_with_the_same_examples(
     tiny: dict[str, Path], with_examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
