@@ -85,12 +85,12 @@ def test_a_workflow_neither_prints_nor_reads_the_command_line_or_the_environment
 
 
 def test_the_environment_is_read_at_the_edge_only() -> None:
-    # images: to pass it on; secrets: XDG; docker_engine: DOCKER_HOST, which the SDK reads too
+    # images: to pass it on; secrets: XDG; docker_engine, podman_service: DOCKER_HOST, which the SDK reads too
     # encoder_decoder/image: a program, whose settings they are
     # offline, llama_server, local/encoder_decoder: they only write, for libraries that read it while imported
     edge = {
         "quantyard/api/call.py", "quantyard/protocol/runner.py", "quantyard/engines/images.py",
-        "quantyard/engines/secrets.py", "quantyard/engines/docker_engine.py",
+        "quantyard/engines/secrets.py", "quantyard/engines/docker_engine.py", "quantyard/engines/podman_service.py",
         "eval/tasks/offline.py", "server/client/chat.py", "server/local/llama_server.py",
         "server/local/encoder_decoder.py", "server/encoder_decoder/image.py",
     }
