@@ -72,6 +72,7 @@ def test_each_setting_of_a_job_is_what_slurm_shows(slurm: SlurmNodes, asked: dic
     assert no_secret_below(Path(asked["ARTIFACTS"]))
 
 
+@pytest.mark.slow
 def test_the_shorter_of_the_partitions_limit_and_the_stages_is_asked_for(
     slurm: SlurmNodes, asked: dict[str, str]  # noqa: F811
 ) -> None:  # fmt: skip
