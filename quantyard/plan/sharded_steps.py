@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from quantyard.plan.steps import Step
+from quantyard.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from quantyard.files.safe_files import remove_tree
+from quantyard.records import dataclass
 
 DIFFERING_FOLDER: Final = "differing"
 

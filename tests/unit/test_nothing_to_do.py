@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from quantyard.cli.request import read_command_request
 from quantyard.engines.docker_engine import DockerEngine
-from quantyard.engines.images import IMAGES
+from quantyard.engines.images import IMAGES, SHARED
 from quantyard.execution.runner import PlanRunner
 from quantyard.paths import REPO_DIR
 from quantyard.store.stages import ModelStore
@@ -41,6 +42,8 @@ UNNEEDED = {
         "reference", "shard", "similarity_results", "speed_results", "task_results",
     )),
 }  # fmt: skip
+_STANDARD = re.compile(r"^from dataclasses import .*\bdataclass\b", re.MULTILINE)
+_OF_IMAGES = {room for rooms in SHARED.values() for room in rooms}
 UNNEEDED_ROOMS = ("api", "publish", "card", "report_page", "gate", "choose", "tune")
 
 
@@ -96,6 +99,10 @@ def test_a_build_with_nothing_to_do_loads_nothing_that_only_work_needs(
     assert loaded & UNNEEDED == set()
     rooms = {name.split(".")[1] for name in loaded if name.startswith("quantyard.")}
     assert rooms & set(UNNEEDED_ROOMS) == set()
+    orchestrator = (name for name in loaded if name.startswith("quantyard.") and name.split(".")[1] not in _OF_IMAGES)
+    text_of = {name: Path(str(find_spec(name).origin)).read_text() for name in orchestrator}  # type: ignore[union-attr]
+    standard = {name for name, text in text_of.items() if _STANDARD.search(text)}
+    assert standard <= {"quantyard.records"}, "take dataclass from quantyard.records, which defines it in a third"
 
 
 def test_modules_of_models_below_the_command_line_leave_out_future_annotations() -> None:
