@@ -217,28 +217,44 @@ def race(urls: Sequence[str], n_rounds: int) -> list[dict[str, Any]]:
 
 
 def kills(urls: Sequence[str], n_kills: int) -> dict[str, Any]:
-    """Kill committers at random moments; then say what is damaged, and what is left after `gc`."""
-    context, chance = multiprocessing.get_context("fork"), random.Random(20)
-
-    def write(number: int) -> None:
-        commit_once(open_object_store(urls[number % len(urls)]), key_of(number // 4), f"{number} ", 0.05)
-
-    n_killed, first, span_s = 0, 0, 0.25 if urls[0].startswith("/") else 2.0
-    while n_killed < n_kills:  # four at one key
-        committers = [context.Process(target=write, args=(number,)) for number in range(first, first + 4)]
-        for committer in committers:
-            committer.start()
-        began, first = time.monotonic(), first + 4
-        for moment, committer in zip(sorted(chance.uniform(0, span_s) for _ in committers), committers, strict=True):
-            committer.join(max(0.0, began + moment - time.monotonic()))
-            if committer.is_alive() and committer.pid:
-                os.kill(committer.pid, signal.SIGKILL)
-                n_killed += 1
-            committer.join(60)
-    return {"killed": n_killed, **_state_after_kills(urls[-1])}
+    """Kill committers at random moments of their commits; then say what is damaged, and what is left after `gc`."""
+    chance, n_killed, n_rounds = random.Random(20), 0, 0
+    of_round = min(n_kills, 20)  # are killed, and four more are not
+    while n_killed < n_kills:
+        n_killed += _killed_in_round(urls, n_rounds, of_round, chance)
+        n_rounds += 1
+    return {"killed": n_killed, "rounds": n_rounds, **state_after_kills(urls[-1])}
 
 
-def _state_after_kills(url: str) -> dict[str, Any]:
+def _killed_in_round(urls: Sequence[str], number: int, n_killed: int, chance: random.Random) -> int:
+    """Start committers, four at one key; when all have opened the store, let them go, and kill so many."""
+    context = multiprocessing.get_context("fork")
+    n_writers, span_s = n_killed + 4, 0.25 if urls[0].startswith("/") else 2.0
+    begin = context.Barrier(n_writers + 1)
+
+    def write(each: int) -> None:
+        store = open_object_store(urls[each % len(urls)])
+        store.status("ac/none")  # connects
+        begin.wait(120)
+        commit_once(store, key_of(number * n_writers + each // 4), f"{each} ", 0.05)
+
+    committers = [context.Process(target=write, args=(each,)) for each in range(n_writers)]
+    for committer in committers:
+        committer.start()
+    begin.wait(120)
+    began, killed = time.monotonic(), 0
+    for moment, committer in zip(sorted(chance.uniform(0, span_s) for _ in range(n_killed)), committers, strict=False):
+        time.sleep(max(0.0, began + moment - time.monotonic()))
+        if committer.is_alive() and committer.pid:
+            os.kill(committer.pid, signal.SIGKILL)
+            killed += 1
+    for committer in committers:
+        committer.join(120)
+    return killed
+
+
+def state_after_kills(url: str) -> dict[str, Any]:
+    """What is damaged in a store, and what `gc` leaves of attempts and half-written files."""
     store, damaged, n_results = open_object_store(url), list[str](), 0
     with tempfile.TemporaryDirectory() as folder:
         for name in list(store.names("ac/")):

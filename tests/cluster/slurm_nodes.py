@@ -51,17 +51,34 @@ class SlurmNodes:
 
     def mend(self) -> None:
         """Start what does not run, and have both nodes take jobs."""
+        self.mend_daemons()
+        self.resume()
+        idle = ("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
+        wait_until(lambda: len(set(self.call(*idle).split())) == 2, 60)
+
+    def resume(self) -> None:
+        """Have both nodes take jobs."""
+        for node in ("node1", "node2"):
+            state = self.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
+            if "down" in state or "drain" in state:
+                with contextlib.suppress(subprocess.CalledProcessError):  # it has come back by itself
+                    self.call("scontrol", "update", f"nodename={node}", "state=resume")
+
+    def mend_daemons(self) -> None:
+        """Start those that do not run."""
         for daemon in ("ctld", "node1", "node2"):
             with contextlib.suppress(FileNotFoundError):
                 if Path(f"/proc/{self.pid(daemon)}").exists():
                     continue
             self.script("start", daemon)
-        idle = ("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
-        for node in ("node1", "node2"):
-            if "down" in self.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
-                with contextlib.suppress(subprocess.CalledProcessError):  # it has come back by itself
-                    self.call("scontrol", "update", f"nodename={node}", "state=resume")
-        wait_until(lambda: len(set(self.call(*idle).split())) == 2, 60)
+
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """What runs on its nodes, which are network namespaces, with the command line: not those of other clusters."""
+        nodes = {path.stat().st_ino for path in Path("/run/netns").glob(f"qynode{self.id}-*")}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if (path.with_name("ns") / "net").stat().st_ino in nodes:
+                    yield int(path.parent.name), path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
     def pid(self, daemon: str) -> int:
         """The process of ctld, node1 or node2."""
