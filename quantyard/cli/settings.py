@@ -290,7 +290,7 @@ SETTINGS: Final = (
     ),
     Setting(
         "SLURM_OPTIONS", "", "cluster", "more options of sbatch for every job, such as --reservation=NAME --nice=100",
-        placeholder="--NAME=VALUE",
+        trusted=True, placeholder="--NAME=VALUE",
     ),
     Setting(
         "KUBE_IMAGE", "", "cluster", "the image of nodes of ENGINE=kubernetes, by digest: registry/name@sha256:…",

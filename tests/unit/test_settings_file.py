@@ -91,7 +91,8 @@ def test_the_settings_that_a_file_may_not_hold_are_these() -> None:
     assert {s.name for s in SETTINGS if not s.in_file} == {
         "ALLOW_PICKLE", "ALLOW_UNSAFE_CODE", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "EXTRA_CA", "LLAMA_CPP_IMAGE",
         "LLAMA_CPP_TAG", "LLAMA_CPP_SERVER_TAG", "EVAL_BASE_IMAGE", "EVAL_BASE_TAG", "YES", "AGREE", "LLAMA_WHEEL",
-        "LLAMA_WHEEL_INDEX", "LLAMA_CPP", "STORE", "KUBE_IMAGE", "KUBE_NAMESPACE", "KUBE_CONTEXT", "KUBE_CLAIM",
+        "LLAMA_WHEEL_INDEX", "LLAMA_CPP", "STORE", "NODE_REGISTRY", "SLURM_OPTIONS",
+        "KUBE_IMAGE", "KUBE_NAMESPACE", "KUBE_CONTEXT", "KUBE_CLAIM",
         "KUBE_S3_SECRET", "KUBE_STORE_CIDR", "KUBE_HF_SECRET", "KUBE_PULL_SECRET",
     }
 
