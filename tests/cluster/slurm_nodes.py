@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from quantyard.paths import REPO_DIR
+from tests.conftest import start
 
 SCRIPT = REPO_DIR / "scripts" / "cluster-debian.sh"
 _AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -87,6 +88,19 @@ class SlurmNodes:
     def node_of(self, job: str) -> str:
         """Where a job runs."""
         return self.call("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+
+
+@contextlib.contextmanager
+def driving(slurm: SlurmNodes, command: str, **asked: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs beside the test. At the end it is killed if it still runs, and its jobs are cancelled."""
+    driver = start(command, **asked)
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.communicate()
+        if left := slurm.jobs():
+            slurm.call("scancel", *left)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:

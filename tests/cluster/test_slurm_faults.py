@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm_nodes import SlurmNodes, wait_until
+from tests.cluster.slurm_nodes import SlurmNodes, driving, wait_until
 from tests.cluster.test_slurm_build import asked, digests, stages  # noqa: F401  (`asked` is a fixture)
-from tests.conftest import run, run_json, start
+from tests.conftest import run, run_json
 
 pytestmark = [
     pytest.mark.usefixtures("local_tools"), pytest.mark.slow, pytest.mark.alone,
@@ -34,15 +34,9 @@ def all_up(slurm: SlurmNodes) -> Iterator[None]:
 @contextlib.contextmanager
 def building(slurm: SlurmNodes, asked: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:  # noqa: F811
     """A build whose first stage runs: the driver, and the job."""
-    driver = start("build", **asked)
-    try:
+    with driving(slurm, "build", **asked) as driver:
         wait_until(lambda: stage_of(asked), 120)
         yield driver, slurm.jobs("RUNNING")[0]
-    finally:
-        driver.kill()
-        driver.communicate()
-        if left := slurm.jobs():
-            slurm.call("scancel", *left)
 
 
 def test_ctrl_c_cancels_the_jobs_of_this_run_and_no_others(slurm: SlurmNodes, asked: dict[str, str]) -> None:  # noqa: F811

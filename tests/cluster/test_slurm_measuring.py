@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm_nodes import SlurmNodes, wait_until
+from tests.cluster.slurm_nodes import SlurmNodes, driving, wait_until
 from tests.cluster.test_slurm_build import asked  # noqa: F401  (a fixture)
 from tests.cluster.test_slurm_faults import environment_of, processes, processes_of
-from tests.conftest import run_json, start
+from tests.conftest import run_json
 
 pytestmark = [pytest.mark.usefixtures("local_tools"), pytest.mark.slow, pytest.mark.alone]
 SUITE = """
@@ -40,15 +40,9 @@ def measuring(slurm: SlurmNodes, asked: dict[str, str], tmp_path: Path) -> dict[
 @contextlib.contextmanager
 def evaluating(slurm: SlurmNodes, measuring: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], set[str]]]:
     """An evaluation with two stages that run: the driver, and the jobs."""
-    driver = start("eval", **measuring)
-    try:
+    with driving(slurm, "eval", **measuring) as driver:
         wait_until(lambda: len(slurm.jobs("RUNNING")) == 2 and len(stages_of(measuring)) == 2, 120)
         yield driver, set(slurm.jobs("RUNNING"))
-    finally:
-        driver.kill()
-        driver.communicate()
-        if left := slurm.jobs():
-            slurm.call("scancel", *left)
 
 
 def test_a_killed_driver_leaves_its_measurements_to_the_next_run(slurm: SlurmNodes, measuring: dict[str, str]) -> None:
